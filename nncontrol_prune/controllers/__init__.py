@@ -1,0 +1,1 @@
+"""What a controller is: specs, architectures, the bundle format, importers and exporters."""

@@ -1,0 +1,190 @@
+"""What a controller is: its observation, its action, its architecture, and where it comes from."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+FORMAT_VERSION = 1
+"""Version of the bundle format that this release writes, and the newest it reads."""
+
+WEIGHTS, POLICY, REFERENCE = "weights.safetensors", "policy.onnx", "reference.npz"
+BUNDLE_FILES = (WEIGHTS, POLICY, REFERENCE)
+"""Every file of a bundle beside its manifest."""
+
+MAX_FILE_BYTES = 512 * 1024 * 1024
+"""No file of a bundle may declare more than this."""
+
+NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_.-]{0,99}$"
+
+Activation = Literal["relu", "tanh", "elu", "silu", "gelu", "leaky_relu"]
+
+
+class Spec(BaseModel):
+    """Immutable, and strict about unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ObservationTerm(Spec):
+    """Consecutive entries of the observation vector that measure one quantity."""
+
+    name: str
+    size: Annotated[int, Field(ge=1, le=100_000)]
+    quantity: Literal["position", "velocity", "cos", "sin", "other"] = "other"
+    """What of the joints is measured; `other` has no joints."""
+    joints: tuple[str, ...] = ()
+    """The joints measured, in order; empty for quantities that are no joint's."""
+    unit: str = ""
+    """SI unit, such as `rad` or `m/s`."""
+    scale: FiniteFloat = 1.0
+    """The observation entry is the measured value in `unit` times this."""
+
+    @model_validator(mode="after")
+    def _joints_match_size(self) -> ObservationTerm:
+        if self.joints and len(self.joints) != self.size:
+            raise ValueError(f"term {self.name!r} has size {self.size} but names {len(self.joints)} joints")
+        return self
+
+
+class ObservationSpec(Spec):
+    """The observation vector, as ordered terms."""
+
+    terms: Annotated[tuple[ObservationTerm, ...], Field(min_length=1)]
+
+    @property
+    def size(self) -> int:
+        """Length of the observation vector."""
+        return sum(term.size for term in self.terms)
+
+
+class ActionSpec(Spec):
+    """The action vector: one command a joint, in the order the actuators expect."""
+
+    joints: Annotated[tuple[str, ...], Field(min_length=1)]
+    lower: tuple[FiniteFloat, ...]
+    upper: tuple[FiniteFloat, ...]
+    unit: str = ""
+
+    @model_validator(mode="after")
+    def _limits_match(self) -> ActionSpec:
+        if not len(self.joints) == len(self.lower) == len(self.upper):
+            raise ValueError(
+                f"{len(self.joints)} joints need as many limits, not {len(self.lower)} lower and {len(self.upper)} upper"
+            )
+        for joint, lower, upper in zip(self.joints, self.lower, self.upper, strict=True):
+            if not lower < upper:
+                raise ValueError(f"the lower limit of {joint!r} ({lower}) is not below the upper ({upper})")
+        return self
+
+    @property
+    def size(self) -> int:
+        """Length of the action vector."""
+        return len(self.joints)
+
+
+class MlpArchitecture(Spec):
+    """A multilayer perceptron from observation to action, in the plant's units.
+
+    The observation is normalized, `clip((o - mean) * inverse_std, ±clip)`; then come the hidden layers; the
+    output is squashed to ±1 (tanh, or clipping) and scaled to the action's limits.
+    """
+
+    kind: Literal["mlp"] = "mlp"
+    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...]
+    """Widths of the hidden layers."""
+    activation: Activation = "relu"
+    squash: Literal["tanh", "clip"] = "tanh"
+    """How the output is brought into ±1 before it is scaled to the action's limits."""
+    observation_clip: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    """Bound on the normalized observation; None for no bound."""
+
+    def tensor_shapes(self, observation_size: int, action_size: int) -> dict[str, tuple[int, ...]]:
+        """Return the name and shape of every tensor of the network."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "normalizer.mean": (observation_size,),
+            "normalizer.inverse_std": (observation_size,),
+            "output.center": (action_size,),
+            "output.half_range": (action_size,),
+        }
+        widths = (observation_size, *self.hidden, action_size)
+        for index, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            shapes[f"layers.{index}.weight"] = (outputs, inputs)
+            shapes[f"layers.{index}.bias"] = (outputs,)
+        return shapes
+
+
+Architecture = MlpArchitecture
+"""Every architecture a bundle may hold."""
+
+
+class Provenance(Spec):
+    """How a pruned controller was made."""
+
+    rollouts: str
+    """Digest of the rollouts it was pruned from."""
+    method: str
+    """Optimizer of the pruning coefficients."""
+    importance: str
+    coefficients: dict[str, Annotated[FiniteFloat, Field(ge=0, le=1)]]
+    """Pruning coefficient of each group: the share of its channels removed."""
+    sparsity: Annotated[FiniteFloat, Field(ge=0, lt=1)]
+    """Share of the dense controller's parameters removed."""
+    distill_steps: Annotated[int, Field(ge=0)] = 0
+    seed: int = 0
+
+
+def _known_file(name: str) -> str:
+    if name not in BUNDLE_FILES:
+        raise ValueError(f"{name!r} is not a file of a bundle; allowed are {', '.join(BUNDLE_FILES)}")
+    return name
+
+
+class FileEntry(Spec):
+    """Size and digest of one file of a bundle."""
+
+    bytes: Annotated[int, Field(ge=1, le=MAX_FILE_BYTES)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Manifest(Spec):
+    """The `manifest.json` of a bundle. Its sha256 is the bundle's digest, since it holds those of all others."""
+
+    format_version: Annotated[int, Field(ge=1)] = FORMAT_VERSION
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    architecture: Architecture
+    observation: ObservationSpec
+    action: ActionSpec
+    rate: Annotated[FiniteFloat, Field(gt=0, le=100_000)]
+    """Control rate in Hz."""
+    environment: str | None = None
+    """The gymnasium environment it was trained for."""
+    parameters: Annotated[int, Field(ge=1)]
+    """Trainable parameters: weights and biases."""
+    parent: str | None = None
+    """`name@digest` of the controller it was pruned from; None for one that was imported or trained."""
+    provenance: Provenance | None = None
+    files: dict[Annotated[str, AfterValidator(_known_file)], FileEntry]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        missing = [name for name in BUNDLE_FILES if name not in self.files]
+        if missing:
+            raise ValueError(f"the file list lacks {', '.join(missing)}")
+        if (self.parent is None) != (self.provenance is None):
+            raise ValueError("parent and provenance come together: both for a pruned controller, neither for a dense")
+        return self
+
+
+def parse_reference(reference: str) -> tuple[str, str]:
+    """Split `name@digest` into its parts; the digest may be shortened to 8 hexadecimal digits or more.
+
+    Raises:
+        ValueError: The text is no such reference.
+    """
+    match = re.fullmatch(r"([A-Za-z][A-Za-z0-9_.-]*)@([0-9a-f]{8,64})", reference)
+    if match is None:
+        raise ValueError(f"{reference!r} is not of the form name@digest (digest: 8 to 64 hexadecimal digits)")
+    return match[1], match[2]

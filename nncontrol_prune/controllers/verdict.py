@@ -1,0 +1,59 @@
+"""Verdicts: what the gate said of a bundle, kept beside the bundle and not in it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from nncontrol_prune.controllers.specs import Spec
+
+
+class EpisodeSummary(Spec):
+    """What one controller did in the gate's episodes."""
+
+    controller: str
+    """`name@digest`."""
+    episodes: int
+    successes: int
+    return_mean: float
+    return_std: float
+
+
+class Criterion(Spec):
+    """One condition of the gate, with the figure it was decided on."""
+
+    name: str
+    passed: bool
+    reason: str
+    """The figure, the threshold and what they mean, as a sentence."""
+
+
+class Verdict(Spec):
+    """The gate's decision about a candidate."""
+
+    format_version: Literal[1] = 1
+    candidate: Annotated[str, Field(pattern=r"@[0-9a-f]{64}$")]
+    """`name@digest` of the bundle judged."""
+    against: str
+    """`name@digest` of the dense controller."""
+    decision: Literal["accept", "reject"]
+    criteria: tuple[Criterion, ...]
+    environment: str
+    seed: int
+    """Seed of the first episode; episode i starts from seed + i, for both controllers."""
+    dense: EpisodeSummary
+    pruned: EpisodeSummary
+    created: str
+    """Time of the decision, ISO 8601, UTC."""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the candidate may be staged."""
+        return self.decision == "accept"
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why, in sentences: those that rejected it, or all that accepted it."""
+        failed = [criterion.reason for criterion in self.criteria if not criterion.passed]
+        return failed or [criterion.reason for criterion in self.criteria]

@@ -1,0 +1,72 @@
+"""Cart-pole swing-up: hang, swing up, balance."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.mujoco import MujocoEnv
+from numpy.typing import NDArray
+
+from nncontrol_prune.resources import share_directory
+
+UPRIGHT_COSINE = 0.95
+"""The pole counts as upright within about 18 degrees of the vertical."""
+
+
+class CartPoleSwingUpEnv(MujocoEnv):
+    """A pole hangs from a cart on a rail; one horizontal force swings it up and balances it.
+
+    Observation (float64, 5): x [m], cos θ, sin θ, ẋ [m/s], θ̇ [rad/s]; θ = 0 is upright.
+    Action (float32, 1): force on the cart [N], in [-10, 10].
+    Reward: in 0..1 per step; 1 is upright, centred, at rest and without effort.
+    Control rate: 100 Hz. Episodes are never terminated; they are truncated after 10 s.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {
+        "render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"],
+        "render_fps": 100,
+    }
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(
+            str(share_directory() / "sim" / "assets" / "cartpole.xml"),
+            frame_skip=4,
+            observation_space=spaces.Box(-np.inf, np.inf, shape=(5,), dtype=np.float64),
+            camera_name="track",
+            **kwargs,
+        )
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, float]]:
+        self.do_simulation(action, self.frame_skip)
+        observation = self._observation()
+        if self.render_mode == "human":
+            self.render()
+        return observation, self._reward(observation, float(action[0])), False, False, {}
+
+    def reset_model(self) -> NDArray[np.float64]:
+        x = self.np_random.uniform(-0.5, 0.5)
+        theta = np.pi + self.np_random.uniform(-0.3, 0.3)
+        velocity = self.np_random.uniform(-0.1, 0.1, size=2)
+        self.set_state(np.array([x, theta]), velocity)
+        return self._observation()
+
+    def _observation(self) -> NDArray[np.float64]:
+        x, theta = self.data.qpos
+        x_dot, theta_dot = self.data.qvel
+        return np.array([x, np.cos(theta), np.sin(theta), x_dot, theta_dot])
+
+    @staticmethod
+    def _reward(observation: NDArray[np.float64], force: float) -> float:
+        x, cosine, _, _, theta_dot = observation
+        upright = (1.0 + cosine) / 2.0
+        centred = (1.0 + np.exp(-(x**2))) / 2.0
+        calm = (1.0 + np.exp(-((theta_dot / 5.0) ** 2))) / 2.0
+        gentle = (4.0 + 1.0 - min((force / 10.0) ** 2, 1.0)) / 5.0
+        return float(upright * centred * calm * gentle)
+
+
+def upright(observation: NDArray[np.float64]) -> bool:
+    """Return whether the pole is upright, from a cart-pole observation."""
+    return bool(observation[1] > UPRIGHT_COSINE)

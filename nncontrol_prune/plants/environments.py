@@ -1,0 +1,151 @@
+"""Gymnasium MuJoCo environments as plants: made by id, with the specs a controller must match."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import mujoco
+from gymnasium.envs.mujoco import MujocoEnv
+
+from nncontrol_prune.controllers.specs import ActionSpec, Manifest, ObservationSpec, ObservationTerm
+from nncontrol_prune.plants import CARTPOLE
+
+RATE_TOLERANCE = 1e-6
+
+
+class PlantError(Exception):
+    """An environment cannot be used as asked, or does not fit the controller; the message says why."""
+
+
+@dataclass(frozen=True)
+class EnvironmentSpecs:
+    """What an environment asks of its controller: observation, action, and control rate in Hz."""
+
+    environment: str
+    observation: ObservationSpec
+    action: ActionSpec
+    rate: float
+
+
+def make_environment(environment: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
+    """Make a gymnasium MuJoCo environment.
+
+    Args:
+        environment: Its gymnasium id.
+        kwargs: Passed on to it, such as `render_mode`.
+
+    Raises:
+        PlantError: There is no such environment, or it is not a MuJoCo one.
+    """
+    try:
+        env = gymnasium.make(environment, **kwargs)
+    except (gymnasium.error.UnregisteredEnv, gymnasium.error.Error, ModuleNotFoundError) as error:
+        # Unknown ids, namespaces and versions, and malformed ids, each have an error of their own.
+        known = sorted(gymnasium.registry)
+        near = difflib.get_close_matches(environment, known, n=3, cutoff=0.5) or [CARTPOLE, "Hopper-v5"]
+        raise PlantError(f"there is no environment {environment!r}; did you mean {' or '.join(near)}?") from error
+    if not isinstance(env.unwrapped, MujocoEnv):
+        env.close()
+        raise PlantError(f"{environment} is not a MuJoCo environment; only those can be run as a plant")
+    return env
+
+
+def environment_specs(environment: str) -> EnvironmentSpecs:
+    """Return the observation, action and control rate of an environment.
+
+    Raises:
+        PlantError: There is no such environment, or it is not a MuJoCo one.
+    """
+    env = make_environment(environment)
+    try:
+        base: Any = env.unwrapped
+        box = base.action_space
+        joints = _actuated_joints(base.model)
+        return EnvironmentSpecs(
+            environment=environment,
+            observation=_observation_spec(environment, base),
+            action=ActionSpec(
+                joints=joints, lower=tuple(map(float, box.low)), upper=tuple(map(float, box.high)), unit="N or N m"
+            ),
+            rate=1.0 / base.dt,
+        )
+    finally:
+        env.close()
+
+
+def check_controller(manifest: Manifest, specs: EnvironmentSpecs) -> None:
+    """Check that a controller fits an environment.
+
+    Raises:
+        PlantError: It does not; the message names the first thing that differs.
+    """
+    who = f"controller {manifest.name} does not fit {specs.environment}"
+    if manifest.observation.size != specs.observation.size:
+        raise PlantError(
+            f"{who}: it observes {manifest.observation.size} values, the environment gives {specs.observation.size}"
+        )
+    for ours, theirs in zip(manifest.observation.terms, specs.observation.terms, strict=False):
+        if (ours.quantity, ours.joints, ours.size) != (theirs.quantity, theirs.joints, theirs.size):
+            raise PlantError(f"{who}: its observation term {ours.name!r} is the environment's {theirs.name!r}")
+    if manifest.action.joints != specs.action.joints:
+        raise PlantError(f"{who}: it commands joints {manifest.action.joints}, the environment has {specs.action.joints}")
+    check_rate(manifest.rate, specs)
+
+
+def check_rate(rate: float, specs: EnvironmentSpecs) -> None:
+    """Check that a rate is the environment's control rate.
+
+    Raises:
+        PlantError: It is not.
+    """
+    if abs(rate - specs.rate) > RATE_TOLERANCE * specs.rate:
+        raise PlantError(f"rate {rate:g} Hz is not the control rate of {specs.environment}, which is {specs.rate:g} Hz")
+
+
+def _actuated_joints(model: mujoco.MjModel) -> tuple[str, ...]:
+    """Return the joint of each actuator, or the actuator's own name where it drives no single joint."""
+    names = []
+    for index in range(model.nu):
+        if model.actuator_trntype[index] == mujoco.mjtTrn.mjTRN_JOINT:
+            names.append(model.joint(model.actuator_trnid[index, 0]).name)
+        else:
+            names.append(model.actuator(index).name or f"actuator_{index}")
+    return tuple(names)
+
+
+def _observation_spec(environment: str, base: Any) -> ObservationSpec:
+    if environment == CARTPOLE:
+        return ObservationSpec(
+            terms=(
+                ObservationTerm(name="x", size=1, quantity="position", joints=("slider",), unit="m"),
+                ObservationTerm(name="cos_theta", size=1, quantity="cos", joints=("hinge",)),
+                ObservationTerm(name="sin_theta", size=1, quantity="sin", joints=("hinge",)),
+                ObservationTerm(name="x_dot", size=1, quantity="velocity", joints=("slider",), unit="m/s"),
+                ObservationTerm(name="theta_dot", size=1, quantity="velocity", joints=("hinge",), unit="rad/s"),
+            )
+        )
+    size = int(base.observation_space.shape[0])
+    structure: dict[str, int] = getattr(base, "observation_structure", None) or {}
+    positions, velocities = structure.get("qpos", 0), structure.get("qvel", 0)
+    model = base.model
+    scalar_joints = model.nq == model.nv == model.njnt
+    if not (scalar_joints and positions and velocities and positions + velocities == size):
+        return ObservationSpec(terms=(ObservationTerm(name="observation", size=size),))
+    joints = tuple(model.joint(index).name for index in range(model.njnt))
+    return ObservationSpec(
+        terms=(
+            ObservationTerm(
+                name="joint_positions", size=positions, quantity="position", joints=joints[-positions:], unit="rad or m"
+            ),
+            ObservationTerm(
+                name="joint_velocities",
+                size=velocities,
+                quantity="velocity",
+                joints=joints[-velocities:],
+                unit="rad/s or m/s",
+            ),
+        )
+    )

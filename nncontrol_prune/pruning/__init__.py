@@ -1,0 +1,1 @@
+"""Component-aware structured pruning: groups, importance, coefficients, surgery, reconstruction, distillation."""

@@ -1,0 +1,34 @@
+"""How long work tells what it does, and hears that it should stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nncontrol_prune.pruning.errors import Cancelled
+
+Report = Callable[[str, float], None]
+"""Takes the name of the stage and the share of it that is done, 0..1."""
+
+
+class Progress:
+    """Reports progress and carries the wish to cancel.
+
+    Args:
+        report: Called with each stage and share; None to keep quiet.
+        cancelled: Asked now and then whether to stop.
+    """
+
+    def __init__(self, report: Report | None = None, cancelled: Callable[[], bool] = lambda: False) -> None:
+        self._report = report
+        self._cancelled = cancelled
+
+    def __call__(self, stage: str, share: float) -> None:
+        """Tell how far a stage is.
+
+        Raises:
+            Cancelled: The work is no longer wanted.
+        """
+        if self._cancelled():
+            raise Cancelled(f"cancelled during {stage}")
+        if self._report is not None:
+            self._report(stage, share)

@@ -1,0 +1,1 @@
+"""The transition schema, the recorder and the reader."""

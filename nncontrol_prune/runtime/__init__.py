@@ -1,0 +1,1 @@
+"""The control loop and what it needs; numpy and ONNX Runtime, no torch."""

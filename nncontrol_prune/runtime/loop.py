@@ -1,0 +1,151 @@
+"""The control loop: reads an observation, asks the slot for an action, commands the plant; at a fixed rate."""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+import threading
+import time
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nncontrol_prune.controllers.limits import ActionLimits
+from nncontrol_prune.runtime.slot import ControllerSlot
+from nncontrol_prune.runtime.statistics import TickStatistics
+
+SWITCH_INTERVAL = 1e-4
+"""How long another Python thread of the process may keep the loop waiting, in seconds (Python's default is 5 ms)."""
+
+
+class PlantConnection(Protocol):
+    """How the loop reaches its plant. Neither method may block."""
+
+    def read(self, observation: NDArray[np.float64]) -> float:
+        """Fill in the newest observation (n,) and return its stamp in plant seconds; NaN if there never was one."""
+        ...
+
+    def write(self, stamp: float, action: NDArray[np.float64]) -> None:
+        """Command the plant with an action (m,), computed from the observation of that stamp."""
+        ...
+
+
+class TransitionSink(Protocol):
+    """Where the loop leaves its transitions; never blocks."""
+
+    def transition(
+        self, stamp: float, bundle: int, observation: NDArray[np.float64], action: NDArray[np.float64]
+    ) -> bool:
+        """Take one transition; return False if it was dropped."""
+        ...
+
+
+class ControlLoop:
+    """Runs the controller in a slot at its rate, against absolute deadlines on the monotonic clock.
+
+    A tick that cannot start before the next one is due is skipped and counted; the deadlines never drift.
+
+    Args:
+        slot: Where the controller is.
+        plant: Where observations come from and commands go.
+        recorder: Where transitions go; None to keep none.
+        period: Seconds of wall-clock time a tick; None for the controller's rate.
+        observation_timeout: Age of an observation, in seconds of wall-clock time, past which the safe command is
+            sent instead of the controller's.
+    """
+
+    def __init__(
+        self,
+        slot: ControllerSlot,
+        plant: PlantConnection,
+        recorder: TransitionSink | None = None,
+        *,
+        period: float | None = None,
+        observation_timeout: float = 0.25,
+    ) -> None:
+        manifest = slot.active.manifest
+        self._slot = slot
+        self._plant = plant
+        self._recorder = recorder
+        self._period = 1.0 / manifest.rate if period is None else period
+        self._timeout = max(observation_timeout, 2 * self._period)
+        self._limits = ActionLimits(manifest.action)
+        self._observation = np.zeros(manifest.observation.size)
+        self._action = np.zeros(manifest.action.size)
+        self._stop = threading.Event()
+        self.statistics = TickStatistics()
+        self.faults = 0
+        """Actions that held NaN or infinity, and were replaced by the safe command."""
+        self.stale = 0
+        """Ticks that had no observation, or too old a one, and sent the safe command."""
+
+    def stop(self) -> None:
+        """End the loop after the tick under way; from any thread or signal handler."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Run until `stop`; on the way out the plant gets the safe command."""
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        gc.collect()
+        gc.freeze()
+        try:
+            stamp = self._wait_for_plant()
+            if not math.isnan(stamp):
+                self._run(stamp)
+        finally:
+            self._plant.write(math.nan, self._limits.safe_command)
+
+    def _wait_for_plant(self) -> float:
+        """Wait for the first observation, so that the deadlines lie half a period after the plant's."""
+        while not self._stop.is_set():
+            stamp = self._plant.read(self._observation)
+            if not math.isnan(stamp):
+                return stamp
+            time.sleep(min(self._period / 10, 0.001))
+        return math.nan
+
+    def _run(self, stamp: float) -> None:
+        # The local names save a dictionary look-up each, thousands of times a second.
+        clock, sleep, stopped = time.perf_counter, time.sleep, self._stop.is_set
+        slot, plant, recorder, statistics = self._slot, self._plant, self._recorder, self.statistics
+        observation, action, period = self._observation, self._action, self._period
+        deadline = clock() + period / 2
+        started_before, last_stamp, last_change = math.nan, math.nan, clock()
+        while not stopped():
+            remaining = deadline - clock()
+            if remaining > 0:
+                sleep(remaining)
+            start = clock()
+
+            tick = statistics.ticks
+            slot.swap_if_staged(tick)
+            stamp = plant.read(observation)
+            if stamp != last_stamp:
+                last_stamp, last_change = stamp, start
+            fresh = start - last_change <= self._timeout
+            if fresh:
+                slot.act(observation, action)
+                healthy = self._limits.apply(action)
+                self.faults += not healthy
+            else:
+                action[:] = self._limits.safe_command
+                healthy = True
+                self.stale += 1
+            plant.write(stamp, action)
+            end = clock()
+
+            statistics.record(slot.swaps, start - started_before, end - start, start - deadline)
+            if recorder is not None and fresh:
+                recorder.transition(stamp, slot.swaps, observation, action)
+            slot.tick_passed(tick, healthy)
+            started_before = start
+            deadline += period
+            late = clock() - deadline
+            if late > 0:
+                statistics.overruns += 1
+                if late > period:
+                    missed = int(late / period)
+                    statistics.skipped += missed
+                    deadline += missed * period

@@ -1,0 +1,209 @@
+"""The slot: where the loop holds its controller, and how another one gets there.
+
+A controller is *staged* outside the loop: loaded, checked, warmed up. Between two ticks the loop *swaps* it in,
+which is one assignment. It is then on *probation*; a fault in that time brings the old one back (*rollback*),
+otherwise it is *committed* and the store remembers it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from nncontrol_prune.controllers.bundle import Bundle, short
+from nncontrol_prune.controllers.errors import ControllerError
+from nncontrol_prune.controllers.specs import Manifest
+from nncontrol_prune.runtime.store import BundleStore, SlotRecord, StoreError
+
+
+class StagingError(ControllerError):
+    """A controller cannot be staged; the message says why. The active one goes on."""
+
+
+class SwapEvent(BaseModel):
+    """One change of the active controller."""
+
+    swaps: int
+    """How many swaps there were, this one included."""
+    reference: str
+    """`name@digest` of the controller that became active."""
+    reason: str
+    """Why: `swap` or `rollback`, and for whom or what."""
+    tick: int
+    """The tick that carried it out."""
+    duration: float
+    """What it added to that tick, in seconds."""
+
+
+@dataclass(frozen=True)
+class _Staged:
+    bundle: Bundle
+    reason: str
+    probation_ticks: int
+
+
+class ControllerSlot:
+    """Holds the active controller of one loop.
+
+    The methods that stage may be called from any thread; `swap_if_staged` and `act` belong to the loop.
+
+    Args:
+        store: Where bundles and verdicts are; every controller comes through it.
+        reference: `name@digest` of the controller to start with.
+        slot: The slot's name in the store.
+        probation: How long a new controller must run without a fault before it is committed, in seconds.
+
+    Raises:
+        ControllerError: The first controller cannot be loaded, or may not be staged.
+    """
+
+    def __init__(
+        self, store: BundleStore, reference: str, *, slot: str = "nn_controller", probation: float = 2.0
+    ) -> None:
+        self._store = store
+        self._slot = slot
+        bundle = store.load(reference)
+        store.check_accepted(bundle)
+        store.commit(slot, bundle.reference)
+        self._probation_ticks = max(1, round(probation * bundle.manifest.rate))
+        self._staging = threading.Lock()
+        self._staged: _Staged | None = None
+        self._active = bundle
+        self._policy = bundle.policy
+        self._fallback: Bundle | None = None
+        self._probation_left = 0
+        self._uncommitted: str | None = None
+        self.swaps = 0
+        """How many times the controller changed; identifies the active one in logs."""
+        self.events: list[SwapEvent] = []
+
+    @property
+    def active(self) -> Bundle:
+        """The controller that runs."""
+        return self._active
+
+    @property
+    def on_probation(self) -> bool:
+        """Whether the active controller may still be taken back by a fault."""
+        return self._probation_left > 0
+
+    def stage(self, reference: str, reason: str = "swap") -> str:
+        """Load and check a controller from the store; the loop takes it before its next tick.
+
+        Returns:
+            Its full `name@digest`.
+
+        Raises:
+            ControllerError: It is not in the store, damaged, not accepted by the gate, or does not fit the loop.
+        """
+        with self._staging:
+            bundle = self._store.load(reference)
+            self._store.check_accepted(bundle)
+            check_interchangeable(bundle.manifest, self._active.manifest)
+            if bundle.digest == self._active.digest:
+                raise StagingError(f"{short(bundle.reference)} is active already")
+            self._staged = _Staged(bundle, reason, self._probation_ticks)
+            return bundle.reference
+
+    def rollback(self) -> str:
+        """Stage the controller that ran before the current one.
+
+        Raises:
+            StagingError: There is none.
+            ControllerError: It cannot be staged.
+        """
+        record = self._store.slot(self._slot)
+        previous = None
+        if self._fallback is not None and self.on_probation:
+            previous = self._fallback.reference
+        elif record is not None and record.history:
+            previous = record.history[-1]
+        if previous is None:
+            raise StagingError("there is no earlier controller to roll back to")
+        return self.stage(previous, "rollback on request")
+
+    def swap_if_staged(self, tick: int) -> None:
+        """Make a staged controller the active one; called by the loop between two ticks."""
+        staged = self._staged
+        if staged is None:
+            return
+        start = time.perf_counter()
+        self._staged = None
+        # The old controller is kept, not freed: freeing would take time here, and it may be needed again.
+        self._fallback = self._active
+        self._active = staged.bundle
+        self._policy = staged.bundle.policy
+        self._probation_left = staged.probation_ticks
+        self.swaps += 1
+        duration = time.perf_counter() - start
+        self.events.append(
+            SwapEvent.model_construct(
+                swaps=self.swaps, reference=staged.bundle.reference, reason=staged.reason, tick=tick, duration=duration
+            )
+        )
+
+    def act(self, observation: NDArray[np.float64], action: NDArray[np.float64]) -> None:
+        """Compute the action (m,) for an observation (n,), in place."""
+        self._policy.act(observation, action)
+
+    def tick_passed(self, tick: int, healthy: bool) -> None:
+        """Count down the probation, or end it by a rollback if the tick was not healthy; called by the loop."""
+        if self._probation_left == 0:
+            return
+        if not healthy and self._fallback is not None:
+            self._staged = _Staged(self._fallback, "rollback: a fault during probation", 0)
+            self._probation_left = 0
+            self.swap_if_staged(tick)
+            return
+        self._probation_left -= 1
+        if self._probation_left == 0:
+            self._uncommitted = self._active.reference
+
+    def commit_if_due(self) -> None:
+        """Write the active controller to the store once its probation is over; not for the loop's thread."""
+        reference, self._uncommitted = self._uncommitted, None
+        if reference is None:
+            return
+        record = self._store.slot(self._slot)
+        if record is not None and record.history and record.history[-1] == reference:
+            # Back to the controller before: drop the one in between, so that a rollback does not undo a rollback.
+            self._store.write_slot(self._slot, SlotRecord(current=reference, history=record.history[:-1]))
+        else:
+            self._store.commit(self._slot, reference)
+
+
+def check_interchangeable(candidate: Manifest, active: Manifest) -> None:
+    """Check that a controller can take the place of another in a loop.
+
+    Raises:
+        StagingError: Their observation, action or rate differ; the message names the first difference.
+    """
+    who = f"{candidate.name} cannot take the place of {active.name}"
+    for ours, theirs in zip(candidate.observation.terms, active.observation.terms, strict=False):
+        if ours != theirs:
+            raise StagingError(f"{who}: its observation term {ours.name!r} differs from {theirs.name!r}")
+    if candidate.observation != active.observation:
+        raise StagingError(
+            f"{who}: it observes {candidate.observation.size} values, the loop has {active.observation.size}"
+        )
+    if candidate.action != active.action:
+        raise StagingError(f"{who}: its action (joints, limits or unit) differs")
+    if candidate.rate != active.rate:
+        raise StagingError(f"{who}: its rate is {candidate.rate:g} Hz, the loop's {active.rate:g} Hz")
+
+
+def initial_reference(store: BundleStore, slot: str) -> str:
+    """Return the controller a slot ran last.
+
+    Raises:
+        StoreError: It never ran one.
+    """
+    record = store.slot(slot)
+    if record is None:
+        raise StoreError(f"slot {slot} of the store {store.root} has no current controller; name one")
+    return record.current

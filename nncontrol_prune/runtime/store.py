@@ -1,0 +1,166 @@
+"""The bundle store: bundles by content digest, verdicts beside them, and what each slot runs.
+
+    <root>/bundles/<digest>/           bundles, never changed after they are written
+    <root>/verdicts/<digest>.json      what the gate said
+    <root>/slots/<slot>.json           current controller and history of a slot
+
+Everything comes by atomic rename: a power cut leaves the old controller or the new one, never neither.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from nncontrol_prune.controllers.bundle import Bundle, load_bundle, short
+from nncontrol_prune.controllers.errors import ControllerError
+from nncontrol_prune.controllers.specs import Spec, parse_reference
+from nncontrol_prune.controllers.verdict import Verdict
+from nncontrol_prune.files import TEMPORARY_PREFIX, write_atomically
+
+HISTORY_LENGTH = 32
+
+
+class StoreError(ControllerError):
+    """The store does not hold what was asked for, or a file of it is damaged."""
+
+
+class NotAcceptedError(ControllerError):
+    """A pruned bundle may not be staged, since the gate has not accepted it."""
+
+
+class SlotRecord(Spec):
+    """Which controller a slot runs, and those it ran before, newest last."""
+
+    current: str
+    history: Annotated[tuple[str, ...], Field(max_length=HISTORY_LENGTH)] = ()
+
+
+class BundleStore:
+    """A directory of bundles; any number of processes may read and write it at once.
+
+    Args:
+        root: The directory; made on the first write.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def add(self, bundle: Bundle) -> str:
+        """Store a checked bundle, unless it is there, and return its `name@digest`."""
+        directory = self.directory(bundle.digest)
+        if not directory.exists():
+            try:
+                bundle.write(directory)
+            except FileExistsError:
+                # Another process stored the same bundle in the meantime: same digest, same contents.
+                pass
+        return bundle.reference
+
+    def directory(self, digest: str) -> Path:
+        """Return where a bundle of this digest is, or would be."""
+        return self.root / "bundles" / digest
+
+    def find(self, reference: str) -> str:
+        """Return the full digest for `name@digest`, whose digest may be shortened.
+
+        Raises:
+            StoreError: The store holds no such bundle, or several.
+        """
+        try:
+            _, digest = parse_reference(reference)
+        except ValueError as error:
+            raise StoreError(str(error)) from error
+        found = [path.name for path in sorted((self.root / "bundles").glob(f"{digest}*"))]
+        if len(found) != 1:
+            raise StoreError(f"{'no' if not found else 'more than one'} bundle {reference} in the store {self.root}")
+        return found[0]
+
+    def load(self, reference: str) -> Bundle:
+        """Load a bundle by `name@digest`, with every check.
+
+        Raises:
+            StoreError: The store does not hold it, or holds it under another name.
+            BundleError: It is damaged.
+        """
+        digest = self.find(reference)
+        bundle = load_bundle(self.directory(digest))
+        name, _ = parse_reference(reference)
+        if bundle.digest != digest or bundle.manifest.name != name:
+            raise StoreError(f"the store {self.root} holds {short(bundle.reference)} where {short(reference)} belongs")
+        return bundle
+
+    def verdict(self, digest: str) -> Verdict | None:
+        """Return the verdict about a bundle; None if it was never validated.
+
+        Raises:
+            StoreError: The verdict's file is damaged or about another bundle.
+        """
+        path = self.root / "verdicts" / f"{digest}.json"
+        try:
+            verdict = Verdict.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise StoreError(f"{path} is not a verdict: {error.errors()[0]['msg']}") from error
+        if not verdict.candidate.endswith(f"@{digest}"):
+            raise StoreError(f"{path} is a verdict about {short(verdict.candidate)}")
+        return verdict
+
+    def write_verdict(self, verdict: Verdict) -> None:
+        """Store a verdict; one that was there is replaced."""
+        digest = verdict.candidate.rpartition("@")[2]
+        write_atomically(self.root / "verdicts" / f"{digest}.json", verdict.model_dump_json(indent=1).encode())
+
+    def check_accepted(self, bundle: Bundle) -> None:
+        """Check that a bundle may be staged: it has no parent, or an accepted verdict.
+
+        Raises:
+            NotAcceptedError: It may not.
+        """
+        if bundle.manifest.parent is None:
+            return
+        verdict = self.verdict(bundle.digest)
+        who = f"{short(bundle.reference)} cannot be staged: it was pruned from {short(bundle.manifest.parent)}"
+        if verdict is None:
+            raise NotAcceptedError(f"{who} and was never validated; run `nncontrol-prune validate` on it first")
+        if not verdict.accepted:
+            raise NotAcceptedError(f"{who} and the gate rejected it: {'; '.join(verdict.reasons)}")
+
+    def slot(self, slot: str) -> SlotRecord | None:
+        """Return what a slot runs; None if it never ran anything.
+
+        Raises:
+            StoreError: The slot's file is damaged.
+        """
+        path = self.root / "slots" / f"{slot}.json"
+        try:
+            return SlotRecord.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise StoreError(f"{path} is not a slot record: {error.errors()[0]['msg']}") from error
+
+    def write_slot(self, slot: str, record: SlotRecord) -> None:
+        """Record what a slot runs."""
+        write_atomically(self.root / "slots" / f"{slot}.json", record.model_dump_json(indent=1).encode())
+
+    def commit(self, slot: str, reference: str) -> None:
+        """Make a controller the slot's current one; the one before it goes to the history."""
+        record = self.slot(slot)
+        if record is None:
+            self.write_slot(slot, SlotRecord(current=reference))
+        elif record.current != reference:
+            history = (*record.history, record.current)[-HISTORY_LENGTH:]
+            self.write_slot(slot, SlotRecord(current=reference, history=history))
+
+    def remove_unfinished(self) -> None:
+        """Remove what a killed process left half written; only for the one process that writes bundles here."""
+        for path in self.root.glob(f"*/{TEMPORARY_PREFIX}*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

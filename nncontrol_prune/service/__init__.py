@@ -1,0 +1,1 @@
+"""The pruning service: jobs, progress, cancellation. Knows no transport."""

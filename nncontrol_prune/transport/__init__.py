@@ -1,0 +1,1 @@
+"""The plant, the loop and the pruning service over ZeroMQ."""

@@ -1,0 +1,1 @@
+"""Closed-loop validation: is the pruned controller as good?"""
