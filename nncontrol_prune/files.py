@@ -10,7 +10,33 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY_PREFIX = ".writing-"
-"""Names that start so are unfinished, and nobody reads them."""
+"""Names that start so are unfinished, and nobody reads them. The id of the writing process follows."""
+
+
+def _prefix() -> str:
+    return f"{TEMPORARY_PREFIX}{os.getpid()}-"
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove what processes that are no more had half written in a directory."""
+    for path in directory.glob(f"{TEMPORARY_PREFIX}*"):
+        owner = path.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
+        if owner.isdigit() and _alive(int(owner)):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def fsync_directory(path: Path) -> None:
@@ -33,7 +59,7 @@ def write_synced(path: Path, data: bytes) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file: a reader, or the next boot after a power cut, finds the old contents or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=_prefix(), dir=path.parent)
     temporary = Path(name)
     try:
         os.close(descriptor)
@@ -55,7 +81,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     if path.exists():
         raise FileExistsError(f"{path} exists already")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=_prefix(), dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o755)

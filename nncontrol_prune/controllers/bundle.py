@@ -193,7 +193,9 @@ def check_bundle(files: dict[str, bytes]) -> Bundle:
     _check_weights(files[WEIGHTS], manifest)
     observations, actions = _read_reference(files[REFERENCE], manifest)
     policy = OnnxPolicy(files[POLICY], manifest.observation.size, manifest.action.size)
-    _compare_actions(policy.batch(observations), actions, manifest.action, REFERENCE_TOLERANCE, f"{POLICY} and {REFERENCE}")
+    _compare_actions(
+        policy.batch(observations), actions, manifest.action, REFERENCE_TOLERANCE, f"{POLICY} and {REFERENCE}"
+    )
     # The first runs of a session allocate; they belong here and not into the loop.
     warm = np.zeros(manifest.action.size)
     for row in observations[:32].astype(np.float64):

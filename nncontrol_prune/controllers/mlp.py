@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nncontrol_prune.controllers.specs import Activation, ActionSpec, MlpArchitecture
+from nncontrol_prune.controllers.specs import ActionSpec, Activation, MlpArchitecture
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,

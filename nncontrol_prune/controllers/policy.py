@@ -38,7 +38,9 @@ class OnnxPolicy:
             for values in (self._session.get_inputs(), self._session.get_outputs())
         )
         if found != expected:
-            raise BundleError(f"{POLICY} maps {found[0]} to {found[1]}, the manifest says {expected[0]} to {expected[1]}")
+            raise BundleError(
+                f"{POLICY} maps {found[0]} to {found[1]}, the manifest says {expected[0]} to {expected[1]}"
+            )
         self._observation = np.zeros((1, observation_size), dtype=np.float32)
         self._action = np.zeros((1, action_size), dtype=np.float32)
         self._observation_row, self._action_row = self._observation[0], self._action[0]

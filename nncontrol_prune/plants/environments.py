@@ -91,7 +91,9 @@ def check_controller(manifest: Manifest, specs: EnvironmentSpecs) -> None:
         if (ours.quantity, ours.joints, ours.size) != (theirs.quantity, theirs.joints, theirs.size):
             raise PlantError(f"{who}: its observation term {ours.name!r} is the environment's {theirs.name!r}")
     if manifest.action.joints != specs.action.joints:
-        raise PlantError(f"{who}: it commands joints {manifest.action.joints}, the environment has {specs.action.joints}")
+        raise PlantError(
+            f"{who}: it commands joints {manifest.action.joints}, the environment has {specs.action.joints}"
+        )
     check_rate(manifest.rate, specs)
 
 

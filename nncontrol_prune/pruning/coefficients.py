@@ -15,14 +15,13 @@ from functools import cached_property
 from typing import Generic
 
 import numpy as np
-
 import torch
 from torch import Tensor
 
+from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Group, ParameterCount
-from nncontrol_prune.pruning.progress import Progress
 from nncontrol_prune.pruning.reconstruction import reconstruct
 from nncontrol_prune.pruning.surgery import Module, most_important, remove_channels
 

@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor
 
+from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration
-from nncontrol_prune.pruning.progress import Progress
 from nncontrol_prune.pruning.surgery import Module
 
 BATCH_ROWS = 256

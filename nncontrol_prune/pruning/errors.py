@@ -3,7 +3,3 @@
 
 class PruningError(Exception):
     """A controller cannot be pruned as asked; the message names what and where, and what is allowed."""
-
-
-class Cancelled(Exception):
-    """The work was cancelled; nothing is left behind."""

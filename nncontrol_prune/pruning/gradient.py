@@ -24,10 +24,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.coefficients import CoefficientProblem, uniform
 from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.hooks import capture
-from nncontrol_prune.pruning.progress import Progress
 from nncontrol_prune.pruning.reconstruction import consumers_of, weighted_ridge
 from nncontrol_prune.pruning.surgery import Module
 
@@ -77,7 +77,7 @@ def _descend(problem: CoefficientProblem[Module], start: Sequence[float], progre
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        multiplier += stiffness * float(excess) * 0.1
+        multiplier += stiffness * float(excess.detach()) * 0.1
     return torch.sigmoid(logits).tolist()
 
 

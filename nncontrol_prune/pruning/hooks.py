@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def capture(
-    module: nn.Module, names: Iterable[str], side: Literal["input", "output"]
-) -> Iterator[dict[str, Tensor]]:
+def capture(module: nn.Module, names: Iterable[str], side: Literal["input", "output"]) -> Iterator[dict[str, Tensor]]:
     """Collect what submodules take in or give out, by name, for the forward passes within the block."""
     captured: dict[str, Tensor] = {}
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-import torch
-from pydantic import Field, FiniteFloat
 
 from nncontrol_prune.controllers.bundle import Bundle, make_bundle
 from nncontrol_prune.controllers.mlp import Mlp
 from nncontrol_prune.controllers.specs import Provenance, Spec
+from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration, calibration_from
 from nncontrol_prune.pruning.coefficients import CoefficientProblem, Optimizer, grid, uniform
 from nncontrol_prune.pruning.distillation import distill
@@ -20,29 +17,11 @@ from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.gradient import gradient
 from nncontrol_prune.pruning.groups import find_groups
 from nncontrol_prune.pruning.importance import IMPORTANCES
-from nncontrol_prune.pruning.progress import Progress
+from nncontrol_prune.pruning.settings import Method, PruningSettings
 from nncontrol_prune.rollouts.reader import Rollouts
 
-Method = Literal["uniform", "grid", "gradient"]
-ImportanceName = Literal["taylor", "l2"]
 METHODS: dict[Method, Optimizer[Mlp]] = {"uniform": uniform, "grid": grid, "gradient": gradient}
 """Optimizers of the coefficients by the name users give."""
-
-
-class PruningSettings(Spec):
-    """What to make of a controller."""
-
-    sparsity: Annotated[FiniteFloat, Field(ge=0.0, lt=1.0)] = 0.7
-    """Share of the parameters to remove."""
-    tolerance: Annotated[FiniteFloat, Field(gt=0.0, le=0.5)] = 0.01
-    """How far the sparsity may be off."""
-    method: Method = "gradient"
-    importance: ImportanceName = "taylor"
-    distill_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Gradient steps of distillation; 0 for none."""
-    max_rows: Annotated[int, Field(ge=256, le=1_000_000)] = 8192
-    """Transitions used at the most."""
-    seed: Annotated[int, Field(ge=0)] = 0
 
 
 class GroupReport(Spec):

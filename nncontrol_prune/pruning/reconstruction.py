@@ -83,8 +83,7 @@ def weighted_ridge(
     gram = centred.T @ (share * centred)
     cross = centred.T @ (share * (targets - target_mean))
     diagonal = gram.diagonal()
-    ridge = RIDGE * diagonal.mean() + torch.finfo(gram.dtype).tiny**0.5
+    ridge = RIDGE * diagonal.mean() + torch.finfo(gram.dtype).tiny ** 0.5
     damping = ridge + (0.0 if penalty is None else penalty * diagonal)
     weight = torch.linalg.solve(gram + torch.diag(damping.expand_as(diagonal)), cross)
     return weight, target_mean - input_mean @ weight
-

@@ -33,9 +33,9 @@ class TickSummary(BaseModel):
     """Statistics of a stretch of ticks. Times in seconds."""
 
     ticks: int
-    overruns: int
+    overruns: int = 0
     """Ticks whose work ended after the next tick's deadline."""
-    skipped: int
+    skipped: int = 0
     """Ticks that were not carried out, since the one before or the machine took too long."""
     period: Quantiles
     compute: Quantiles
@@ -68,24 +68,36 @@ class TickStatistics:
         row[_LATENESS] = lateness
         self.ticks += 1
 
-    def rows(self) -> NDArray[np.float64]:
-        """Return a copy of the ticks kept, (ticks, 4), oldest first; columns as in `COLUMNS`."""
-        ticks = self.ticks
-        if ticks <= self._capacity:
-            return self._rows[:ticks].copy()
-        return np.roll(self._rows, -(ticks % self._capacity), axis=0)
+    def rows(self, start: int = 0, count: int | None = None) -> NDArray[np.float64]:
+        """Return a copy of kept ticks, (ticks, 4), oldest first; columns as in `COLUMNS`.
 
-    def summary(self, bundle: int | None = None) -> TickSummary:
-        """Summarize the ticks kept, or those of one controller (counted by swaps)."""
-        rows = self.rows()
-        if bundle is not None:
-            rows = rows[rows[:, _BUNDLE] == bundle]
-        return TickSummary(
-            ticks=self.ticks if bundle is None else len(rows),
-            overruns=self.overruns,
-            skipped=self.skipped,
-            # The first tick has no period.
-            period=Quantiles.of(rows[np.isfinite(rows[:, _PERIOD]), _PERIOD]),
-            compute=Quantiles.of(rows[:, _COMPUTE]),
-            lateness=Quantiles.of(rows[:, _LATENESS]),
-        )
+        Args:
+            start: Number of the first tick wanted; what is no longer kept is left out.
+            count: How many at the most.
+        """
+        end = self.ticks
+        start = min(max(start, end - self._capacity, 0), end)
+        if count is not None:
+            end = min(end, start + count)
+        if start == end:
+            return self._rows[:0].copy()
+        first, last = start % self._capacity, (end - 1) % self._capacity + 1
+        if first < last:
+            return self._rows[first:last].copy()
+        return np.concatenate([self._rows[first:], self._rows[:last]])
+
+    def summary(self, last: int = 1000) -> TickSummary:
+        """Summarize the last ticks; few enough that it does not hold up the loop."""
+        summary = summarize(self.rows(self.ticks - last))
+        return summary.model_copy(update={"ticks": self.ticks, "overruns": self.overruns, "skipped": self.skipped})
+
+
+def summarize(rows: NDArray[np.float64]) -> TickSummary:
+    """Summarize ticks, (ticks, 4), with columns as in `COLUMNS`."""
+    period = rows[:, _PERIOD]
+    return TickSummary(
+        ticks=len(rows),
+        period=Quantiles.of(period[np.isfinite(period)]),  # the first tick has no period
+        compute=Quantiles.of(rows[:, _COMPUTE]),
+        lateness=Quantiles.of(rows[:, _LATENESS]),
+    )

@@ -9,7 +9,6 @@ Everything comes by atomic rename: a power cut leaves the old controller or the 
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +18,7 @@ from nncontrol_prune.controllers.bundle import Bundle, load_bundle, short
 from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.controllers.specs import Spec, parse_reference
 from nncontrol_prune.controllers.verdict import Verdict
-from nncontrol_prune.files import TEMPORARY_PREFIX, write_atomically
+from nncontrol_prune.files import remove_unfinished, write_atomically
 
 HISTORY_LENGTH = 32
 
@@ -158,9 +157,6 @@ class BundleStore:
             self.write_slot(slot, SlotRecord(current=reference, history=history))
 
     def remove_unfinished(self) -> None:
-        """Remove what a killed process left half written; only for the one process that writes bundles here."""
-        for path in self.root.glob(f"*/{TEMPORARY_PREFIX}*"):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        """Remove what processes that were killed had half written."""
+        for directory in ("bundles", "verdicts", "slots"):
+            remove_unfinished(self.root / directory)

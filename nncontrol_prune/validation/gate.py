@@ -8,38 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import Annotated
 
 import numpy as np
-from pydantic import Field, FiniteFloat
 from scipy import stats
 
 from nncontrol_prune.controllers.bundle import Bundle
-from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.controllers.verdict import Criterion, Verdict
 from nncontrol_prune.plants.tasks import task_of
-from nncontrol_prune.pruning.progress import Progress
+from nncontrol_prune.progress import Progress
 from nncontrol_prune.validation.evaluation import Episode, check_environment, run_episodes, summarize
+from nncontrol_prune.validation.settings import GateSettings
 
 ERROR_RATE = 0.05
 """How often, at the most, each criterion passes a controller that is exactly at its margin."""
 BATCH = 10
 """Pairs run between two looks."""
-
-
-class GateSettings(Spec):
-    """What the gate asks of a candidate."""
-
-    episodes: Annotated[int, Field(ge=30, le=100_000)] = 50
-    """Pairs of episodes."""
-    success_margin: Annotated[FiniteFloat, Field(gt=0.0, le=0.5)] = 0.1
-    """Largest probability that the dense controller succeeds and the candidate fails from the same start."""
-    return_ratio: Annotated[FiniteFloat, Field(gt=0.0, le=1.0)] = 0.95
-    """Smallest share of the dense controller's mean return to be kept."""
-    seed: Annotated[int, Field(ge=0)] = 100_000
-    """Seed of the first pair; the next ones follow."""
-    jobs: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Processes that run episodes; the verdict does not depend on it."""
 
 
 def judge(
@@ -66,8 +49,8 @@ def judge(
     allowed = allowed_regressions(settings.episodes, settings.success_margin)
     while len(ours) < settings.episodes and regressions(ours, theirs) <= allowed:
         progress("validation", len(ours) / settings.episodes)
-        first = settings.seed + len(ours)
-        seeds = range(first, min(first + BATCH, settings.seed + settings.episodes))
+        first = settings.first_seed + len(ours)
+        seeds = range(first, min(first + BATCH, settings.first_seed + settings.episodes))
         theirs += run_episodes(dense, environment, seeds, jobs=settings.jobs)
         ours += run_episodes(candidate, environment, seeds, jobs=settings.jobs)
     criteria = (
@@ -80,7 +63,7 @@ def judge(
         decision="accept" if all(criterion.passed for criterion in criteria) else "reject",
         criteria=criteria,
         environment=environment,
-        seed=settings.seed,
+        seed=settings.first_seed,
         dense=summarize(dense, theirs),
         pruned=summarize(candidate, ours),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

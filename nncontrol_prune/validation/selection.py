@@ -19,8 +19,6 @@ def best_in_closed_loop(environment: str, episodes: int = SELECTION_EPISODES) ->
         summaries = [
             summarize(candidate.bundle, run_episodes(candidate.bundle, environment, seeds)) for candidate in candidates
         ]
-        return max(
-            range(len(summaries)), key=lambda index: (summaries[index].successes, summaries[index].return_mean)
-        )
+        return max(range(len(summaries)), key=lambda index: (summaries[index].successes, summaries[index].return_mean))
 
     return choose

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nncontrol_prune.pruning.errors import Cancelled
+
+class Cancelled(Exception):
+    """The work was cancelled; nothing is left behind."""
+
 
 Report = Callable[[str, float], None]
 """Takes the name of the stage and the share of it that is done, 0..1."""

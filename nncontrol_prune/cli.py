@@ -1,0 +1,441 @@
+"""The command line, `nncontrol-prune`.
+
+Exit codes: 0 done, 1 failed, 2 usage (an argument or configuration is wrong), 3 rejected by the gate; 130 when
+interrupted. With `--json`, standard output is exactly one JSON object.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, Optional, TypeVar
+
+import typer
+
+from nncontrol_prune.controllers.specs import Activation
+from nncontrol_prune.pruning.settings import ImportanceName, Method
+from nncontrol_prune.transport.network import DEFAULT_PORT, LOOPBACK, Network
+
+FAILED, USAGE, REJECTED, INTERRUPTED = 1, 2, 3, 130
+
+app = typer.Typer(
+    help="Prune neural-network controllers from the rollouts of a live loop, and swap them in without missing a tick.\n\n"
+    "Exit codes: 0 done, 1 failed, 2 usage, 3 rejected by the gate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+importer = typer.Typer(help="Import controllers from other libraries.", no_args_is_help=True)
+app.add_typer(importer, name="import")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Env = Annotated[str, typer.Option(help="Gymnasium MuJoCo id, such as Hopper-v5.")]
+Store = Annotated[Path, typer.Option(help="The bundle store.", envvar="NNCONTROL_PRUNE_STORE")]
+Port = Annotated[int, typer.Option(min=1024, max=65530, help="First of five consecutive TCP ports.")]
+Host = Annotated[str, typer.Option(help="Address; anything but loopback needs --keys.")]
+Keys = Annotated[Optional[Path], typer.Option(help="Directory with CURVE keys, made by `nncontrol-prune keys`.")]
+Sparsity = Annotated[Optional[float], typer.Option(help="Share of the parameters to remove, in [0, 1).")]
+DEFAULT_STORE = Path("out/store")
+DEFAULT_ENV = "nncontrol_prune/CartPoleSwingUp-v0"
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def _handled(command: Command) -> Command:
+    """Turn every expected error into one sentence and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        from nncontrol_prune.config import ConfigError
+
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            _fail("interrupted", INTERRUPTED, kwargs)
+        except ConfigError as error:
+            _fail(str(error), USAGE, kwargs)
+        except Exception as error:
+            # Ours are sentences for the user; anything else is a fault that deserves its traceback.
+            if type(error).__module__.startswith("nncontrol_prune."):
+                _fail(str(error), FAILED, kwargs)
+            if isinstance(error, (FileExistsError, PermissionError)):
+                _fail(str(error), FAILED, kwargs)
+            raise
+
+    return run  # type: ignore[return-value]
+
+
+def _fail(message: str, code: int, options: dict[str, Any]) -> NoReturn:
+    if options.get("as_json"):
+        print(json.dumps({"error": message, "exit_code": code}))
+    print(f"nncontrol-prune: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, default=str))
+
+
+@app.command()
+@_handled
+def sim(
+    env: Annotated[Optional[str], typer.Option(help="Gymnasium MuJoCo id, such as Hopper-v5.")] = None,
+    controller: Annotated[Optional[str], typer.Option(help="Shipped name, directory or name@digest.")] = None,
+    rate: Annotated[Optional[float], typer.Option(help="Control rate in Hz; must be the environment's.")] = None,
+    duration: Annotated[float, typer.Option(min=0, help="Seconds; 0 to run until Ctrl-C.")] = 60.0,
+    record: Annotated[Optional[bool], typer.Option("--record/--no-record", help="Record rollouts to OUT/bag.")] = None,
+    sparsity: Sparsity = None,
+    method: Annotated[Optional[Method], typer.Option(help="Optimizer of the pruning coefficients.")] = None,
+    prune_after: Annotated[
+        float, typer.Option(help="Seconds after which pruning starts; negative to leave it to `call prune`.")
+    ] = 25.0,
+    headless: Annotated[Optional[bool], typer.Option("--headless/--viewer", help="Whether to open a window.")] = None,
+    real_time_factor: Annotated[Optional[float], typer.Option(help="Plant seconds per second.")] = None,
+    seed: Annotated[Optional[int], typer.Option(min=0, help="Seed of the plant's first episode.")] = None,
+    config: Annotated[Optional[Path], typer.Option(help="Configuration file; default config/sim.yaml.")] = None,
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("out"),
+    store: Annotated[
+        Optional[Path], typer.Option(help="The bundle store; default OUT/store.", envvar="NNCONTROL_PRUNE_STORE")
+    ] = None,
+    port: Port = DEFAULT_PORT,
+    host: Host = LOOPBACK,
+    keys: Keys = None,
+    as_json: Json = False,
+) -> None:
+    """Run plant, control loop and pruning service; prune, validate and swap while the loop runs."""
+    from nncontrol_prune import display
+    from nncontrol_prune.config import load_config
+    from nncontrol_prune.plots import plot_run
+    from nncontrol_prune.rollouts.reader import read_rollouts
+    from nncontrol_prune.runtime.store import BundleStore
+    from nncontrol_prune.transport.session import export_bundles, run_session
+    from nncontrol_prune.transport.simulation import Simulation
+
+    setup = load_config(config)
+    setup = setup.override("mujoco_sim", env=env, headless=headless, real_time_factor=real_time_factor, seed=seed)
+    setup = setup.override("nn_controller", controller=controller, rate=rate, record=record)
+    setup = setup.override("pruning_service", sparsity=sparsity, method=method)
+    bag = out / "bag" if setup.nn_controller.record else None
+    bundles = BundleStore(store or out / "store")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end like Ctrl-C, so that nothing is left behind
+    simulation = Simulation(setup, Network(port=port, host=host, keys=keys), out=out, store=bundles, bag=bag)
+    with simulation, display.progress_bar(as_json) as tell:
+        result, ticks = run_session(
+            simulation,
+            duration=duration or None,
+            prune_after=prune_after if prune_after >= 0 and bag is not None else None,
+            tell=tell,
+        )
+    written = export_bundles(bundles, result, out / "bundles")
+    if bag is not None:
+        picture = out / "run.png"
+        plot_run(picture, setup.mujoco_sim.env, read_rollouts(bag), simulation.dense.manifest.action, ticks)
+        written += [bag, picture]
+    if result.job.outcome is not None:
+        written.append(simulation.report)
+    if as_json:
+        _print_json({**result.model_dump(mode="json"), "written": [str(path) for path in written]})
+    else:
+        display.out.print(display.session_table(result))
+        for note in result.notes:
+            display.err.print(f"[yellow]note:[/] {note}")
+        display.out.print(display.written(written), soft_wrap=True)
+    if result.job.state == "rejected":
+        raise typer.Exit(REJECTED)
+    if result.job.state == "failed" or result.notes:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+@_handled
+def rollout(
+    controller: Annotated[str, typer.Argument(help="Shipped name, directory or name@digest.")],
+    out: Annotated[Path, typer.Option(help="The bag to write; a new directory.")],
+    env: Env = DEFAULT_ENV,
+    episodes: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode; the next ones follow.")] = 0,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Run episodes as fast as possible and write them to a bag."""
+    from nncontrol_prune import display
+    from nncontrol_prune.runtime.store import BundleStore
+    from nncontrol_prune.service.rollouts import record_episodes
+    from nncontrol_prune.service.work import find_bundle
+    from nncontrol_prune.validation.evaluation import summarize
+
+    bundle = find_bundle(BundleStore(store), controller)
+    with display.progress_bar(as_json) as show:
+        done = record_episodes(
+            bundle, env, range(seed, seed + episodes), out, lambda share: show(f"{episodes} episodes", share)
+        )
+    summary = summarize(bundle, done)
+    if as_json:
+        _print_json({"bag": str(out), **summary.model_dump()})
+    else:
+        display.out.print(
+            f"{out}: {sum(episode.steps for episode in done):,} transitions in {episodes} episodes; "
+            f"success {summary.successes} of {episodes}, return {summary.return_mean:.1f} ± {summary.return_std:.1f}",
+            soft_wrap=True,
+        )
+
+
+@app.command()
+@_handled
+def prune(
+    controller: Annotated[str, typer.Argument(help="Shipped name, directory or name@digest.")],
+    rollouts: Annotated[list[Path], typer.Option(help="Bag to prune from; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="The bundle to write; a new directory.")],
+    env: Annotated[
+        Optional[str], typer.Option(help="Gymnasium MuJoCo id; candidates are then compared in closed loop.")
+    ] = None,
+    sparsity: Annotated[float, typer.Option(help="Share of the parameters to remove, in [0, 1).")] = 0.7,
+    tolerance: Annotated[float, typer.Option(help="How far the sparsity may be off.")] = 0.01,
+    method: Annotated[Method, typer.Option(help="Optimizer of the pruning coefficients.")] = "gradient",
+    importance: Annotated[ImportanceName, typer.Option(help="Which channels leave first.")] = "taylor",
+    distill_steps: Annotated[int, typer.Option(min=0, help="Gradient steps of distillation.")] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    name: Annotated[Optional[str], typer.Option(help="Name of the new controller.")] = None,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Make a controller smaller from its rollouts. It cannot be run before `validate` has accepted it."""
+    from nncontrol_prune import display
+    from nncontrol_prune.config import validated
+    from nncontrol_prune.progress import Progress
+    from nncontrol_prune.pruning.settings import PruningSettings
+    from nncontrol_prune.runtime.store import BundleStore
+    from nncontrol_prune.service import work
+    from nncontrol_prune.validation.evaluation import check_environment
+
+    values = {
+        "sparsity": sparsity,
+        "tolerance": tolerance,
+        "method": method,
+        "importance": importance,
+        "distill_steps": distill_steps,
+        "seed": seed,
+    }
+    settings = validated(PruningSettings, values, "prune")
+    _check_new(out)
+    dense = work.find_bundle(BundleStore(store), controller)
+    if env is not None:
+        check_environment(dense.manifest, env)
+    with display.progress_bar(as_json) as show:
+        bundle, report = work.prune(
+            dense, tuple(rollouts), settings, environment=env, name=name, progress=Progress(show)
+        )
+    bundle.write(out)
+    if as_json:
+        _print_json({"bundle": str(out), "reference": bundle.reference, **report.model_dump(mode="json")})
+        return
+    groups = [group.model_dump() for group in report.groups]
+    display.out.print(display.groups_table(groups, f"{report.sparsity:.1%} of the parameters removed"))
+    errors = ", ".join(f"{name} {error:.2e}" for name, error in report.errors.items())
+    display.out.print(f"held-out action error (squared ranges): {errors}; chosen: {report.chosen}")
+    for warning in report.warnings:
+        display.err.print(f"[yellow]note:[/] {warning}")
+    display.out.print(
+        f"{out}: {report.pruned_parameters:,} of {report.dense_parameters:,} parameters left. Next: nncontrol-prune "
+        f"validate {out} --against {controller}" + (f" --env {env}" if env else ""),
+        soft_wrap=True,
+    )
+
+
+@app.command()
+@_handled
+def validate(
+    candidate: Annotated[str, typer.Argument(help="The pruned controller: directory or name@digest.")],
+    against: Annotated[str, typer.Option(help="The dense controller: shipped name, directory or name@digest.")],
+    env: Env = DEFAULT_ENV,
+    episodes: Annotated[int, typer.Option(help="Pairs of episodes.")] = 50,
+    success_margin: Annotated[float, typer.Option(help="Largest probability of failing where dense succeeds.")] = 0.1,
+    return_ratio: Annotated[float, typer.Option(help="Smallest share of the dense return to keep.")] = 0.95,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes; the verdict does not depend on it.")] = 1,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Judge a pruned controller in closed loop. The verdict is kept in the store; 3 is the exit code of a rejection."""
+    from nncontrol_prune import display
+    from nncontrol_prune.config import validated
+    from nncontrol_prune.progress import Progress
+    from nncontrol_prune.runtime.store import BundleStore
+    from nncontrol_prune.service import work
+    from nncontrol_prune.validation.settings import GateSettings
+
+    values = {
+        "episodes": episodes,
+        "success_margin": success_margin,
+        "return_ratio": return_ratio,
+        "jobs": jobs,
+    }
+    gate = validated(GateSettings, values, "validate")
+    bundles = BundleStore(store)
+    pruned, dense = work.stored_bundle(bundles, candidate), work.stored_bundle(bundles, against)
+    with display.progress_bar(as_json) as show:
+        verdict = work.validate(pruned, dense, bundles, env, gate, Progress(show))
+    if as_json:
+        _print_json(verdict.model_dump(mode="json"))
+    else:
+        display.out.print(display.verdict_table(verdict))
+    if not verdict.accepted:
+        raise typer.Exit(REJECTED)
+
+
+@importer.command("sb3")
+@_handled
+def import_sb3(
+    file: Annotated[Path, typer.Argument(help="Zip written by Stable-Baselines3 (PPO, SAC or TD3).")],
+    env: Annotated[str, typer.Option(help="The environment it was trained for.")],
+    out: Annotated[Path, typer.Option(help="The bundle to write; a new directory.")],
+    vecnormalize: Annotated[Optional[Path], typer.Option(help="VecNormalize statistics saved beside it.")] = None,
+    activation: Annotated[Optional[Activation], typer.Option(help="Needed only if the file does not say.")] = None,
+    name: Annotated[Optional[str], typer.Option(help="Name of the controller; default: the file's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Import a Stable-Baselines3 zip. Nothing in the file is executed."""
+    from nncontrol_prune import display
+    from nncontrol_prune.service.imports import bundle_from_sb3
+
+    _check_new(out)
+    bundle = bundle_from_sb3(file, env, name=name, vecnormalize=vecnormalize, activation=activation)
+    bundle.write(out)
+    if as_json:
+        _print_json({"bundle": str(out), "reference": bundle.reference, **bundle.manifest.model_dump(mode="json")})
+    else:
+        display.out.print(display.bundle_table(bundle))
+        display.out.print(str(out))
+
+
+@app.command()
+@_handled
+def inspect(
+    what: Annotated[str, typer.Argument(help="A bundle (directory, name@digest, shipped name) or a bag.")],
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Show what is in a bundle, with its prunable groups, or in a bag."""
+    from nncontrol_prune import display
+    from nncontrol_prune.runtime.store import BundleStore
+    from nncontrol_prune.service import inspection
+    from nncontrol_prune.service.work import find_bundle
+
+    path = Path(what)
+    if path.exists() and not (path / "manifest.json").exists():
+        summary = inspection.inspect_rollouts(path)
+        if as_json:
+            _print_json(summary)
+        else:
+            for key, value in summary.items():
+                display.out.print(f"{key}: {value}", soft_wrap=True)
+        return
+    bundle = find_bundle(BundleStore(store), what)
+    groups = inspection.inspect_groups(bundle)
+    if as_json:
+        manifest = bundle.manifest.model_dump(mode="json")
+        _print_json({"reference": bundle.reference, **manifest, "groups": groups})
+    else:
+        display.out.print(display.bundle_table(bundle))
+        display.out.print(display.groups_table(groups))
+
+
+@app.command()
+@_handled
+def status(port: Port = DEFAULT_PORT, host: Host = LOOPBACK, keys: Keys = None, as_json: Json = False) -> None:
+    """Ask the processes of a running simulation how they are."""
+    from nncontrol_prune import display
+    from nncontrol_prune.transport.messages import Status
+    from nncontrol_prune.transport.network import TransportError
+    from nncontrol_prune.transport.requests import Client
+
+    network = Network(port=port, host=host, keys=keys)
+    answers: dict[str, Any] = {}
+    for service in ("plant", "controller", "pruning"):
+        try:
+            with Client(network, service, timeout=2.0) as client:  # type: ignore[arg-type]
+                answers[service] = client.request(Status())
+        except TransportError as error:
+            answers[service] = {"error": str(error)}
+    if as_json:
+        _print_json(answers)
+    else:
+        for service, answer in answers.items():
+            display.out.print(f"[bold]{service}[/]")
+            for key, value in answer.items():
+                if key not in ("outcome", "events", "ticks"):
+                    display.out.print(f"  {key}: {value}", soft_wrap=True, markup=False)
+    if all("error" in answer for answer in answers.values()):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+@_handled
+def call(
+    what: Annotated[Literal["prune", "cancel", "deploy", "rollback", "reset"], typer.Argument(help="The service.")],
+    sparsity: Sparsity = None,
+    method: Annotated[Optional[Method], typer.Option(help="Optimizer of the pruning coefficients.")] = None,
+    port: Port = DEFAULT_PORT,
+    host: Host = LOOPBACK,
+    keys: Keys = None,
+    as_json: Json = False,
+) -> None:
+    """Call a service of a running simulation. `prune` answers at once; `status` tells how it goes."""
+    from nncontrol_prune import display
+    from nncontrol_prune.controllers.specs import Spec
+    from nncontrol_prune.transport import messages
+    from nncontrol_prune.transport.network import Service
+    from nncontrol_prune.transport.requests import Client
+
+    settings = {key: value for key, value in (("sparsity", sparsity), ("method", method)) if value is not None}
+    if settings and what != "prune":
+        raise typer.BadParameter("--sparsity and --method go with `call prune`")
+    calls: dict[str, tuple[Service, Spec]] = {
+        "prune": ("pruning", messages.Prune(settings=settings)),
+        "cancel": ("pruning", messages.Cancel()),
+        "deploy": ("pruning", messages.Deploy()),
+        "rollback": ("controller", messages.Rollback()),
+        "reset": ("plant", messages.Reset()),
+    }
+    service, request = calls[what]
+    with Client(Network(port=port, host=host, keys=keys), service, timeout=15.0) as client:
+        result = client.request(request)
+    if as_json:
+        _print_json(result)
+    else:
+        display.out.print(", ".join(f"{key}: {value}" for key, value in result.items()) or "done", soft_wrap=True)
+
+
+@app.command("keys")
+@_handled
+def make_keys(directory: Annotated[Path, typer.Argument(help="A new directory.")]) -> None:
+    """Make CURVE keys, so that the processes may run on several machines."""
+    from nncontrol_prune import display
+    from nncontrol_prune.transport import network
+
+    network.make_keys(directory)
+    display.out.print(
+        f"{directory}: copy it to the other machine over a safe channel; whoever has it can command the robot",
+        soft_wrap=True,
+    )
+
+
+def _check_new(path: Path) -> None:
+    """Refuse to overwrite before the work is done, not after."""
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; remove it or name another")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Configuration: one YAML file a setup, in ROS 2 parameter-file form, read by nodes and by the command line alike."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import Field, FiniteFloat, ValidationError
+
+from nncontrol_prune.controllers.specs import Spec
+from nncontrol_prune.pruning.settings import PruningSettings
+from nncontrol_prune.resources import share_directory
+from nncontrol_prune.validation.settings import GateSettings
+
+Section = Literal["mujoco_sim", "nn_controller", "pruning_service"]
+Model = TypeVar("Model", bound=Spec)
+
+
+class ConfigError(Exception):
+    """A configuration is wrong; the message names the key, the value and what is allowed."""
+
+
+class PlantConfig(Spec):
+    """Section `mujoco_sim`: the simulated plant."""
+
+    env: str = "nncontrol_prune/CartPoleSwingUp-v0"
+    """Gymnasium MuJoCo id."""
+    headless: bool = True
+    """Whether to do without a window."""
+    real_time_factor: Annotated[FiniteFloat, Field(ge=0.01, le=100.0)] = 1.0
+    """Plant seconds per second."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the first episode."""
+
+
+class ControllerConfig(Spec):
+    """Section `nn_controller`: the control loop."""
+
+    controller: str = ""
+    """A path, `name@digest`, or the name of a shipped controller; empty for what the store has as current."""
+    rate: Annotated[FiniteFloat, Field(gt=0.0, le=10_000.0)] | None = None
+    """Control rate in Hz; it is the controller's, so another value is an error."""
+    record: bool = True
+    """Whether to record rollouts."""
+    probation: Annotated[FiniteFloat, Field(ge=0.0, le=600.0)] = 2.0
+    """Seconds that a new controller must run without a fault before it is committed."""
+    observation_timeout: Annotated[FiniteFloat, Field(gt=0.0, le=60.0)] = 0.25
+    """Age of an observation in seconds past which the safe command is sent."""
+
+
+class PruningServiceConfig(PruningSettings, GateSettings):
+    """Section `pruning_service`: what to prune to, and what the gate asks."""
+
+    auto_deploy: bool = False
+    """Whether an accepted controller is deployed at once."""
+
+
+class Config(Spec):
+    """A whole setup."""
+
+    mujoco_sim: PlantConfig = PlantConfig()
+    nn_controller: ControllerConfig = ControllerConfig()
+    pruning_service: PruningServiceConfig = PruningServiceConfig()
+
+    def override(self, section: Section, **values: Any) -> Config:
+        """Return a copy with values of one section replaced; those that are None are left alone.
+
+        Raises:
+            ConfigError: A value is not allowed.
+        """
+        given = {key: value for key, value in values.items() if value is not None}
+        current: Spec = getattr(self, section)
+        model = validated(type(current), {**current.model_dump(), **given}, section)
+        return self.model_copy(update={section: model})
+
+
+def load_config(path: Path | None = None) -> Config:
+    """Read a configuration file; by default the one that ships.
+
+    Sections of nodes that are not ours are left to their nodes.
+
+    Raises:
+        ConfigError: The file is missing or malformed, or a key or value in it is not allowed.
+    """
+    path = path or share_directory() / "config" / "sim.yaml"
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(raw or {}, dict):
+        raise ConfigError(f"{path} is not a ROS 2 parameter file: it holds no sections")
+    sections: dict[str, Spec] = {}
+    for key, value in (raw or {}).items():
+        section = str(key).rpartition("/")[2]
+        field = Config.model_fields.get(section)
+        if field is None:
+            continue
+        if not isinstance(value, dict) or set(value) != {"ros__parameters"}:
+            raise ConfigError(f"{path}: section {key} must hold ros__parameters and nothing else")
+        model: Any = field.annotation
+        sections[section] = validated(model, value["ros__parameters"] or {}, f"{path}: {section}")
+    return Config.model_validate(sections)
+
+
+def validated(model: type[Model], values: dict[str, Any], where: str) -> Model:
+    """Validate values against a model.
+
+    Raises:
+        ConfigError: The first thing wrong, as a sentence that names the key, the value and what is allowed.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            allowed = sorted(model.model_fields)
+            near = difflib.get_close_matches(key, allowed, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(allowed)}"
+            raise ConfigError(f"{where}: there is no key {key!r}; {hint}") from error
+        message = problem["msg"][0].lower() + problem["msg"][1:]
+        raise ConfigError(f"{where}: {key} = {problem['input']!r}: {message}") from error

@@ -1,0 +1,137 @@
+"""What the command line shows: tables, and progress of long work. Everything but results goes to standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from nncontrol_prune.controllers.bundle import Bundle, short
+from nncontrol_prune.controllers.specs import Manifest
+from nncontrol_prune.controllers.verdict import Verdict
+from nncontrol_prune.transport.session import SessionResult
+
+out = Console()
+err = Console(stderr=True)
+
+
+@contextmanager
+def progress_bar(quiet: bool = False) -> Iterator[Any]:
+    """Show progress while the block runs; yields a function of what is done and the share of it, or None."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+        disable=quiet or not err.is_terminal,
+    ) as progress:
+        task = progress.add_task("starting", total=None)
+        last = ""
+
+        def show(description: str, share: float | None = None) -> None:
+            nonlocal last
+            progress.update(task, description=description, total=None if share is None else 1.0, completed=share or 0.0)
+            stage = description.split("s  ")[-1]
+            if not err.is_terminal and not quiet and stage != last:
+                err.print(description)
+            last = stage
+
+        yield show
+
+
+def bundle_table(bundle: Bundle) -> Table:
+    """Return what a bundle's manifest says."""
+    manifest = bundle.manifest
+    table = Table(title=short(bundle.reference), show_header=False, title_justify="left")
+    rows = {
+        "architecture": f"{manifest.architecture.kind}, hidden {list(manifest.architecture.hidden)}, "
+        f"{manifest.architecture.activation}, output {manifest.architecture.squash}",
+        "parameters": f"{manifest.parameters:,}",
+        "observation": ", ".join(f"{term.name} ({term.size})" for term in manifest.observation.terms),
+        "action": ", ".join(
+            f"{joint} [{lower:g}, {upper:g}]" for joint, lower, upper in _limits(manifest)
+        ) + f" {manifest.action.unit}",
+        "rate": f"{manifest.rate:g} Hz",
+        "environment": manifest.environment or "not stated",
+    }
+    if manifest.parent is not None and manifest.provenance is not None:
+        made = manifest.provenance
+        rows["pruned from"] = short(manifest.parent)
+        rows["sparsity"] = f"{made.sparsity:.1%} by {made.method}, {made.importance} importance"
+    for key, value in rows.items():
+        table.add_row(key, value)
+    return table
+
+
+def groups_table(groups: list[dict[str, Any]], title: str = "groups") -> Table:
+    """Return the groups of channels that can only leave together."""
+    pruned = any("kept" in group for group in groups)
+    table = Table(title=title, title_justify="left")
+    for heading in ("group", "components", "kind"):
+        table.add_column(heading)
+    for heading in ("channels", *(("kept", "coefficient") if pruned else ()), "parameters a channel"):
+        table.add_column(heading, justify="right")
+    for group in groups:
+        cells = [group["name"], ", ".join(group["components"]), group["kind"], str(group["channels"])]
+        if pruned:
+            cells += [str(group["kept"]), f"{group['coefficient']:.3f}"]
+        table.add_row(*cells, str(group["parameters_per_channel"]))
+    return table
+
+
+def verdict_table(verdict: Verdict) -> Table:
+    """Return a verdict, its reasons first."""
+    title = f"{short(verdict.candidate)}: {verdict.decision.upper()}"
+    table = Table(title=title, title_justify="left", title_style="bold green" if verdict.accepted else "bold red")
+    table.add_column("criterion")
+    table.add_column("")
+    table.add_column("reason")
+    for criterion in verdict.criteria:
+        table.add_row(criterion.name, "passed" if criterion.passed else "[bold red]failed[/]", criterion.reason)
+    return table
+
+
+def session_table(result: SessionResult) -> Table:
+    """Return dense against pruned, and how the loop fared."""
+    table = Table(title="dense against pruned", title_justify="left")
+    table.add_column("")
+    table.add_column("dense", justify="right")
+    table.add_column("pruned", justify="right")
+    sides = [result.dense, result.pruned]
+
+    def row(label: str, values: list[str]) -> None:
+        table.add_row(label, *values)
+
+    row("controller", [short(side.reference) if side else "-" for side in sides])
+    row("parameters", [f"{side.parameters:,}" if side else "-" for side in sides])
+    row("ticks", [f"{side.ticks:,}" if side else "-" for side in sides])
+    for label, key in (("tick compute p50", "p50"), ("tick compute p99", "p99")):
+        row(label, [f"{1e6 * getattr(side.compute, key):.0f} µs" if side else "-" for side in sides])
+    row("success (gate)", [side.success if side else "-" for side in sides])
+    row("return (gate)", [f"{side.return_mean:.1f}" if side and side.return_mean is not None else "-" for side in sides])
+    table.add_section()
+    swap = "none" if result.swap_duration is None else f"{1e6 * result.swap_duration:.0f} µs"
+    if result.swap_tick_compute is not None:
+        swap += f", its whole tick {1e6 * result.swap_tick_compute:.0f} µs"
+    table.add_row("swap", "", swap)
+    table.add_row("ticks skipped, late", "", f"{result.skipped} of {result.ticks:,}, {result.overruns}")
+    table.add_row("plant steps without a fresh command", "", str(result.missed_commands))
+    table.add_row("recorder drops, faulty actions", "", f"{result.dropped}, {result.faults}")
+    return table
+
+
+def written(paths: list[Path]) -> str:
+    """Return a line that names what was written."""
+    return "written: " + ", ".join(str(path) for path in paths)
+
+
+def _limits(manifest: Manifest) -> zip[tuple[str, float, float]]:
+    return zip(manifest.action.joints, manifest.action.lower, manifest.action.upper, strict=True)

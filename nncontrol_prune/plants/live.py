@@ -1,0 +1,150 @@
+"""The live plant: a gymnasium MuJoCo environment stepped in real time, as a robot would run by itself."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nncontrol_prune.plants.environments import make_environment
+
+HEADER = ("stamp", "step_stamp", "episode", "step", "reward", "terminated", "truncated")
+"""What a state carries before its observation: its own stamp, and the record of the step that led to it.
+
+Stamps are plant seconds since the start; `step_stamp` is that of the observation the step started from, and NaN in
+the first state, which no step led to. After the last step of an episode the record is of that step, while the
+observation is already the first of the next episode.
+"""
+
+
+class CommandSource(Protocol):
+    """Where the live plant gets its commands and leaves its states. Neither method may block."""
+
+    def command(self, action: NDArray[np.float64]) -> float:
+        """Fill in the newest command (m,) and return the stamp it answers; NaN if there was none since the last call."""
+        ...
+
+    def publish(self, state: NDArray[np.float64]) -> None:
+        """Send a state: `HEADER`, then the observation."""
+        ...
+
+
+class LivePlant:
+    """Steps an environment at its control rate, against absolute deadlines on the monotonic clock.
+
+    At the end of each period the newest command is applied for the next step. Time stands still until the first
+    command has come, so that the plant does not fall while its controller is still loading.
+
+    Args:
+        environment: A gymnasium MuJoCo id.
+        link: Where commands come from and states go.
+        seed: Seed of the first episode; later ones follow from it.
+        real_time_factor: Plant seconds per second.
+        viewer: Whether to open a window.
+        command_timeout: Age of a command, in plant seconds, past which zero (the nearest the actuators allow) is
+            applied instead of it.
+
+    Raises:
+        PlantError: There is no such environment, or it is not a MuJoCo one.
+    """
+
+    def __init__(
+        self,
+        environment: str,
+        link: CommandSource,
+        *,
+        seed: int = 0,
+        real_time_factor: float = 1.0,
+        viewer: bool = False,
+        command_timeout: float = 0.5,
+    ) -> None:
+        self._env = make_environment(environment, render_mode="human" if viewer else None)
+        base: Any = self._env.unwrapped
+        space: Any = self._env.action_space
+        self._dt = float(base.dt)
+        self._wall_period = self._dt / real_time_factor
+        self._link = link
+        self._command_timeout = max(command_timeout, 2 * self._dt)
+        self._stop = threading.Event()
+        self._reset_wanted = threading.Event()
+        self._action = np.zeros(space.shape[0])
+        self._safe = np.clip(np.zeros(space.shape[0]), space.low, space.high).astype(np.float64)
+        self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
+        self.paused = threading.Event()
+        """While set, time stands still."""
+        observation, _ = self._env.reset(seed=seed)
+        self._state = np.zeros(len(HEADER) + len(observation))
+        self._state[: len(HEADER)] = math.nan
+        self._state[len(HEADER) :] = observation
+        self.steps = 0
+        """Steps since the start."""
+        self.missed_commands = 0
+        """Steps for which no command computed from the newest observation had come in time."""
+        self.skipped = 0
+        """Periods that were left out since the machine was too slow."""
+
+    def stop(self) -> None:
+        """End `run` after the step under way."""
+        self._stop.set()
+
+    def reset(self) -> None:
+        """Start a new episode before the next step."""
+        self._reset_wanted.set()
+
+    def run(self) -> None:
+        """Run until `stop`."""
+        try:
+            if self._wait_for_controller():
+                self._run()
+        finally:
+            self._env.close()
+
+    def _wait_for_controller(self) -> bool:
+        """Offer the first observation until the first command arrives."""
+        self._state[0] = 0.0
+        while not self._stop.is_set():
+            self._link.publish(self._state)
+            time.sleep(min(self._wall_period, 0.02))
+            if self._link.command(self._action) == 0.0:
+                return True
+        return False
+
+    def _run(self) -> None:
+        state, action = self._state, self._action
+        stamp, episode, step, last_command = 0.0, 0, 0, 0.0
+        deadline = time.perf_counter() + self._wall_period
+        while not self._stop.is_set():
+            time.sleep(max(0.0, deadline - time.perf_counter()))
+            deadline += self._wall_period
+            behind = time.perf_counter() - deadline
+            if behind > self._wall_period:
+                missed = int(behind / self._wall_period)
+                self.skipped += missed
+                deadline += missed * self._wall_period
+            if self.paused.is_set():
+                continue
+            answered = self._link.command(action)
+            if answered == stamp or (step == 0 and self.steps == 0):
+                last_command = stamp
+            else:
+                self.missed_commands += 1
+                if stamp - last_command > self._command_timeout:
+                    action[:] = self._safe
+            np.clip(action, self._low, self._high, out=action)
+            observation, reward, terminated, truncated, _ = self._env.step(action)
+            truncated = truncated or self._reset_wanted.is_set()
+            state[1:7] = stamp, episode, step, reward, terminated, truncated
+            self.steps += 1
+            stamp = self.steps * self._dt
+            step += 1
+            if terminated or truncated:
+                self._reset_wanted.clear()
+                observation, _ = self._env.reset()
+                episode, step = episode + 1, 0
+            state[0] = stamp
+            state[len(HEADER) :] = observation
+            self._link.publish(state)

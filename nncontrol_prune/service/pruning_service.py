@@ -1,0 +1,154 @@
+"""The pruning service: one job at a time, in a process of its own. Knows no transport."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from typing import Literal
+
+from pydantic import BaseModel
+
+from nncontrol_prune.runtime.store import BundleStore
+from nncontrol_prune.service.work import Job, Outcome
+
+JobState = Literal["idle", "running", "accepted", "rejected", "failed", "cancelled"]
+
+STAGES = {
+    "starting": (0.0, 0.05),
+    "rollouts": (0.05, 0.1),
+    "groups": (0.1, 0.11),
+    "importance": (0.11, 0.13),
+    "coefficients": (0.13, 0.4),
+    "reconstruction": (0.4, 0.41),
+    "distillation": (0.41, 0.55),
+    "choice": (0.55, 0.6),
+    "validation": (0.6, 1.0),
+}
+"""Where each stage begins and ends in the progress of a whole job."""
+
+
+class ServiceError(Exception):
+    """A request cannot be carried out now; the message says why."""
+
+
+class JobStatus(BaseModel):
+    """How far the service's last job is."""
+
+    job: int = 0
+    """Its number; 0 before the first."""
+    state: JobState = "idle"
+    stage: str = ""
+    progress: float = 0.0
+    """Share of the whole job that is done, 0..1."""
+    message: str = ""
+    """Why it ended as it did."""
+    outcome: Outcome | None = None
+
+
+class PruningService:
+    """Runs jobs, and tells how they go.
+
+    Args:
+        store: The bundle store; candidates and verdicts end there.
+    """
+
+    def __init__(self, store: BundleStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._status = JobStatus()
+        self._process: subprocess.Popen[str] | None = None
+        self._cancelled = False
+
+    @property
+    def status(self) -> JobStatus:
+        """The last job's status, as a copy."""
+        with self._lock:
+            return self._status.model_copy()
+
+    def start(self, job: Job) -> int:
+        """Start a job and return its number at once.
+
+        Raises:
+            ServiceError: Another one is running.
+        """
+        with self._lock:
+            if self._status.state == "running":
+                raise ServiceError(f"busy: job {self._status.job} is in stage {self._status.stage}; cancel it or wait")
+            self._store.remove_unfinished()  # what a job that was killed had half written
+            self._cancelled = False
+            self._status = JobStatus(job=self._status.job + 1, state="running", stage="starting")
+            # A session of its own, so that a Ctrl-C in the terminal does not reach it behind the service's back.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "nncontrol_prune.service.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            threading.Thread(target=self._follow, args=(self._process, job), daemon=True).start()
+            return self._status.job
+
+    def cancel(self) -> int:
+        """Cancel the running job and return its number; when this returns, its process is gone.
+
+        Raises:
+            ServiceError: None is running.
+        """
+        with self._lock:
+            if self._status.state != "running" or self._process is None:
+                raise ServiceError("there is no running job to cancel")
+            self._cancelled = True
+            process, number = self._process, self._status.job
+        process.kill()
+        process.wait()
+        return number
+
+    def close(self) -> None:
+        """Stop whatever is running."""
+        if self.status.state == "running":
+            self.cancel()
+
+    def _follow(self, process: subprocess.Popen[str], job: Job) -> None:
+        """Read what the worker says until it ends; runs in a thread of its own."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        final: JobStatus | None = None
+        try:
+            process.stdin.write(job.model_dump_json() + "\n")
+            process.stdin.flush()
+            for line in process.stdout:
+                message = json.loads(line)
+                if "stage" in message:
+                    begin, end = STAGES.get(message["stage"], (0.0, 0.0))
+                    self._update(stage=message["stage"], progress=begin + (end - begin) * message["share"])
+                elif "error" in message:
+                    final = JobStatus(state="failed", message=message["error"])
+                else:
+                    outcome = Outcome.model_validate(message["outcome"])
+                    final = JobStatus(
+                        state="accepted" if outcome.verdict.accepted else "rejected",
+                        progress=1.0,
+                        message="; ".join(outcome.verdict.reasons),
+                        outcome=outcome,
+                    )
+        except (BrokenPipeError, ValueError) as error:
+            final = JobStatus(state="failed", message=f"the worker said something unreadable: {error}")
+        finally:
+            process.kill()
+            code = process.wait()
+            process.stdout.close()
+            process.stdin.close()
+        if final is None:
+            final = JobStatus(state="failed", message=f"the worker process ended with status {code} and no result")
+        with self._lock:
+            if self._cancelled:
+                final = JobStatus(state="cancelled", message="cancelled")
+            self._store.remove_unfinished()
+            self._status = final.model_copy(update={"job": self._status.job, "stage": self._status.stage})
+
+    def _update(self, stage: str, progress: float) -> None:
+        with self._lock:
+            self._status.stage = stage
+            self._status.progress = max(self._status.progress, progress)

@@ -1,0 +1,57 @@
+"""The worker process: does one job and says how far it is.
+
+It reads the job as one line of JSON from its standard input and writes lines of JSON to its standard output. When
+its input closes, because the service closed it or died, it ends at once: a worker never outlives its service.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+NICENESS = 10
+"""The control loop and its plant go first."""
+
+
+def main() -> None:
+    """Do the job given on standard input."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the service to handle
+    os.nice(NICENESS)
+    line = sys.stdin.readline()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Whatever a library prints must not get between the lines of JSON.
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def say(**message: Any) -> None:
+        out.write(json.dumps(message) + "\n")
+
+    say(stage="starting", share=0.0)
+    try:
+        import torch
+
+        torch.set_num_threads(1)
+        from nncontrol_prune.progress import Progress
+        from nncontrol_prune.service.work import Job, carry_out
+
+        outcome = carry_out(Job.model_validate_json(line), Progress(lambda stage, share: say(stage=stage, share=share)))
+        say(outcome=outcome.model_dump(mode="json"))
+    except Exception as error:  # the process boundary: whatever went wrong, the service must hear of it
+        if not type(error).__module__.startswith("nncontrol_prune."):
+            import traceback
+
+            traceback.print_exc()
+        say(error=str(error) or type(error).__name__)
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The control loop as a process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from nncontrol_prune.config import ControllerConfig
+from nncontrol_prune.controllers.errors import ControllerError
+from nncontrol_prune.controllers.specs import Spec
+from nncontrol_prune.plants.live import HEADER
+from nncontrol_prune.rollouts.recorder import Recorder
+from nncontrol_prune.runtime.loop import ControlLoop
+from nncontrol_prune.runtime.slot import ControllerSlot
+from nncontrol_prune.runtime.store import BundleStore
+from nncontrol_prune.transport.bundles import BundleTransfer
+from nncontrol_prune.transport.messages import ControllerRequest, Rollback, Stage, Status, Ticks
+from nncontrol_prune.transport.network import Network
+from nncontrol_prune.transport.process import run
+from nncontrol_prune.transport.requests import RequestServer, answers
+
+SLOT = "nn_controller"
+TICKS_PER_REPLY = 8192
+
+
+class ControllerProcessSettings(Spec):
+    """What the controller process is told."""
+
+    network: Network
+    config: ControllerConfig
+    store: Path
+    reference: str
+    """`name@digest` of the controller to start with, in the store."""
+    bag: Path | None
+    """Where to record; None to record nothing."""
+    real_time_factor: float
+
+
+class ControllerLink:
+    """The loop's end of the streams."""
+
+    def __init__(self, network: Network, observation_size: int, action_size: int, recorder: Recorder | None) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._states = network.connect(self._context, "state", zmq.SUB)
+        self._states.setsockopt(zmq.SUBSCRIBE, b"")
+        self._commands = network.connect(self._context, "command", zmq.PUB)
+        self._command = np.zeros(1 + action_size)
+        self._state = np.full(len(HEADER) + observation_size, math.nan)
+        self._state_bytes = memoryview(self._state).cast("B")
+        self._observation = self._state[len(HEADER) :]
+        self._recorder = recorder
+        self.unfit = 0
+        """States whose size is not the controller's."""
+
+    def read(self, observation: NDArray[np.float64]) -> float:
+        """Fill in the newest observation; record every step that came."""
+        try:
+            while True:
+                data = self._states.recv(zmq.NOBLOCK)
+                if len(data) != len(self._state_bytes):
+                    self.unfit += 1
+                    continue
+                self._state_bytes[:] = data
+                if self._recorder is not None and self._state[1] == self._state[1]:  # no step led to the first state
+                    _, stamp, episode, step, reward, terminated, truncated = self._state[: len(HEADER)].tolist()
+                    self._recorder.step(stamp, int(episode), int(step), reward, terminated > 0, truncated > 0)
+        except zmq.Again:
+            pass
+        observation[:] = self._observation
+        return float(self._state[0])
+
+    def write(self, stamp: float, action: NDArray[np.float64]) -> None:
+        """Send a command."""
+        self._command[0] = stamp
+        self._command[1:] = action
+        self._commands.send(self._command.tobytes(), zmq.NOBLOCK)
+
+    def close(self) -> None:
+        """Free the sockets, after what was sent last has left."""
+        self._context.destroy(linger=100)
+
+
+def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Prepare the loop; see `transport.process.run`."""
+    config = settings.config
+    store = BundleStore(settings.store)
+    slot = ControllerSlot(store, settings.reference, slot=SLOT, probation=config.probation)
+    manifest = slot.active.manifest
+    sizes = {"observation_size": manifest.observation.size, "action_size": manifest.action.size}
+    recorder = None
+    if settings.bag is not None:
+        recorder = Recorder(settings.bag, controller=SLOT, rate=manifest.rate, **sizes)
+    link = ControllerLink(settings.network, recorder=recorder, **sizes)
+    loop = ControlLoop(
+        slot,
+        link,
+        recorder,
+        period=1.0 / (manifest.rate * settings.real_time_factor),
+        observation_timeout=config.observation_timeout,
+    )
+    recorded_swaps = -1
+
+    def between_requests() -> None:
+        nonlocal recorded_swaps
+        slot.commit_if_due()
+        if recorder is not None and slot.swaps != recorded_swaps:
+            recorded_swaps = slot.swaps
+            recorder.bundle(0.0, slot.swaps, slot.active.reference)
+
+    def status(_: Status) -> dict[str, Any]:
+        active = slot.active
+        return {
+            "active": active.reference,
+            "parameters": active.manifest.parameters,
+            "rate": active.manifest.rate,
+            "swaps": slot.swaps,
+            "on_probation": slot.on_probation,
+            "events": [event.model_dump() for event in slot.events],
+            "ticks": loop.statistics.summary().model_dump(mode="json"),
+            "faults": loop.faults,
+            "stale": loop.stale,
+            "unfit_states": link.unfit,
+            "bag": None if settings.bag is None else str(settings.bag.resolve()),
+            "dropped": 0 if recorder is None else recorder.dropped,
+        }
+
+    def ticks(request: Ticks, _: bytes) -> tuple[dict[str, Any], bytes]:
+        rows = loop.statistics.rows(request.start, TICKS_PER_REPLY)
+        return {"rows": len(rows)}, rows.tobytes()
+
+    server = RequestServer(
+        settings.network,
+        "controller",
+        TypeAdapter(ControllerRequest),
+        {
+            Status: answers(status),
+            Stage: answers(lambda request: {"reference": slot.stage(request.reference)}),
+            Rollback: answers(lambda _: {"reference": slot.rollback()}),
+            Ticks: ticks,
+            **BundleTransfer(store).handlers(),
+        },
+        errors=(ControllerError,),
+        between=between_requests,
+    )
+    server.start()
+
+    def work() -> None:
+        try:
+            loop.run()
+        finally:
+            server.close()
+            link.close()
+            if recorder is not None:
+                recorder.close()
+
+    return work, loop.stop
+
+
+if __name__ == "__main__":
+    run(ControllerProcessSettings, start)

@@ -1,0 +1,138 @@
+"""The plant as a process: a live environment whose states go out and whose commands come in over ZeroMQ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from nncontrol_prune.config import PlantConfig
+from nncontrol_prune.controllers.specs import Spec
+from nncontrol_prune.plants.environments import PlantError
+from nncontrol_prune.plants.live import HEADER, LivePlant
+from nncontrol_prune.plants.tasks import Goal, task_of
+from nncontrol_prune.transport.messages import Pause, PlantRequest, Reset, Status
+from nncontrol_prune.transport.network import Network
+from nncontrol_prune.transport.process import run
+from nncontrol_prune.transport.requests import RequestServer, answers
+
+
+class PlantProcessSettings(Spec):
+    """What the plant process is told."""
+
+    network: Network
+    config: PlantConfig
+
+
+class PlantLink:
+    """The plant's end of the streams: float64 arrays, states out and commands in.
+
+    A state is `plants.live.HEADER` and the observation; a command is the stamp of the observation it answers and
+    the action.
+    """
+
+    def __init__(self, network: Network, goal: Goal | None) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._authenticator = network.authenticate(self._context)
+        self._states = network.bind(self._context, "state", zmq.PUB)
+        self._commands = network.bind(self._context, "command", zmq.SUB)
+        self._commands.setsockopt(zmq.SUBSCRIBE, b"")
+        self._goal = goal
+        self._goal_since = math.nan
+        self.goal_held = 0.0
+        """How long the plant has been at the task's goal, in plant seconds."""
+
+    def command(self, action: NDArray[np.float64]) -> float:
+        """Fill in the newest command; return the stamp it answers, NaN if there is none."""
+        newest = None
+        try:
+            while True:
+                newest = self._commands.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            pass
+        if newest is None or len(newest) != 8 * (1 + len(action)):
+            return math.nan
+        values = np.frombuffer(newest)
+        if not np.isfinite(values).all():
+            return math.nan
+        action[:] = values[1:]
+        return float(values[0])
+
+    def publish(self, state: NDArray[np.float64]) -> None:
+        """Send a state."""
+        self._states.send(state.tobytes(), zmq.NOBLOCK)
+        if self._goal is None or not self._goal(state[len(HEADER) :]):
+            self._goal_since, self.goal_held = math.nan, 0.0
+        elif math.isnan(self._goal_since):
+            self._goal_since = state[0]
+        else:
+            self.goal_held = state[0] - self._goal_since
+
+    def close(self) -> None:
+        """Free the ports."""
+        if self._authenticator is not None:
+            self._authenticator.stop()
+        self._context.destroy(linger=0)
+
+
+def start(settings: PlantProcessSettings) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Prepare the plant; see `transport.process.run`."""
+    config = settings.config
+    task = task_of(config.env)
+    link = PlantLink(settings.network, task.goal)
+    plant = LivePlant(
+        config.env,
+        link,
+        seed=config.seed,
+        real_time_factor=config.real_time_factor,
+        viewer=not config.headless,
+    )
+
+    def status(_: Status) -> dict[str, Any]:
+        return {
+            "environment": config.env,
+            "steps": plant.steps,
+            "missed_commands": plant.missed_commands,
+            "skipped": plant.skipped,
+            "paused": plant.paused.is_set(),
+            "has_goal": task.goal is not None,
+            "goal_held": link.goal_held,
+        }
+
+    def reset(_: Reset) -> dict[str, Any]:
+        plant.reset()
+        return {}
+
+    def pause(request: Pause) -> dict[str, Any]:
+        if request.paused:
+            plant.paused.set()
+        else:
+            plant.paused.clear()
+        return {"paused": request.paused}
+
+    server = RequestServer(
+        settings.network,
+        "plant",
+        TypeAdapter(PlantRequest),
+        {Status: answers(status), Reset: answers(reset), Pause: answers(pause)},
+        errors=(PlantError,),
+    )
+    server.start()
+
+    def work() -> None:
+        try:
+            plant.run()
+        finally:
+            server.close()
+            link.close()
+
+    return work, plant.stop
+
+
+if __name__ == "__main__":
+    run(PlantProcessSettings, start)

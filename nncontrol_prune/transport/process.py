@@ -1,0 +1,126 @@
+"""What every process of a setup does: take its settings, say when it is ready, and end with its parent.
+
+A process reads its settings as one line of JSON from standard input and answers with one line on standard output:
+`{"ready": ...}` or `{"error": ...}`. When its standard input closes, because the parent closed it or died, it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TypeVar
+
+from nncontrol_prune.controllers.specs import Spec
+
+GRACE = 1.2
+"""Seconds that a process has to end by itself."""
+
+Settings = TypeVar("Settings", bound=Spec)
+
+
+class ProcessError(Exception):
+    """A process could not be started; the message is what it said."""
+
+
+def run(settings: type[Settings], start: Callable[[Settings], tuple[Callable[[], None], Callable[[], None]]]) -> None:
+    """Be a process: read the settings, start, run, and stop when the parent says so or is gone.
+
+    Args:
+        settings: The class of the settings.
+        start: Prepares everything; returns a function that runs until the other one, callable from any thread,
+            stops it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, for all of them
+    line = sys.stdin.readline()
+    try:
+        work, stop = start(settings.model_validate_json(line))
+    except Exception as error:  # the process boundary: the parent tells the user
+        if not type(error).__module__.startswith("nncontrol_prune."):
+            import traceback
+
+            traceback.print_exc()
+        print(json.dumps({"error": str(error) or type(error).__name__}), flush=True)
+        sys.exit(1)
+
+    signal.signal(signal.SIGTERM, lambda *_: stop())
+    threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
+    print(json.dumps({"ready": True}), flush=True)
+    work()
+
+
+def _stop_with_parent(stop: Callable[[], None]) -> None:
+    sys.stdin.read()
+    stop()
+    time.sleep(GRACE)
+    os._exit(1)
+
+
+class ChildProcess:
+    """A process of the setup, seen from its parent.
+
+    Args:
+        name: What to call it.
+        module: What it runs, `python -m module`.
+        settings: What it is told.
+        log: Where its error output goes.
+    """
+
+    def __init__(self, name: str, module: str, settings: Spec, log: Path) -> None:
+        self.name = name
+        self._log = log.open("ab")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            start_new_session=True,  # the terminal's Ctrl-C is for the parent alone
+        )
+        self._stdin: IO[bytes] = self._process.stdin  # type: ignore[assignment]
+        self._stdin.write(settings.model_dump_json().encode() + b"\n")
+        self._stdin.flush()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended; None while it runs."""
+        return self._process.poll()
+
+    def wait_until_ready(self) -> None:
+        """Wait until it is ready; a process always says either that, or why not, or ends.
+
+        Raises:
+            ProcessError: It is not going to be.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        answer = json.loads(line) if line else {"error": f"it ended without a word; see {self._log.name}"}
+        if "error" in answer:
+            raise ProcessError(f"{self.name}: {answer['error']}")
+
+    def begin_stop(self) -> None:
+        """Ask it to end."""
+        with contextlib.suppress(BrokenPipeError):
+            self._stdin.close()
+
+    def finish_stop(self, timeout: float = GRACE) -> None:
+        """Wait for its end; past the timeout it is killed."""
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._log.close()

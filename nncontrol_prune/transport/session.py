@@ -1,0 +1,190 @@
+"""A session: run the loop, prune its controller from what it logs, swap, go on, and tell what happened."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from nncontrol_prune.controllers.verdict import Verdict
+from nncontrol_prune.runtime.statistics import Quantiles, summarize
+from nncontrol_prune.runtime.store import BundleStore
+from nncontrol_prune.service.pruning_service import JobStatus
+from nncontrol_prune.transport.messages import Cancel, Deploy, Prune, Status
+from nncontrol_prune.transport.network import TransportError
+from nncontrol_prune.transport.requests import RequestFailedError
+from nncontrol_prune.transport.simulation import Simulation
+
+POLL = 0.2
+GOAL_HELD = 1.0
+"""Plant seconds at the goal before a swap, so that it can be seen to disturb nothing."""
+GOAL_PATIENCE = 15.0
+"""Seconds after which the swap comes even if the goal is never held."""
+AFTER_SWAP = 10.0
+"""Seconds that a session goes on after the swap, at the least."""
+
+Tell = Callable[[str, float | None], None]
+"""Takes what is going on, and how much of the pruning job is done where there is one."""
+
+
+class ControllerFigures(BaseModel):
+    """One controller in one session."""
+
+    reference: str
+    parameters: int
+    compute: Quantiles
+    """Reading, inference, limits and command of a tick, in seconds."""
+    ticks: int
+    success: str = "not validated"
+    return_mean: float | None = None
+
+
+class SessionResult(BaseModel):
+    """What happened in a session."""
+
+    dense: ControllerFigures
+    pruned: ControllerFigures | None = None
+    job: JobStatus
+    swap_duration: float | None = None
+    """What the swap added to its tick, in seconds."""
+    swap_tick: int | None = None
+    swap_tick_compute: float | None = None
+    """Compute time of the tick that carried out the swap, in seconds."""
+    ticks: int
+    skipped: int
+    overruns: int
+    missed_commands: int
+    """Plant steps for which no fresh command had come in time."""
+    faults: int
+    dropped: int
+    """Transitions and steps that the recorder could not take."""
+    bag: str | None
+    notes: list[str] = []
+
+
+def run_session(
+    simulation: Simulation, *, duration: float | None, prune_after: float | None, tell: Tell
+) -> tuple[SessionResult, np.ndarray]:
+    """Run a session to its end.
+
+    Args:
+        simulation: The running processes.
+        duration: Seconds; a pruning job under way is seen to its end, and a swap for some seconds more. None to run
+            until interrupted.
+        prune_after: Seconds after which pruning starts; None for not at all.
+        tell: Told what goes on.
+
+    Returns:
+        What happened, and the controller's ticks.
+
+    Raises:
+        ProcessError: The plant or the controller ended by itself.
+    """
+    started = time.monotonic()
+    end = float("inf") if duration is None else started + duration
+    notes: list[str] = []
+    phase = "waiting" if prune_after is not None else "running"
+    accepted_at = 0.0
+    job = JobStatus()
+    while (now := time.monotonic()) < end or phase in ("pruning", "accepted"):
+        simulation.check_alive()
+        try:
+            if phase == "waiting" and prune_after is not None and now - started >= prune_after:
+                simulation.pruning.request(Prune())
+                phase = "pruning"
+            elif phase == "pruning":
+                job = JobStatus.model_validate(simulation.pruning.request(Status()))
+                if job.state == "accepted":
+                    phase, accepted_at = "accepted", now
+                elif job.state != "running":
+                    phase = "running"
+                    notes.append(f"pruning ended {job.state}: {job.message}")
+            elif phase == "accepted" and _may_swap(simulation, now - accepted_at):
+                simulation.pruning.request(Deploy())
+                phase = "running"
+                end = max(end, now + AFTER_SWAP)
+        except (TransportError, RequestFailedError) as error:
+            notes.append(str(error))
+            phase = "running"
+        tell(_describe(phase, job, now - started), job.progress if phase == "pruning" else None)
+        time.sleep(POLL)
+    if job.state == "running":
+        simulation.pruning.request(Cancel())
+    return _result(simulation, job, notes)
+
+
+def _may_swap(simulation: Simulation, waited: float) -> bool:
+    plant = simulation.plant.request(Status())
+    return not plant["has_goal"] or plant["goal_held"] >= GOAL_HELD or waited > GOAL_PATIENCE
+
+
+def _describe(phase: str, job: JobStatus, elapsed: float) -> str:
+    if phase == "pruning":
+        return f"{elapsed:3.0f} s  pruning: {job.stage}"
+    if phase == "accepted":
+        return f"{elapsed:3.0f} s  accepted; waiting for the goal to be held before the swap"
+    return f"{elapsed:3.0f} s  running"
+
+
+def _result(simulation: Simulation, job: JobStatus, notes: list[str]) -> tuple[SessionResult, np.ndarray]:
+    controller, plant = simulation.controller.request(Status()), simulation.plant.request(Status())
+    ticks = simulation.ticks()
+    verdict = job.outcome.verdict if job.outcome is not None else None
+    swap = controller["events"][0] if controller["events"] else None
+    kept_from = controller["ticks"]["ticks"] - len(ticks)
+    dense = _figures(ticks, 0, simulation.dense.reference, simulation.dense.manifest.parameters, verdict, "dense")
+    pruned = None
+    if swap is not None:
+        pruned = _figures(ticks, 1, swap["reference"], _parameters(job, controller), verdict, "pruned")
+    result = SessionResult(
+        dense=dense,
+        pruned=pruned,
+        job=job,
+        swap_duration=swap["duration"] if swap else None,
+        swap_tick=swap["tick"] if swap else None,
+        swap_tick_compute=float(ticks[swap["tick"] - kept_from, 2]) if swap and swap["tick"] >= kept_from else None,
+        ticks=controller["ticks"]["ticks"],
+        skipped=controller["ticks"]["skipped"],
+        overruns=controller["ticks"]["overruns"],
+        missed_commands=plant["missed_commands"],
+        faults=controller["faults"],
+        dropped=controller["dropped"],
+        bag=controller["bag"],
+        notes=notes,
+    )
+    return result, ticks
+
+
+def _parameters(job: JobStatus, controller: dict[str, Any]) -> int:
+    report = job.outcome.pruning if job.outcome is not None else None
+    return int(str(report["pruned_parameters"])) if report else int(controller["parameters"])
+
+
+def _figures(
+    ticks: np.ndarray, swaps: int, reference: str, parameters: int, verdict: Verdict | None, who: str
+) -> ControllerFigures:
+    mine = summarize(ticks[ticks[:, 0] == swaps])
+    figures = ControllerFigures(reference=reference, parameters=parameters, compute=mine.compute, ticks=mine.ticks)
+    if verdict is not None:
+        summary = getattr(verdict, who)
+        figures.success = f"{summary.successes} of {summary.episodes}"
+        figures.return_mean = summary.return_mean
+    return figures
+
+
+def export_bundles(store: BundleStore, result: SessionResult, directory: Path) -> list[Path]:
+    """Put the session's bundles where a user finds them, under plain names; those of an earlier session go."""
+    written = []
+    for label, figures in (("dense", result.dense), ("pruned", result.pruned)):
+        target = directory / label
+        if target.exists():
+            shutil.rmtree(target)
+        if figures is not None:
+            store.load(figures.reference).write(target)
+            written.append(target)
+    return written

@@ -1,0 +1,139 @@
+"""The three processes of a setup on one machine: plant, controller and pruning service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nncontrol_prune.config import Config
+from nncontrol_prune.controllers.specs import Spec
+from nncontrol_prune.plants.environments import check_controller, check_rate, environment_specs
+from nncontrol_prune.runtime.statistics import COLUMNS
+from nncontrol_prune.runtime.store import BundleStore
+from nncontrol_prune.service.work import stored_bundle
+from nncontrol_prune.transport.controller_process import ControllerProcessSettings
+from nncontrol_prune.transport.messages import Ticks
+from nncontrol_prune.transport.network import Network
+from nncontrol_prune.transport.plant_process import PlantProcessSettings
+from nncontrol_prune.transport.process import ChildProcess, ProcessError
+from nncontrol_prune.transport.pruning_process import PruningProcessSettings
+from nncontrol_prune.transport.requests import Client
+
+
+class Simulation:
+    """Starts the processes, in a context; at its end they are gone, whatever happened.
+
+    Args:
+        config: The setup.
+        network: Where the processes find each other.
+        out: Directory for logs, and for the report.
+        store: The bundle store.
+        bag: Where to record; None to record nothing.
+
+    Raises:
+        ControllerError, PlantError: The controller does not exist, or does not fit the environment.
+        ProcessError: A process cannot start; the message says which and why.
+    """
+
+    def __init__(self, config: Config, network: Network, *, out: Path, store: BundleStore, bag: Path | None) -> None:
+        environment = config.mujoco_sim.env
+        specs = environment_specs(environment)
+        bundle = stored_bundle(store, config.nn_controller.controller)
+        store.check_accepted(bundle)
+        check_controller(bundle.manifest, specs)
+        if config.nn_controller.rate is not None:
+            check_rate(config.nn_controller.rate, specs)
+        self.report = out / "report.json"
+        self.dense = bundle
+        self.plant = Client(network, "plant")
+        self.controller = Client(network, "controller")
+        self.pruning = Client(network, "pruning", timeout=15.0)
+        plant = PlantProcessSettings(network=network, config=config.mujoco_sim)
+        controller = ControllerProcessSettings(
+            network=network,
+            config=config.nn_controller,
+            store=store.root,
+            reference=bundle.reference,
+            bag=bag,
+            real_time_factor=config.mujoco_sim.real_time_factor,
+        )
+        pruning = PruningProcessSettings(
+            network=network,
+            config=config.pruning_service,
+            store=store.root,
+            environment=environment,
+            report=self.report,
+        )
+        self._planned: list[tuple[str, Spec]] = [
+            ("plant", plant),
+            ("controller", controller),
+            ("pruning", pruning),
+        ]
+        self._logs = out / "logs"
+        self._children: list[ChildProcess] = []
+
+    def __enter__(self) -> Simulation:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        try:
+            for name, settings in self._planned:
+                module = f"nncontrol_prune.transport.{name}_process"
+                self._children.append(ChildProcess(name, module, settings, self._logs / f"{name}.log"))
+            for child in self._children:
+                child.wait_until_ready()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """Process ids by name."""
+        return {child.name: child.pid for child in self._children}
+
+    def dead(self) -> list[str]:
+        """Return the processes that have ended."""
+        return [child.name for child in self._children if child.exit_code is not None]
+
+    def check_alive(self) -> None:
+        """Check that the loop is closed; the pruning service may die without it.
+
+        Raises:
+            ProcessError: The plant or the controller has ended.
+        """
+        for name in self.dead():
+            if name != "pruning":
+                raise ProcessError(f"the {name} process has ended; see {self._logs / name}.log")
+
+    def ticks(self) -> NDArray[np.float64]:
+        """Fetch the controller's ticks, (ticks, 4), columns as in `runtime.statistics.COLUMNS`."""
+        return fetch_ticks(self.controller)
+
+    def _stop(self) -> None:
+        for client in (self.plant, self.controller, self.pruning):
+            client.close()
+        for child in self._children:
+            child.begin_stop()
+        for child in self._children:
+            child.finish_stop()
+        self._children.clear()
+
+
+def fetch_ticks(controller: Client) -> NDArray[np.float64]:
+    """Fetch a loop's ticks, as many as it keeps, in pieces."""
+    pieces: list[NDArray[np.float64]] = []
+    start = 0
+    while True:
+        result, payload = controller.exchange(Ticks(start=start))
+        if not result["rows"]:
+            return np.concatenate(pieces) if pieces else np.zeros((0, len(COLUMNS)))
+        pieces.append(np.frombuffer(payload).reshape(-1, len(COLUMNS)))
+        start += result["rows"]
+

@@ -1,0 +1,102 @@
+"""Small controllers that tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nncontrol_prune.controllers.bundle import Bundle, load_bundle, make_bundle
+from nncontrol_prune.controllers.mlp import Mlp
+from nncontrol_prune.controllers.specs import (
+    ActionSpec,
+    MlpArchitecture,
+    ObservationSpec,
+    ObservationTerm,
+    Provenance,
+)
+from nncontrol_prune.controllers.verdict import Criterion, EpisodeSummary, Verdict
+from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.plants.environments import environment_specs
+from nncontrol_prune.resources import shipped_controllers
+from nncontrol_prune.runtime.store import BundleStore
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+torch.set_num_threads(1)
+
+MakeBundle = Callable[..., Bundle]
+
+
+@pytest.fixture(scope="session")
+def make_cartpole_bundle() -> MakeBundle:
+    """Return a function that makes a small cart-pole controller with random weights."""
+    specs = environment_specs(CARTPOLE)
+
+    def make(
+        hidden: tuple[int, ...] = (16, 12), seed: int = 0, parent: Bundle | None = None, name: str = "small", **changes
+    ) -> Bundle:
+        torch.manual_seed(seed)
+        module = Mlp.for_action(MlpArchitecture(hidden=hidden), specs.observation.size, specs.action)
+        made = Provenance(rollouts="none", method="uniform", importance="l2", coefficients={}, sparsity=0.5)
+        arguments = {
+            "name": name,
+            "observation": specs.observation,
+            "action": specs.action,
+            "rate": specs.rate,
+            "reference_observations": np.random.default_rng(seed).normal(size=(300, specs.observation.size)),
+            "parent": None if parent is None else parent.reference,
+            "provenance": None if parent is None else made,
+        }
+        return make_bundle(module, **{**arguments, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_bundle(make_cartpole_bundle: MakeBundle) -> Bundle:
+    """A small cart-pole controller that controls nothing well."""
+    return make_cartpole_bundle()
+
+
+@pytest.fixture(scope="session")
+def shipped_bundle() -> Bundle:
+    """The controller that ships for the cart-pole."""
+    return load_bundle(shipped_controllers()["cartpole_swingup_sac"])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> BundleStore:
+    """An empty store."""
+    return BundleStore(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def make_verdict() -> Callable[..., Verdict]:
+    """Return a function that makes a verdict about a bundle."""
+
+    def make(bundle: Bundle, *, accepted: bool = True) -> Verdict:
+        summary = EpisodeSummary(controller=bundle.reference, episodes=1, successes=1, return_mean=1.0, return_std=0.0)
+        return Verdict(
+            candidate=bundle.reference,
+            against=bundle.manifest.parent or "none",
+            decision="accept" if accepted else "reject",
+            criteria=(Criterion(name="test", passed=accepted, reason="a test said so"),),
+            environment=CARTPOLE,
+            seed=0,
+            dense=summary,
+            pruned=summary,
+            created="2026-01-01T00:00:00+00:00",
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def two_joint_specs() -> tuple[ObservationSpec, ActionSpec]:
+    """An observation of three values and an action of two, with asymmetric limits."""
+    observation = ObservationSpec(terms=(ObservationTerm(name="a", size=2), ObservationTerm(name="b", size=1)))
+    return observation, ActionSpec(joints=("one", "two"), lower=(-1.0, 0.0), upper=(2.0, 5.0))

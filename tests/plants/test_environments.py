@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+
+from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.controllers.specs import ActionSpec, ObservationSpec, ObservationTerm
+from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.plants.environments import PlantError, check_controller, check_rate, environment_specs
+
+
+@pytest.mark.parametrize(
+    ("environment", "rate", "observation", "action"),
+    [(CARTPOLE, 100.0, 5, 1), ("Hopper-v5", 125.0, 11, 3), ("HalfCheetah-v5", 20.0, 17, 6), ("Walker2d-v5", 125.0, 17, 6)],
+)
+def test_specs_are_the_environments(environment: str, rate: float, observation: int, action: int) -> None:
+    specs = environment_specs(environment)
+    assert specs.rate == pytest.approx(rate)
+    assert (specs.observation.size, specs.action.size) == (observation, action)
+
+
+def test_joints_are_named_in_observation_and_action_order() -> None:
+    specs = environment_specs("Hopper-v5")
+    assert specs.action.joints == ("thigh_joint", "leg_joint", "foot_joint")
+    assert specs.observation.terms[0].joints == ("rootz", "rooty", "thigh_joint", "leg_joint", "foot_joint")
+
+
+def test_unknown_environment_suggests_known_ones() -> None:
+    with pytest.raises(PlantError, match="did you mean .*Hopper-v5"):
+        environment_specs("Hoper-v5")
+
+
+@pytest.mark.parametrize("environment", ["", "no/such/thing", "nope-v1", "CartPoleSwingUp-v0", "other_ns/Hopper-v5"])
+def test_malformed_environment_is_refused(environment: str) -> None:
+    with pytest.raises(PlantError, match="no environment"):
+        environment_specs(environment)
+
+
+def test_environment_without_mujoco_is_refused() -> None:
+    with pytest.raises(PlantError, match="not a MuJoCo environment"):
+        environment_specs("CartPole-v1")
+
+
+def test_other_rate_is_refused_naming_both() -> None:
+    with pytest.raises(PlantError, match=r"50 Hz .* 100 Hz"):
+        check_rate(50.0, environment_specs(CARTPOLE))
+
+
+def test_first_difference_to_the_controller_is_named(small_bundle: Bundle) -> None:
+    manifest, specs = small_bundle.manifest, environment_specs(CARTPOLE)
+    check_controller(manifest, specs)
+    smaller = manifest.model_copy(update={"observation": ObservationSpec(terms=(ObservationTerm(name="a", size=4),))})
+    with pytest.raises(PlantError, match="observes 4 values, the environment gives 5"):
+        check_controller(smaller, specs)
+    swapped = ObservationSpec(terms=(*manifest.observation.terms[:3], *reversed(manifest.observation.terms[3:])))
+    with pytest.raises(PlantError, match="'theta_dot' is the environment's 'x_dot'"):
+        check_controller(manifest.model_copy(update={"observation": swapped}), specs)
+    other = ActionSpec(joints=("hinge",), lower=(-10.0,), upper=(10.0,))
+    with pytest.raises(PlantError, match="hinge"):
+        check_controller(manifest.model_copy(update={"action": other}), specs)
+    with pytest.raises(PlantError, match="50 Hz"):
+        check_controller(manifest.model_copy(update={"rate": 50.0}), specs)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import math
+import threading
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.plants.live import HEADER, LivePlant
+
+
+class Wire:
+    """Answers every state at once with a constant command, unless told to keep silent."""
+
+    def __init__(self, force: float = 1.0) -> None:
+        self.states: list[NDArray[np.float64]] = []
+        self.force = force
+        self.silent = False
+        self._answered = math.nan
+
+    def command(self, action: NDArray[np.float64]) -> float:
+        if self.silent or not self.states:
+            return math.nan
+        action[:] = self.force
+        return float(self.states[-1][0])
+
+    def publish(self, state: NDArray[np.float64]) -> None:
+        self.states.append(state.copy())
+
+
+def run_for(plant: LivePlant, seconds: float) -> None:
+    thread = threading.Thread(target=plant.run)
+    thread.start()
+    time.sleep(seconds)
+    plant.stop()
+    thread.join()
+
+
+def test_time_stands_still_until_the_first_command() -> None:
+    wire = Wire()
+    wire.silent = True
+    plant = LivePlant(CARTPOLE, wire)
+    run_for(plant, 0.2)
+    assert plant.steps == 0
+    assert {state[0] for state in wire.states} == {0.0}
+
+
+def test_it_keeps_real_time_at_its_factor() -> None:
+    wire = Wire()
+    plant = LivePlant(CARTPOLE, wire, real_time_factor=2.0)
+    run_for(plant, 1.0)
+    # A busy machine may slow it down, but nothing may make it faster.
+    assert 100 <= plant.steps <= 205
+
+
+def test_stamps_join_each_step_to_the_observation_it_started_from() -> None:
+    wire = Wire()
+    run_for(LivePlant(CARTPOLE, wire, real_time_factor=10.0), 0.3)
+    steps = [state for state in wire.states if not math.isnan(state[1])]
+    for before, after in zip(steps[:-1], steps[1:], strict=True):
+        assert after[HEADER.index("step_stamp")] == before[HEADER.index("stamp")]
+        assert after[HEADER.index("step")] == before[HEADER.index("step")] + 1
+
+
+def test_reset_truncates_the_episode_and_starts_the_next() -> None:
+    wire = Wire()
+    plant = LivePlant(CARTPOLE, wire, real_time_factor=10.0)
+    thread = threading.Thread(target=plant.run)
+    thread.start()
+    time.sleep(0.1)
+    plant.reset()
+    time.sleep(0.1)
+    plant.stop()
+    thread.join()
+    truncated = [state for state in wire.states if state[HEADER.index("truncated")] == 1.0]
+    assert len(truncated) == 1
+    assert truncated[0][len(HEADER) + 1] < -0.9, "the observation is the first of the next episode"
+    assert wire.states[-1][HEADER.index("episode")] == 1.0
+
+
+def test_without_commands_it_falls_back_to_zero() -> None:
+    wire = Wire(force=10.0)
+    plant = LivePlant(CARTPOLE, wire, real_time_factor=10.0, command_timeout=0.1)
+    thread = threading.Thread(target=plant.run)
+    thread.start()
+    time.sleep(0.1)
+    wire.silent = True
+    time.sleep(0.3)
+    plant.stop()
+    thread.join()
+    assert plant.missed_commands > 50
+    assert plant._action.tolist() == [0.0]
+
+
+def test_paused_plant_does_not_step() -> None:
+    wire = Wire()
+    plant = LivePlant(CARTPOLE, wire, real_time_factor=10.0)
+    plant.paused.set()
+    run_for(plant, 0.2)
+    assert plant.steps == 0

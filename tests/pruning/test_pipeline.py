@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nncontrol_prune.controllers.bundle import Bundle, load_bundle
+from nncontrol_prune.progress import Cancelled, Progress
+from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.pipeline import prune_bundle
+from nncontrol_prune.pruning.settings import PruningSettings
+
+
+@pytest.fixture
+def rollouts(make_rollouts, small_bundle: Bundle):
+    return make_rollouts(np.random.default_rng(0).normal(size=(500, small_bundle.manifest.observation.size)))
+
+
+def test_pruned_bundle_knows_where_it_comes_from(small_bundle: Bundle, rollouts, tmp_path) -> None:
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="uniform")
+    pruned, report = prune_bundle(small_bundle, rollouts, settings)
+    pruned.write(tmp_path / "pruned")
+    manifest = load_bundle(tmp_path / "pruned").manifest
+    assert manifest.parent == small_bundle.reference
+    assert manifest.provenance is not None
+    assert manifest.provenance.rollouts == rollouts.digest
+    assert manifest.provenance.sparsity == pytest.approx(1 - manifest.parameters / small_bundle.manifest.parameters)
+    assert manifest.architecture.hidden == tuple(group.kept for group in report.groups)
+    assert (manifest.observation, manifest.action) == (small_bundle.manifest.observation, small_bundle.manifest.action)
+
+
+def test_distillation_is_a_second_candidate_and_the_choice_is_asked(small_bundle: Bundle, rollouts) -> None:
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="uniform", distill_steps=100)
+    asked = []
+
+    def choose(candidates) -> int:
+        asked.extend(candidate.name for candidate in candidates)
+        return 1
+
+    pruned, report = prune_bundle(small_bundle, rollouts, settings, choose=choose)
+    assert asked == ["reconstructed", "distilled"]
+    assert report.chosen == "distilled"
+    assert pruned.manifest.provenance is not None
+    assert pruned.manifest.provenance.distill_steps == 100
+    assert report.errors["distilled"] <= report.errors["reconstructed"]
+
+
+def test_same_seed_gives_the_same_bundle(small_bundle: Bundle, rollouts) -> None:
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, distill_steps=60, seed=3)
+    digests = {prune_bundle(small_bundle, rollouts, settings)[0].digest for _ in range(2)}
+    assert len(digests) == 1
+
+
+def test_rollouts_of_another_size_are_refused(small_bundle: Bundle, make_rollouts) -> None:
+    with pytest.raises(PruningError, match="3 observation values, small observes 5"):
+        prune_bundle(small_bundle, make_rollouts(np.zeros((100, 3))), PruningSettings())
+
+
+@pytest.mark.parametrize("stage", ["groups", "importance", "coefficients", "reconstruction", "distillation", "choice"])
+def test_it_can_be_cancelled_in_every_stage(small_bundle: Bundle, rollouts, stage: str) -> None:
+    reached = []
+    progress = Progress(lambda name, _: reached.append(name), lambda: stage in reached)
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="grid", distill_steps=200)
+    with pytest.raises(Cancelled):
+        prune_bundle(small_bundle, rollouts, settings, progress=progress)
+        progress("end", 1.0)
+    assert reached[-1] in (stage, "end")

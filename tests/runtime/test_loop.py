@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import math
+import threading
+import time
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.runtime.loop import ControlLoop
+from nncontrol_prune.runtime.slot import ControllerSlot
+from nncontrol_prune.runtime.store import BundleStore
+
+
+class FakePlant:
+    """Gives a new observation at every read, and remembers the commands."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+        self.frozen = False
+        self.observation = np.array([0.0, -1.0, 0.0, 0.0, 0.0])
+        self.commands: list[tuple[float, float]] = []
+
+    def read(self, observation: NDArray[np.float64]) -> float:
+        if not self.frozen:
+            self.reads += 1
+        observation[:] = self.observation
+        return self.reads * 0.01
+
+    def write(self, stamp: float, action: NDArray[np.float64]) -> None:
+        self.commands.append((stamp, float(action[0])))
+
+
+class Transitions(list):
+    def transition(self, stamp, bundle, observation, action) -> bool:
+        self.append((stamp, bundle, observation.copy(), action.copy()))
+        return True
+
+
+@pytest.fixture
+def slot(store: BundleStore, small_bundle: Bundle) -> ControllerSlot:
+    return ControllerSlot(store, store.add(small_bundle))
+
+
+def run_while(loop: ControlLoop, action) -> None:
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    try:
+        action()
+    finally:
+        loop.stop()
+        thread.join()
+
+
+def test_every_observation_is_answered_and_recorded(slot: ControllerSlot, small_bundle: Bundle) -> None:
+    plant, recorded = FakePlant(), Transitions()
+    run_while(ControlLoop(slot, plant, recorded), lambda: time.sleep(0.3))
+    expected = np.zeros(1)
+    small_bundle.policy.act(plant.observation, expected)
+    answered = plant.commands[:-1]
+    assert {command for _, command in answered} == {expected[0]}
+    assert [stamp for stamp, *_ in recorded] == [stamp for stamp, _ in answered]
+
+
+def test_deadlines_do_not_drift(slot: ControllerSlot) -> None:
+    loop = ControlLoop(slot, FakePlant())
+    run_while(loop, lambda: time.sleep(1.0))
+    statistics = loop.statistics
+    due = statistics.ticks + statistics.skipped
+    assert due == pytest.approx(100, abs=10)
+    # Each start lies at its deadline plus its lateness, so the sum of periods is free of accumulated error.
+    rows = statistics.rows()
+    elapsed = np.nansum(rows[:, 1])
+    assert elapsed == pytest.approx((due - 1) * 0.01 + rows[-1, 3] - rows[0, 3], abs=1e-3)
+
+
+def test_the_plant_gets_the_safe_command_at_the_end(slot: ControllerSlot) -> None:
+    plant = FakePlant()
+    run_while(ControlLoop(slot, plant), lambda: time.sleep(0.05))
+    stamp, command = plant.commands[-1]
+    assert math.isnan(stamp)
+    assert command == 0.0
+
+
+def test_old_observations_lead_to_the_safe_command_until_new_ones_come(slot: ControllerSlot) -> None:
+    plant = FakePlant()
+    loop = ControlLoop(slot, plant, observation_timeout=0.05)
+
+    def freeze_and_thaw() -> None:
+        time.sleep(0.1)
+        plant.frozen = True
+        time.sleep(0.3)
+        plant.frozen = False
+        time.sleep(0.15)
+
+    run_while(loop, freeze_and_thaw)
+    commands = [command for _, command in plant.commands[:-1]]
+    assert loop.stale > 5
+    assert 0.0 in commands
+    assert commands[0] != 0.0
+    assert commands[-1] != 0.0
+
+
+def test_non_finite_observation_is_counted_and_commands_nothing_wild(slot: ControllerSlot) -> None:
+    plant = FakePlant()
+    plant.observation = np.full(5, np.nan)
+    loop = ControlLoop(slot, plant)
+    run_while(loop, lambda: time.sleep(0.1))
+    assert loop.faults > 0
+    assert {command for _, command in plant.commands} == {0.0}
+
+
+def test_swap_happens_in_the_running_loop(slot: ControllerSlot, store: BundleStore, make_cartpole_bundle) -> None:
+    second = make_cartpole_bundle(seed=4, name="second")
+    store.add(second)
+    plant, recorded = FakePlant(), Transitions()
+
+    def swap() -> None:
+        time.sleep(0.1)
+        slot.stage(second.reference)
+        time.sleep(0.2)
+
+    run_while(ControlLoop(slot, plant, recorded), swap)
+    expected = np.zeros(1)
+    second.policy.act(plant.observation, expected)
+    after = {float(action[0]) for _, bundle, _, action in recorded if bundle == 1}
+    assert after == {expected[0]}
+    assert slot.events[0].duration < 1e-3
+
+
+def test_stopping_before_the_first_observation_ends_the_loop(slot: ControllerSlot) -> None:
+    class Silent(FakePlant):
+        def read(self, observation: NDArray[np.float64]) -> float:
+            return math.nan
+
+    plant = Silent()
+    run_while(ControlLoop(slot, plant), lambda: time.sleep(0.05))
+    assert [command for _, command in plant.commands] == [0.0]

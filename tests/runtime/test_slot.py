@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.controllers.errors import ControllerError
+from nncontrol_prune.controllers.specs import ActionSpec, ObservationSpec, ObservationTerm
+from nncontrol_prune.runtime.slot import ControllerSlot, StagingError
+from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError
+
+
+@pytest.fixture
+def second(make_cartpole_bundle) -> Bundle:
+    return make_cartpole_bundle(seed=9, name="second")
+
+
+@pytest.fixture
+def slot(store: BundleStore, small_bundle: Bundle, second: Bundle) -> ControllerSlot:
+    store.add(second)
+    return ControllerSlot(store, store.add(small_bundle), slot="loop", probation=0.03)
+
+
+def pass_ticks(slot: ControllerSlot, count: int, healthy: bool = True) -> None:
+    for tick in range(count):
+        slot.swap_if_staged(tick)
+        slot.tick_passed(tick, healthy)
+
+
+def current(store: BundleStore) -> str:
+    record = store.slot("loop")
+    assert record is not None
+    return record.current
+
+
+def test_staged_controller_takes_over_between_two_ticks(slot: ControllerSlot, second: Bundle) -> None:
+    observation, before, after = np.ones(5), np.zeros(1), np.zeros(1)
+    slot.act(observation, before)
+    slot.stage(second.reference)
+    slot.act(observation, after)
+    assert after == before, "staging alone changes nothing"
+    slot.swap_if_staged(7)
+    slot.act(observation, after)
+    expected = np.zeros(1)
+    second.policy.act(observation, expected)
+    assert after == expected
+    assert (slot.swaps, slot.events[0].tick, slot.events[0].reference) == (1, 7, second.reference)
+
+
+def test_it_is_committed_after_its_probation_and_not_before(
+    slot: ControllerSlot, store: BundleStore, small_bundle: Bundle, second: Bundle
+) -> None:
+    slot.stage(second.reference)
+    pass_ticks(slot, 2)
+    slot.commit_if_due()
+    assert slot.on_probation
+    assert current(store) == small_bundle.reference
+    pass_ticks(slot, 1)
+    slot.commit_if_due()
+    assert current(store) == second.reference
+
+
+def test_fault_on_probation_brings_the_old_one_back(
+    slot: ControllerSlot, store: BundleStore, small_bundle: Bundle, second: Bundle
+) -> None:
+    slot.stage(second.reference)
+    pass_ticks(slot, 1)
+    pass_ticks(slot, 1, healthy=False)
+    slot.commit_if_due()
+    assert slot.active.digest == small_bundle.digest
+    assert current(store) == small_bundle.reference
+    assert "fault" in slot.events[-1].reason
+
+
+def test_fault_after_probation_does_not_swap(slot: ControllerSlot, second: Bundle) -> None:
+    slot.stage(second.reference)
+    pass_ticks(slot, 3)
+    pass_ticks(slot, 5, healthy=False)
+    assert slot.active.digest == second.digest
+
+
+def test_rollback_returns_to_the_controller_before(
+    slot: ControllerSlot, store: BundleStore, small_bundle: Bundle, second: Bundle
+) -> None:
+    slot.stage(second.reference)
+    pass_ticks(slot, 3)
+    slot.commit_if_due()
+    slot.rollback()
+    pass_ticks(slot, 3)
+    slot.commit_if_due()
+    assert slot.active.digest == small_bundle.digest
+    assert current(store) == small_bundle.reference
+    with pytest.raises(StagingError, match="no earlier controller"):
+        slot.rollback()
+
+
+def test_rollback_on_probation_returns_too(slot: ControllerSlot, small_bundle: Bundle, second: Bundle) -> None:
+    slot.stage(second.reference)
+    pass_ticks(slot, 1)
+    slot.rollback()
+    pass_ticks(slot, 1)
+    assert slot.active.digest == small_bundle.digest
+
+
+def test_rollback_without_predecessor_is_refused(slot: ControllerSlot) -> None:
+    with pytest.raises(StagingError, match="no earlier controller"):
+        slot.rollback()
+
+
+def test_pruned_controller_without_accepted_verdict_cannot_be_staged(
+    slot: ControllerSlot, store: BundleStore, small_bundle: Bundle, make_cartpole_bundle, make_verdict
+) -> None:
+    pruned = make_cartpole_bundle(hidden=(4, 4), parent=small_bundle)
+    store.add(pruned)
+    with pytest.raises(NotAcceptedError):
+        slot.stage(pruned.reference)
+    with pytest.raises(NotAcceptedError):
+        ControllerSlot(store, pruned.reference)
+    store.write_verdict(make_verdict(pruned, accepted=False))
+    with pytest.raises(NotAcceptedError):
+        slot.stage(pruned.reference)
+    pass_ticks(slot, 1)
+    assert slot.swaps == 0
+    store.write_verdict(make_verdict(pruned))
+    slot.stage(pruned.reference)
+    pass_ticks(slot, 1)
+    assert slot.active.digest == pruned.digest
+
+
+def test_damaged_controller_cannot_be_staged(slot: ControllerSlot, store: BundleStore, second: Bundle) -> None:
+    (store.directory(second.digest) / "weights.safetensors").unlink()
+    with pytest.raises(ControllerError, match=r"weights\.safetensors is missing"):
+        slot.stage(second.reference)
+    assert slot.swaps == 0
+
+
+def test_active_controller_is_not_staged_again(slot: ControllerSlot, small_bundle: Bundle) -> None:
+    with pytest.raises(StagingError, match="active already"):
+        slot.stage(small_bundle.reference)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rate": 50.0}, "rate is 50 Hz, the loop's 100 Hz"),
+        ({"action": ActionSpec(joints=("slider",), lower=(-1.0,), upper=(1.0,))}, "action"),
+        ({"observation": ObservationSpec(terms=(ObservationTerm(name="other", size=5),))}, "'other'"),
+    ],
+)
+def test_controller_that_does_not_fit_the_loop_cannot_be_staged(
+    slot: ControllerSlot, store: BundleStore, make_cartpole_bundle, changes: dict[str, object], message: str
+) -> None:
+    misfit = make_cartpole_bundle(seed=3, name="misfit", **changes)
+    store.add(misfit)
+    with pytest.raises(StagingError, match=message):
+        slot.stage(misfit.reference)
+

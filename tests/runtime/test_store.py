@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nncontrol_prune.controllers.bundle import load_bundle
+from nncontrol_prune.controllers.errors import BundleError
+from nncontrol_prune.files import write_atomically
+from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError, StoreError
+
+
+def test_stored_bundle_is_found_by_full_and_short_reference(store: BundleStore, small_bundle) -> None:
+    reference = store.add(small_bundle)
+    assert store.load(reference).digest == small_bundle.digest
+    assert store.load(f"small@{small_bundle.digest[:12]}").digest == small_bundle.digest
+
+
+def test_adding_twice_changes_nothing(store: BundleStore, small_bundle) -> None:
+    assert store.add(small_bundle) == store.add(small_bundle)
+    assert len(list((store.root / "bundles").iterdir())) == 1
+
+
+@pytest.mark.parametrize("reference", ["small", "small@xyz", "small@12", "@" + "0" * 64, "small@" + "0" * 64, ""])
+def test_unknown_or_malformed_reference_is_refused(store: BundleStore, small_bundle, reference: str) -> None:
+    store.add(small_bundle)
+    with pytest.raises(StoreError):
+        store.load(reference)
+
+
+def test_bundle_under_another_name_is_refused(store: BundleStore, small_bundle) -> None:
+    store.add(small_bundle)
+    with pytest.raises(StoreError, match="holds small@"):
+        store.load(f"other@{small_bundle.digest}")
+
+
+def test_damaged_bundle_in_the_store_is_refused(store: BundleStore, small_bundle) -> None:
+    reference = store.add(small_bundle)
+    (store.directory(small_bundle.digest) / "policy.onnx").write_bytes(b"")
+    with pytest.raises(BundleError, match="policy.onnx"):
+        store.load(reference)
+
+
+def test_bundle_without_parent_needs_no_verdict(store: BundleStore, small_bundle) -> None:
+    store.check_accepted(small_bundle)
+
+
+def test_pruned_bundle_needs_an_accepted_verdict(
+    store: BundleStore, small_bundle, make_cartpole_bundle, make_verdict
+) -> None:
+    pruned = make_cartpole_bundle(hidden=(4, 4), parent=small_bundle)
+    with pytest.raises(NotAcceptedError, match="never validated"):
+        store.check_accepted(pruned)
+    store.write_verdict(make_verdict(pruned, accepted=False))
+    with pytest.raises(NotAcceptedError, match="rejected it: a test said so"):
+        store.check_accepted(pruned)
+    store.write_verdict(make_verdict(pruned, accepted=True))
+    store.check_accepted(pruned)
+
+
+def test_verdict_about_another_bundle_does_not_count(
+    store: BundleStore, small_bundle, make_cartpole_bundle, make_verdict
+) -> None:
+    pruned, other = (make_cartpole_bundle(hidden=(4, 4), seed=seed, parent=small_bundle) for seed in (1, 2))
+    verdict = make_verdict(other)
+    write_atomically(store.root / "verdicts" / f"{pruned.digest}.json", verdict.model_dump_json().encode())
+    with pytest.raises(StoreError, match="is a verdict about"):
+        store.check_accepted(pruned)
+
+
+def test_damaged_verdict_does_not_count(store: BundleStore, small_bundle, make_cartpole_bundle) -> None:
+    pruned = make_cartpole_bundle(hidden=(4, 4), parent=small_bundle)
+    write_atomically(store.root / "verdicts" / f"{pruned.digest}.json", b'{"decision": "accept"}')
+    with pytest.raises(StoreError, match="is not a verdict"):
+        store.check_accepted(pruned)
+
+
+def test_commit_remembers_the_controllers_before(store: BundleStore) -> None:
+    for name in "abb":
+        store.commit("loop", f"{name}@{name * 64}")
+    record = store.slot("loop")
+    assert record is not None
+    assert record.current.startswith("b@")
+    assert [reference[0] for reference in record.history] == ["a"]
+    assert store.slot("other") is None
+
+
+def test_remains_of_dead_processes_are_removed_and_those_of_living_ones_are_not(store: BundleStore) -> None:
+    bundles = store.root / "bundles"
+    bundles.mkdir(parents=True)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (bundles / f".writing-{dead.pid}-x").mkdir()
+    (bundles / f".writing-{os.getpid()}-x").mkdir()
+    store.remove_unfinished()
+    assert [path.name for path in bundles.iterdir()] == [f".writing-{os.getpid()}-x"]
+
+
+def _add(root: Path, directory: Path) -> None:
+    BundleStore(root).add(load_bundle(directory))
+
+
+def test_processes_may_add_the_same_bundle_at_once(store: BundleStore, small_bundle, tmp_path: Path) -> None:
+    small_bundle.write(tmp_path / "bundle")
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_add, args=(store.root, tmp_path / "bundle")) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert [path.name for path in (store.root / "bundles").iterdir()] == [small_bundle.digest]

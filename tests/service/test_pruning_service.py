@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.pruning.settings import PruningSettings
+from nncontrol_prune.runtime.store import BundleStore
+from nncontrol_prune.service.pruning_service import JobStatus, PruningService, ServiceError
+from nncontrol_prune.service.rollouts import record_episodes
+from nncontrol_prune.service.work import Job
+from nncontrol_prune.validation.settings import GateSettings
+
+
+@pytest.fixture(scope="module")
+def bag(shipped_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bags") / "bag"
+    record_episodes(shipped_bundle, CARTPOLE, range(4), path, lambda _: None)
+    return path
+
+
+@pytest.fixture
+def service(store: BundleStore):
+    service = PruningService(store)
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def job(store: BundleStore, shipped_bundle: Bundle, bag: Path, tmp_path: Path) -> Job:
+    return Job(
+        store=store.root,
+        controller=store.add(shipped_bundle),
+        environment=CARTPOLE,
+        gate=GateSettings(episodes=30),
+        pruning=PruningSettings(sparsity=0.7, method="uniform"),
+        rollouts=(bag,),
+        report=tmp_path / "report.json",
+    )
+
+
+def wait_for(service: PruningService, *stages: str, timeout: float = 60.0) -> JobStatus:
+    """Wait until the job is in one of some stages, or has ended."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        status = service.status
+        if status.state != "running" or status.stage in stages:
+            return status
+        time.sleep(0.01)
+    raise AssertionError(f"still {service.status}")
+
+
+def bundles(store: BundleStore) -> list[str]:
+    return sorted(path.name for path in (store.root / "bundles").iterdir())
+
+
+def test_job_prunes_validates_and_keeps_the_result(service: PruningService, store: BundleStore, job: Job) -> None:
+    assert service.start(job) == 1
+    status = wait_for(service)
+    assert (status.state, status.progress) == ("accepted", 1.0), status.message
+    assert status.outcome is not None
+    candidate = store.load(status.outcome.candidate)
+    store.check_accepted(candidate)
+    assert candidate.manifest.parameters < 0.31 * store.load(job.controller).manifest.parameters
+    assert job.report is not None
+    assert status.outcome.candidate in job.report.read_text()
+
+
+def test_second_job_is_refused_while_one_runs(service: PruningService, job: Job) -> None:
+    service.start(job)
+    with pytest.raises(ServiceError, match="busy: job 1"):
+        service.start(job)
+
+
+def test_rejected_candidate_is_kept_with_its_verdict_and_cannot_be_staged(
+    service: PruningService, store: BundleStore, job: Job
+) -> None:
+    ruinous = PruningSettings(sparsity=0.998, method="uniform", tolerance=0.05)
+    service.start(job.model_copy(update={"pruning": ruinous}))
+    status = wait_for(service)
+    assert status.state == "rejected"
+    assert "success" in status.message
+    assert status.outcome is not None
+    with pytest.raises(Exception, match="rejected"):
+        store.check_accepted(store.load(status.outcome.candidate))
+
+
+@pytest.mark.parametrize("stage", ["starting", "rollouts", "coefficients", "validation"])
+def test_cancelling_leaves_nothing_behind(service: PruningService, store: BundleStore, job: Job, stage: str) -> None:
+    slow = job.model_copy(update={"pruning": PruningSettings(method="gradient"), "gate": GateSettings(episodes=500)})
+    before = bundles(store)
+    service.start(slow)
+    wait_for(service, stage)
+    process = service._process
+    assert process is not None
+    service.cancel()
+    assert process.poll() is not None
+    assert wait_for(service).state == "cancelled"
+    if stage != "validation":  # by then the candidate is stored, whole; without a verdict nobody can stage it
+        assert bundles(store) == before
+    assert not list(store.root.glob("*/.writing-*"))
+
+
+def test_cancelling_nothing_is_refused(service: PruningService) -> None:
+    with pytest.raises(ServiceError, match="no running job"):
+        service.cancel()
+
+
+def test_killed_worker_fails_the_job_and_the_next_one_works(
+    service: PruningService, store: BundleStore, job: Job
+) -> None:
+    service.start(job.model_copy(update={"pruning": PruningSettings(method="gradient")}))
+    wait_for(service, "coefficients")
+    assert service._process is not None
+    os.kill(service._process.pid, signal.SIGKILL)
+    status = wait_for(service)
+    assert status.state == "failed"
+    assert "ended with status -9" in status.message
+    assert not list(store.root.glob("*/.writing-*"))
+    assert service.start(job) == 2
+    assert wait_for(service).state == "accepted"
+
+
+def test_failure_is_told_in_its_own_words(service: PruningService, job: Job, tmp_path: Path) -> None:
+    service.start(job.model_copy(update={"rollouts": (tmp_path / "nothing",)}))
+    status = wait_for(service)
+    assert status.state == "failed"
+    assert str(tmp_path / "nothing") in status.message
+    assert "Traceback" not in status.message
