@@ -34,6 +34,7 @@ clean: ## remove what was installed, built and cached; out/ stays
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed, and \
 	$(PYTHON) is not: $$($(PYTHON) --version 2>&1). Name one that is: make PYTHON=python3.12"; exit 1; }
 	test -x .venv/bin/pip || $(PYTHON) -m venv .venv
+	-$(PY) -m pip install -qq --upgrade pip # the one that Python 3.10 brings takes minutes to choose versions
 	@touch $@
 
 .venv/installed: setup.py setup.cfg tools/install_torch.sh | .venv/created

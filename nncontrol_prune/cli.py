@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import shutil
 import signal
 import sys
-import threading
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Optional, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 
@@ -26,7 +24,7 @@ from nncontrol_prune.transport.network import DEFAULT_PORT, LOOPBACK, Network
 FAILED, USAGE, REJECTED, INTERRUPTED = 1, 2, 3, 130
 
 app = typer.Typer(
-    help="Prune neural-network controllers from the rollouts of a live loop, and swap them in without missing a tick.\n\n"
+    help="Prune neural-network controllers from a live loop's rollouts, and swap them in without missing a tick.\n\n"
     "Exit codes: 0 done, 1 failed, 2 usage, 3 rejected by the gate.",
     no_args_is_help=True,
     add_completion=False,
@@ -40,8 +38,8 @@ Env = Annotated[str, typer.Option(help="Gymnasium MuJoCo id, such as Hopper-v5."
 Store = Annotated[Path, typer.Option(help="The bundle store.", envvar="NNCONTROL_PRUNE_STORE")]
 Port = Annotated[int, typer.Option(min=1024, max=65530, help="First of five consecutive TCP ports.")]
 Host = Annotated[str, typer.Option(help="Address; anything but loopback needs --keys.")]
-Keys = Annotated[Optional[Path], typer.Option(help="Directory with CURVE keys, made by `nncontrol-prune keys`.")]
-Sparsity = Annotated[Optional[float], typer.Option(help="Share of the parameters to remove, in [0, 1).")]
+Keys = Annotated[Path | None, typer.Option(help="Directory with CURVE keys, made by `nncontrol-prune keys`.")]
+Sparsity = Annotated[float | None, typer.Option(help="Share of the parameters to remove, in [0, 1).")]
 DEFAULT_STORE = Path("out/store")
 DEFAULT_ENV = "nncontrol_prune/CartPoleSwingUp-v0"
 
@@ -86,23 +84,23 @@ def _print_json(value: dict[str, Any]) -> None:
 @app.command()
 @_handled
 def sim(
-    env: Annotated[Optional[str], typer.Option(help="Gymnasium MuJoCo id, such as Hopper-v5.")] = None,
-    controller: Annotated[Optional[str], typer.Option(help="Shipped name, directory or name@digest.")] = None,
-    rate: Annotated[Optional[float], typer.Option(help="Control rate in Hz; must be the environment's.")] = None,
+    env: Annotated[str | None, typer.Option(help="Gymnasium MuJoCo id, such as Hopper-v5.")] = None,
+    controller: Annotated[str | None, typer.Option(help="Shipped name, directory or name@digest.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Control rate in Hz; must be the environment's.")] = None,
     duration: Annotated[float, typer.Option(min=0, help="Seconds; 0 to run until Ctrl-C.")] = 60.0,
-    record: Annotated[Optional[bool], typer.Option("--record/--no-record", help="Record rollouts to OUT/bag.")] = None,
+    record: Annotated[bool | None, typer.Option("--record/--no-record", help="Record rollouts below OUT/bags.")] = None,
     sparsity: Sparsity = None,
-    method: Annotated[Optional[Method], typer.Option(help="Optimizer of the pruning coefficients.")] = None,
+    method: Annotated[Method | None, typer.Option(help="Optimizer of the pruning coefficients.")] = None,
     prune_after: Annotated[
         float, typer.Option(help="Seconds after which pruning starts; negative to leave it to `call prune`.")
     ] = 25.0,
-    headless: Annotated[Optional[bool], typer.Option("--headless/--viewer", help="Whether to open a window.")] = None,
-    real_time_factor: Annotated[Optional[float], typer.Option(help="Plant seconds per second.")] = None,
-    seed: Annotated[Optional[int], typer.Option(min=0, help="Seed of the plant's first episode.")] = None,
-    config: Annotated[Optional[Path], typer.Option(help="Configuration file; default config/sim.yaml.")] = None,
+    headless: Annotated[bool | None, typer.Option("--headless/--viewer", help="Whether to open a window.")] = None,
+    real_time_factor: Annotated[float | None, typer.Option(help="Plant seconds per second.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the plant's first episode.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Configuration file; default config/sim.yaml.")] = None,
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("out"),
     store: Annotated[
-        Optional[Path], typer.Option(help="The bundle store; default OUT/store.", envvar="NNCONTROL_PRUNE_STORE")
+        Path | None, typer.Option(help="The bundle store; default OUT/store.", envvar="NNCONTROL_PRUNE_STORE")
     ] = None,
     port: Port = DEFAULT_PORT,
     host: Host = LOOPBACK,
@@ -122,7 +120,7 @@ def sim(
     setup = setup.override("mujoco_sim", env=env, headless=headless, real_time_factor=real_time_factor, seed=seed)
     setup = setup.override("nn_controller", controller=controller, rate=rate, record=record)
     setup = setup.override("pruning_service", sparsity=sparsity, method=method)
-    bag = out / "bag" if setup.nn_controller.record else None
+    bag = out / "bags" / f"{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S}" if setup.nn_controller.record else None
     bundles = BundleStore(store or out / "store")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end like Ctrl-C, so that nothing is left behind
     simulation = Simulation(setup, Network(port=port, host=host, keys=keys), out=out, store=bundles, bag=bag)
@@ -194,7 +192,7 @@ def prune(
     rollouts: Annotated[list[Path], typer.Option(help="Bag to prune from; may be given several times.")],
     out: Annotated[Path, typer.Option(help="The bundle to write; a new directory.")],
     env: Annotated[
-        Optional[str], typer.Option(help="Gymnasium MuJoCo id; candidates are then compared in closed loop.")
+        str | None, typer.Option(help="Gymnasium MuJoCo id; candidates are then compared in closed loop.")
     ] = None,
     sparsity: Annotated[float, typer.Option(help="Share of the parameters to remove, in [0, 1).")] = 0.7,
     tolerance: Annotated[float, typer.Option(help="How far the sparsity may be off.")] = 0.01,
@@ -202,7 +200,7 @@ def prune(
     importance: Annotated[ImportanceName, typer.Option(help="Which channels leave first.")] = "taylor",
     distill_steps: Annotated[int, typer.Option(min=0, help="Gradient steps of distillation.")] = 0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    name: Annotated[Optional[str], typer.Option(help="Name of the new controller.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the new controller.")] = None,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
@@ -295,9 +293,9 @@ def import_sb3(
     file: Annotated[Path, typer.Argument(help="Zip written by Stable-Baselines3 (PPO, SAC or TD3).")],
     env: Annotated[str, typer.Option(help="The environment it was trained for.")],
     out: Annotated[Path, typer.Option(help="The bundle to write; a new directory.")],
-    vecnormalize: Annotated[Optional[Path], typer.Option(help="VecNormalize statistics saved beside it.")] = None,
-    activation: Annotated[Optional[Activation], typer.Option(help="Needed only if the file does not say.")] = None,
-    name: Annotated[Optional[str], typer.Option(help="Name of the controller; default: the file's.")] = None,
+    vecnormalize: Annotated[Path | None, typer.Option(help="VecNormalize statistics saved beside it.")] = None,
+    activation: Annotated[Activation | None, typer.Option(help="Needed only if the file does not say.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the controller; default: the file's.")] = None,
     as_json: Json = False,
 ) -> None:
     """Import a Stable-Baselines3 zip. Nothing in the file is executed."""
@@ -359,7 +357,7 @@ def status(port: Port = DEFAULT_PORT, host: Host = LOOPBACK, keys: Keys = None, 
     answers: dict[str, Any] = {}
     for service in ("plant", "controller", "pruning"):
         try:
-            with Client(network, service, timeout=2.0) as client:  # type: ignore[arg-type]
+            with Client(network, service, timeout=2.0) as client:
                 answers[service] = client.request(Status())
         except TransportError as error:
             answers[service] = {"error": str(error)}
@@ -380,7 +378,7 @@ def status(port: Port = DEFAULT_PORT, host: Host = LOOPBACK, keys: Keys = None, 
 def call(
     what: Annotated[Literal["prune", "cancel", "deploy", "rollback", "reset"], typer.Argument(help="The service.")],
     sparsity: Sparsity = None,
-    method: Annotated[Optional[Method], typer.Option(help="Optimizer of the pruning coefficients.")] = None,
+    method: Annotated[Method | None, typer.Option(help="Optimizer of the pruning coefficients.")] = None,
     port: Port = DEFAULT_PORT,
     host: Host = LOOPBACK,
     keys: Keys = None,
@@ -393,7 +391,11 @@ def call(
     from nncontrol_prune.transport.network import Service
     from nncontrol_prune.transport.requests import Client
 
-    settings = {key: value for key, value in (("sparsity", sparsity), ("method", method)) if value is not None}
+    settings: dict[str, float | int | str] = {}
+    if sparsity is not None:
+        settings["sparsity"] = sparsity
+    if method is not None:
+        settings["method"] = method
     if settings and what != "prune":
         raise typer.BadParameter("--sparsity and --method go with `call prune`")
     calls: dict[str, tuple[Service, Spec]] = {

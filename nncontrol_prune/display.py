@@ -14,6 +14,7 @@ from rich.table import Table
 from nncontrol_prune.controllers.bundle import Bundle, short
 from nncontrol_prune.controllers.specs import Manifest
 from nncontrol_prune.controllers.verdict import Verdict
+from nncontrol_prune.runtime.statistics import Quantiles
 from nncontrol_prune.transport.session import SessionResult
 
 out = Console()
@@ -39,7 +40,7 @@ def progress_bar(quiet: bool = False) -> Iterator[Any]:
         def show(description: str, share: float | None = None) -> None:
             nonlocal last
             progress.update(task, description=description, total=None if share is None else 1.0, completed=share or 0.0)
-            stage = description.split("s  ")[-1]
+            stage = description.rsplit("s  ", maxsplit=1)[-1]
             if not err.is_terminal and not quiet and stage != last:
                 err.print(description)
             last = stage
@@ -56,9 +57,8 @@ def bundle_table(bundle: Bundle) -> Table:
         f"{manifest.architecture.activation}, output {manifest.architecture.squash}",
         "parameters": f"{manifest.parameters:,}",
         "observation": ", ".join(f"{term.name} ({term.size})" for term in manifest.observation.terms),
-        "action": ", ".join(
-            f"{joint} [{lower:g}, {upper:g}]" for joint, lower, upper in _limits(manifest)
-        ) + f" {manifest.action.unit}",
+        "action": ", ".join(f"{joint} [{lower:g}, {upper:g}]" for joint, lower, upper in _limits(manifest))
+        + f" {manifest.action.unit}",
         "rate": f"{manifest.rate:g} Hz",
         "environment": manifest.environment or "not stated",
     }
@@ -113,10 +113,12 @@ def session_table(result: SessionResult) -> Table:
     row("controller", [short(side.reference) if side else "-" for side in sides])
     row("parameters", [f"{side.parameters:,}" if side else "-" for side in sides])
     row("ticks", [f"{side.ticks:,}" if side else "-" for side in sides])
-    for label, key in (("tick compute p50", "p50"), ("tick compute p99", "p99")):
-        row(label, [f"{1e6 * getattr(side.compute, key):.0f} µs" if side else "-" for side in sides])
+    for what, field in (("inference", "inference"), ("whole tick", "compute")):
+        row(f"{what} p50 / p99", [_microseconds(getattr(side, field)) if side else "-" for side in sides])
     row("success (gate)", [side.success if side else "-" for side in sides])
-    row("return (gate)", [f"{side.return_mean:.1f}" if side and side.return_mean is not None else "-" for side in sides])
+    row(
+        "return (gate)", [f"{side.return_mean:.1f}" if side and side.return_mean is not None else "-" for side in sides]
+    )
     table.add_section()
     swap = "none" if result.swap_duration is None else f"{1e6 * result.swap_duration:.0f} µs"
     if result.swap_tick_compute is not None:
@@ -131,6 +133,10 @@ def session_table(result: SessionResult) -> Table:
 def written(paths: list[Path]) -> str:
     """Return a line that names what was written."""
     return "written: " + ", ".join(str(path) for path in paths)
+
+
+def _microseconds(quantiles: Quantiles) -> str:
+    return f"{1e6 * quantiles.p50:.0f} / {1e6 * quantiles.p99:.0f} µs"
 
 
 def _limits(manifest: Manifest) -> zip[tuple[str, float, float]]:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from nncontrol_prune.controllers.specs import ActionSpec
 from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.rollouts.reader import Rollouts
+from nncontrol_prune.runtime.statistics import BUNDLE, COMPUTE, PERIOD
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be chosen first)
+from matplotlib import pyplot as plt
 
 DENSE, PRUNED = "#2b5d8c", "#d9822b"
 
@@ -26,7 +27,7 @@ def plot_run(path: Path, environment: str, rollouts: Rollouts, action: ActionSpe
         environment: Gymnasium id, which says what the signal is.
         rollouts: The run's transitions.
         action: The controller's action, for names and units.
-        ticks: The loop's ticks, (ticks, 4).
+        ticks: The loop's ticks, (ticks, 5).
     """
     task = task_of(environment)
     figure, (top, middle, bottom) = plt.subplots(
@@ -36,7 +37,7 @@ def plot_run(path: Path, environment: str, rollouts: Rollouts, action: ActionSpe
     signal = task.signal(rollouts.observation).astype(float)
     jumps = np.abs(np.diff(signal, prepend=signal[:1])) > np.pi
     signal[jumps | (np.diff(rollouts.episode, prepend=rollouts.episode[0]) != 0)] = np.nan
-    tick_time = np.cumsum(np.nan_to_num(ticks[:, 1]))
+    tick_time = np.cumsum(np.nan_to_num(ticks[:, PERIOD]))
     for swaps in np.unique(rollouts.bundle):
         colour = DENSE if swaps == 0 else PRUNED
         label = "dense" if swaps == 0 else "pruned"
@@ -45,8 +46,8 @@ def plot_run(path: Path, environment: str, rollouts: Rollouts, action: ActionSpe
         for index, joint in enumerate(action.joints):
             style = "-" if index == 0 else ":"
             middle.plot(time[mine], rollouts.action[mine, index], style, color=colour, lw=0.7, label=joint)
-        ours = ticks[:, 0] == swaps
-        bottom.plot(tick_time[ours], 1e6 * ticks[ours, 2], ".", ms=1.5, color=colour)
+        ours = ticks[:, BUNDLE] == swaps
+        bottom.plot(tick_time[ours], 1e6 * ticks[ours, COMPUTE], ".", ms=1.5, color=colour)
     for axis in (top, middle, bottom):
         for swap in time[1:][np.diff(rollouts.bundle) != 0]:
             axis.axvline(swap, color="0.35", lw=1, ls="--")

@@ -31,7 +31,7 @@ class Progress:
         Raises:
             Cancelled: The work is no longer wanted.
         """
-        if self._cancelled():
-            raise Cancelled(f"cancelled during {stage}")
         if self._report is not None:
             self._report(stage, share)
+        if self._cancelled():
+            raise Cancelled(f"cancelled during {stage}")

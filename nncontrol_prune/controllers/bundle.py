@@ -218,7 +218,8 @@ def parse_manifest(data: bytes | None) -> Manifest:
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise BundleError(
-            f"{MANIFEST} has format version {version}, this release reads up to {FORMAT_VERSION}; update nncontrol_prune"
+            f"{MANIFEST} has format version {version}, this release reads up to {FORMAT_VERSION}; "
+            "update nncontrol_prune"
         )
     try:
         return Manifest.model_validate_json(data)

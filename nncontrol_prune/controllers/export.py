@@ -21,7 +21,7 @@ def export_onnx(module: nn.Module, observation_size: int) -> bytes:
         torch.onnx.export(
             module,
             (torch.zeros(1, observation_size),),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # its annotation forgets the buffers its documentation allows
             dynamo=False,
             input_names=["observation"],
             output_names=["action"],

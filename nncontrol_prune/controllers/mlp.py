@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -76,7 +77,7 @@ class Mlp(nn.Module):
         self.architecture = architecture
         widths = (observation_size, *architecture.hidden, action_size)
         self.normalizer = Normalizer(observation_size, architecture.observation_clip)
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(widths))
         self.activation = ACTIVATIONS[architecture.activation]()
         self.output = ActionScale(action_size, architecture.squash)
 
@@ -99,7 +100,7 @@ class Mlp(nn.Module):
 
     def current_architecture(self) -> MlpArchitecture:
         """Return the architecture with the widths the layers have now (they change when channels are removed)."""
-        hidden = tuple(int(layer.weight.shape[0]) for layer in self.layers[:-1])
+        hidden = tuple(layer.out_features for layer in self.layers[:-1] if isinstance(layer, nn.Linear))
         return self.architecture.model_copy(update={"hidden": hidden})
 
 

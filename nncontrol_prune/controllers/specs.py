@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Annotated, Literal
 
@@ -72,7 +73,8 @@ class ActionSpec(Spec):
     def _limits_match(self) -> ActionSpec:
         if not len(self.joints) == len(self.lower) == len(self.upper):
             raise ValueError(
-                f"{len(self.joints)} joints need as many limits, not {len(self.lower)} lower and {len(self.upper)} upper"
+                f"{len(self.joints)} joints need as many limits, "
+                f"not {len(self.lower)} lower and {len(self.upper)} upper"
             )
         for joint, lower, upper in zip(self.joints, self.lower, self.upper, strict=True):
             if not lower < upper:
@@ -110,7 +112,7 @@ class MlpArchitecture(Spec):
             "output.half_range": (action_size,),
         }
         widths = (observation_size, *self.hidden, action_size)
-        for index, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for index, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
             shapes[f"layers.{index}.weight"] = (outputs, inputs)
             shapes[f"layers.{index}.bias"] = (outputs,)
         return shapes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -24,7 +24,7 @@ class CartPoleSwingUpEnv(MujocoEnv):
     Control rate: 100 Hz. Episodes are never terminated; they are truncated after 10 s.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata: dict[str, Any] = {  # noqa: RUF012 (gymnasium declares it so)
         "render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"],
         "render_fps": 100,
     }
@@ -38,7 +38,9 @@ class CartPoleSwingUpEnv(MujocoEnv):
             **kwargs,
         )
 
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, float]]:
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], np.float64, bool, bool, dict[str, np.float64]]:
         self.do_simulation(action, self.frame_skip)
         observation = self._observation()
         if self.render_mode == "human":
@@ -58,13 +60,13 @@ class CartPoleSwingUpEnv(MujocoEnv):
         return np.array([x, np.cos(theta), np.sin(theta), x_dot, theta_dot])
 
     @staticmethod
-    def _reward(observation: NDArray[np.float64], force: float) -> float:
+    def _reward(observation: NDArray[np.float64], force: float) -> np.float64:
         x, cosine, _, _, theta_dot = observation
         upright = (1.0 + cosine) / 2.0
         centred = (1.0 + np.exp(-(x**2))) / 2.0
         calm = (1.0 + np.exp(-((theta_dot / 5.0) ** 2))) / 2.0
         gentle = (4.0 + 1.0 - min((force / 10.0) ** 2, 1.0)) / 5.0
-        return float(upright * centred * calm * gentle)
+        return np.float64(upright * centred * calm * gentle)
 
 
 def upright(observation: NDArray[np.float64]) -> bool:

@@ -25,7 +25,7 @@ class CommandSource(Protocol):
     """Where the live plant gets its commands and leaves its states. Neither method may block."""
 
     def command(self, action: NDArray[np.float64]) -> float:
-        """Fill in the newest command (m,) and return the stamp it answers; NaN if there was none since the last call."""
+        """Fill in the newest command (m,) and return the stamp it answers; NaN if none came since the last call."""
         ...
 
     def publish(self, state: NDArray[np.float64]) -> None:

@@ -14,6 +14,8 @@ from nncontrol_prune.rollouts.reader import Rollouts
 
 HELD_OUT_SHARE = 0.25
 MIN_ROWS = 64
+PERTURBED_WEIGHT = 0.1
+"""Weight of a perturbed row, relative to the logged row it comes from."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +37,28 @@ class Calibration:
     warnings: tuple[str, ...] = ()
 
 
-def calibration_from(rollouts: Rollouts, *, max_rows: int = 8192, seed: int = 0) -> Calibration:
+def calibration_from(
+    rollouts: Rollouts, *, max_rows: int = 8192, perturbation: float = 1.0, seed: int = 0
+) -> Calibration:
     """Make calibration data from rollouts.
 
     Rows are weighted by how fast the observation changes: a balancing controller spends most of its time at rest,
     and those states would otherwise drown the transients.
 
+    Every row also comes a second time, lightly weighted, with Gaussian noise: the dense controller can be asked about
+    any observation, and a pruned one that agrees with it only on the few states that were logged leaves them and
+    falls. docs/pruning.md has what that is worth.
+
     Args:
         rollouts: What the loop logged.
-        max_rows: More rows than this are thinned out at random.
-        seed: Of the thinning.
+        max_rows: More logged rows than this are thinned out at random.
+        perturbation: Standard deviation of the noise, in each observation's own; 0 for none.
+        seed: Of the thinning and the noise.
 
     Raises:
         PruningError: Too few transitions, or most of them hold NaN.
     """
-    finite = np.isfinite(rollouts.observation).all(axis=1)
+    finite: NDArray[np.bool_] = np.all(np.isfinite(rollouts.observation), axis=1)
     warnings = []
     if not finite.all():
         skipped = int((~finite).sum())
@@ -62,16 +71,19 @@ def calibration_from(rollouts: Rollouts, *, max_rows: int = 8192, seed: int = 0)
     weights = _transient_weights(rollouts.observation, rollouts.episode)
     held_out = _held_out(rollouts.episode[rows])
     rng = np.random.default_rng(seed)
-    parts = []
+    spread = perturbation * rollouts.observation[rows].std(axis=0)
+    parts: list[tuple[Tensor, Tensor]] = []
     for part, share in ((rows[~held_out], 1 - HELD_OUT_SHARE), (rows[held_out], HELD_OUT_SHARE)):
         limit = max(MIN_ROWS // 2, round(max_rows * share))
         chosen = part if len(part) <= limit else np.sort(rng.choice(part, limit, replace=False))
-        weight = weights[chosen] / weights[chosen].mean()
-        parts += [
-            torch.from_numpy(rollouts.observation[chosen].astype(np.float32)),
-            torch.from_numpy(weight.astype(np.float32)),
-        ]
-    return Calibration(*parts, warnings=tuple(warnings))
+        observation, weight = rollouts.observation[chosen], weights[chosen]
+        if perturbation > 0:
+            noisy = observation + spread * rng.normal(size=observation.shape)
+            observation, weight = np.concatenate([observation, noisy]), np.append(weight, PERTURBED_WEIGHT * weight)
+        weight = weight / weight.mean()
+        parts.append((torch.from_numpy(observation.astype(np.float32)), torch.from_numpy(weight.astype(np.float32))))
+    (fit, fit_weights), (judge, judge_weights) = parts
+    return Calibration(fit, fit_weights, judge, judge_weights, tuple(warnings))
 
 
 def _transient_weights(observation: NDArray[np.float64], episode: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -40,7 +40,7 @@ SMALLEST_MASK = 1e-4
 
 
 def gradient(problem: CoefficientProblem[Module], progress: Progress) -> list[int]:
-    """Descend on the soft objective from the uniform coefficients; return the better of start and end, by the true one."""
+    """Descend on the soft objective from uniform coefficients; return the better of start and end, by the true one."""
     start = uniform(problem, progress)
     found = problem.land(_descend(problem, problem.coefficients_of(start), progress))
     return min((start, found), key=lambda kept: problem.objective(problem.build(kept)))
@@ -71,7 +71,9 @@ def _descend(problem: CoefficientProblem[Module], start: Sequence[float], progre
         with _soft_masks(problem.module, problem.groups, masks, targets, fit_weights):
             error = (problem.module(observation) - actions)[len(fit) :] / problem.action_range
         objective = (judge_weights * error.square().sum(dim=1)).mean()
-        excess = 1.0 - problem.count(1.0 - coefficients) / problem.count.dense - problem.sparsity
+        removed = 1.0 - problem.count(1.0 - coefficients) / problem.count.dense
+        assert isinstance(removed, Tensor)
+        excess = removed - problem.sparsity
         # The logarithm makes a step independent of the error's scale, which spans orders of magnitude.
         loss = torch.log(objective + 1e-10) + multiplier * excess + 0.5 * stiffness * excess**2
         optimizer.zero_grad()

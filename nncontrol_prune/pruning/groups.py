@@ -65,7 +65,8 @@ def find_groups(module: nn.Module, components: Mapping[str, Sequence[str]], obse
     order = {name: position for position, name in enumerate(_execution_order(module, observation))}
     groups = []
     for coupled in graph.get_all_groups(ignored_layers=_output_layers(module, order), root_module_types=[nn.Linear]):
-        producers, consumers = [], []
+        producers: list[str] = []
+        consumers: list[str] = []
         for dependency, _ in coupled:
             name = names.get(id(dependency.target.module))
             if name is None or not isinstance(dependency.target.module, nn.Linear):
@@ -169,4 +170,4 @@ def _weight(module: nn.Module) -> Tensor:
 
 
 def _out_parameters(module: nn.Module) -> int:
-    return _weight(module).shape[1] + (1 if module.bias is not None else 0)
+    return _weight(module).shape[1] + (0 if getattr(module, "bias", None) is None else 1)

@@ -50,9 +50,9 @@ def taylor(module: nn.Module, groups: Sequence[Group], observation: Tensor, weig
         scores = [torch.zeros(group.channels) for group in groups]
         for index in range(actions.shape[1]):
             gradients = torch.autograd.grad(actions[:, index].sum(), hidden, retain_graph=True)
-            for score, activation, gradient in zip(scores, hidden, gradients, strict=True):
+            for group, (activation, gradient) in enumerate(zip(hidden, gradients, strict=True)):
                 effect = (activation - activation.mean(dim=0)).detach() * gradient
-                score += (weights[:, None] * effect.square()).mean(dim=0)
+                scores[group] += (weights[:, None] * effect.square()).mean(dim=0)
     return scores
 
 

@@ -49,6 +49,7 @@ class PruningReport(Spec):
     """The candidate that became the controller."""
     rollouts: str
     rows: int
+    """Transitions in the rollouts."""
     warnings: tuple[str, ...]
     seconds: float
 
@@ -103,7 +104,9 @@ def prune_bundle(
             f"{manifest.name} observes {manifest.observation.size}; record rollouts of this controller"
         )
     module = dense.module()
-    calibration = calibration_from(rollouts, max_rows=settings.max_rows, seed=settings.seed)
+    calibration = calibration_from(
+        rollouts, max_rows=settings.max_rows, perturbation=settings.perturbation, seed=settings.seed
+    )
     problem = coefficient_problem(module, calibration, settings, progress)
     kept = METHODS[settings.method](problem, progress)
     progress("reconstruction", 0.0)
@@ -167,7 +170,7 @@ def prune_bundle(
         errors={candidate.name: candidate.error for candidate in candidates},
         chosen=chosen.name,
         rollouts=rollouts.digest,
-        rows=len(calibration.fit) + len(calibration.held_out),
+        rows=len(rollouts.stamp),
         warnings=(*rollouts.warnings, *calibration.warnings),
         seconds=time.monotonic() - started,
     )

@@ -25,4 +25,6 @@ class PruningSettings(Spec):
     """Gradient steps of distillation; 0 for none."""
     max_rows: Annotated[int, Field(ge=256, le=1_000_000)] = 8192
     """Transitions used at the most."""
+    perturbation: Annotated[FiniteFloat, Field(ge=0.0, le=10.0)] = 1.0
+    """Noise on a second copy of the transitions, in standard deviations of each observation; 0 for no copy."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -142,13 +142,14 @@ class Recorder:
         """
         stream = self._transitions
         try:
-            if len(observation) != self._observation_size or len(action) != self._action_size:  # one value would do for all
+            if len(observation) != self._observation_size or len(action) != self._action_size:
+                # The assignments below would take one value for all.
                 sizes = f"{self._observation_size} and {self._action_size}"
-                raise ValueError(f"{len(observation)} observations and {len(action)} actions are not {sizes}")
+                raise ValueError(f"it has {len(observation)} and {len(action)} values instead of {sizes}")
             TRANSITION_HEAD.pack_into(stream.buffer, 0, Kind.TRANSITION, time.time_ns(), stamp, bundle)
             self._observation[:] = observation
             self._action[:] = action
-        except Exception as error:  # noqa: BLE001 - whatever it was handed, it must not end the loop
+        except Exception as error:  # whatever it was handed, it must not end the loop
             return self._drop(stream, f"a transition could not be recorded: {error}")
         return self._send(stream, stream.buffer)
 
@@ -170,7 +171,7 @@ class Recorder:
         now = time.time_ns()
         try:
             STEP_RECORD.pack_into(stream.buffer, 0, Kind.STEP, now, stamp, episode, step, reward, terminated, truncated)
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # as above
             return self._drop(stream, f"a step could not be recorded: {error}")
         return self._send(stream, stream.buffer)
 
@@ -267,7 +268,7 @@ class Recorder:
         """Return the last thing the recorder's process says before it ends or is ready; empty if it says nothing."""
         deadline = time.monotonic() + timeout
         answer = b""
-        with suppress(OSError):  # among them the timeout, and a connection that was reset: then there is no more to read
+        with suppress(OSError):  # the timeout is one, and a connection that was reset
             while True:
                 self._socket.settimeout(max(0.001, deadline - time.monotonic()))
                 message = self._socket.recv(4096)
@@ -276,6 +277,7 @@ class Recorder:
                 answer = message
                 if until_ready:
                     break
+        self._socket.setblocking(False)  # with a timeout, Python would wait for room before it even tries to send
         return answer.decode()
 
     def _send(self, stream: _Stream, record: bytearray | memoryview) -> bool:

@@ -34,7 +34,9 @@ class Recording:
         overflowed: How many records found the queue full.
     """
 
-    def __init__(self, connection: socket.socket, memory: mmap.mmap, writer: BagWriter, *, size: int, limit: int) -> None:
+    def __init__(
+        self, connection: socket.socket, memory: mmap.mmap, writer: BagWriter, *, size: int, limit: int
+    ) -> None:
         """Prepare to record.
 
         Args:
@@ -65,7 +67,7 @@ class Recording:
             self._write_all()
             self._writer.close()
         finally:
-            # Without this, a loop that still records would fill a queue that nobody empties. What is on its way is lost.
+            # After an error the loop may still record: it must see at once that nobody listens.
             self._connection.shutdown(socket.SHUT_RD)
             receiver.join()
             COUNTS.pack_into(self._memory, 0, self._writer.written, self._received - self._writer.written)
@@ -113,7 +115,8 @@ def main() -> int:
     limit = min(QUEUE_SECONDS * 2 * bag["rate"], MAX_QUEUE_BYTES / size)  # a tick has a transition and a step
     try:
         writer = BagWriter(Path(bag.pop("directory")), **bag)
-        connection.send(READY)
+        with suppress(OSError):  # the loop's process may be gone already; the bag is completed all the same
+            connection.send(READY)
         Recording(connection, memory, writer, size=size, limit=max(1, int(limit))).run()
     except RolloutError as error:
         with suppress(OSError):

@@ -30,7 +30,7 @@ COUNTS = struct.Struct("<qq")
 """The memory both processes share: how many messages are in the bag, and how many the recorder dropped."""
 
 READY = b"ready"
-"""What the recorder answers when the bag is open; everything else it ever answers is a sentence that says what failed."""
+"""What the recorder answers when the bag is open; any other answer is a sentence that says what failed."""
 
 
 def record_size(observation_size: int, action_size: int) -> int:

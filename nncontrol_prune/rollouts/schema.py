@@ -117,7 +117,7 @@ def message_definition(message_type: str) -> tuple[str, str]:
 def _deserialize(data: bytes, message_type: str) -> object:
     try:
         return _TYPESTORE.deserialize_cdr(data, message_type)
-    except Exception as error:  # noqa: BLE001 - bytes that are no such message make it raise anything
+    except Exception as error:  # bytes that are no such message make it raise anything
         raise ValueError(f"a message is not a {message_type}") from error
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from mcap.writer import Writer
@@ -90,7 +91,7 @@ class BagWriter:
         with self._reported():
             self._make_directory()
             self._file = self._path.open("xb")
-            self._mcap = Writer(self._file)
+            self._mcap: Any = Writer(self._file)  # its methods are partly untyped
             self._channels = self._open()
 
     def transition(self, stamp: float, bundle: int, observation: ArrayLike, action: ArrayLike) -> None:
@@ -157,7 +158,8 @@ class BagWriter:
         """
         topic = self._topics[kind]
         with self._reported():
-            self._mcap.add_message(self._channels[kind], log_time, self._encode[kind](payload), log_time, topic.messages)
+            data = self._encode[kind](payload)
+            self._mcap.add_message(self._channels[kind], log_time, data, log_time, topic.messages)
             self._start = min(self._start, log_time) if self._messages else log_time
             self._end = max(self._end, log_time) if self._messages else log_time
             topic.messages += 1

@@ -20,8 +20,14 @@ SWITCH_INTERVAL = 1e-4
 """How long another Python thread of the process may keep the loop waiting, in seconds (Python's default is 5 ms)."""
 
 
+LEAD = 3e-4
+"""How long before a deadline the loop wakes, in seconds: it then goes once through what the tick will do, without
+commanding anything, since code and weights have left the processor's caches while it slept. Seen here at 100 Hz: a
+tick of 60 µs instead of 330."""
+
+
 class PlantConnection(Protocol):
-    """How the loop reaches its plant. Neither method may block."""
+    """How the loop reaches its plant. No method may block."""
 
     def read(self, observation: NDArray[np.float64]) -> float:
         """Fill in the newest observation (n,) and return its stamp in plant seconds; NaN if there never was one."""
@@ -29,6 +35,10 @@ class PlantConnection(Protocol):
 
     def write(self, stamp: float, action: NDArray[np.float64]) -> None:
         """Command the plant with an action (m,), computed from the observation of that stamp."""
+        ...
+
+    def after_tick(self) -> None:
+        """Do what can wait until the command has left."""
         ...
 
 
@@ -114,10 +124,11 @@ class ControlLoop:
         deadline = clock() + period / 2
         started_before, last_stamp, last_change = math.nan, math.nan, clock()
         while not stopped():
-            remaining = deadline - clock()
-            if remaining > 0:
-                sleep(remaining)
-            start = clock()
+            sleep(max(0.0, deadline - LEAD - clock()))
+            plant.read(observation)
+            slot.act(observation, action)
+            while (start := clock()) < deadline:
+                pass
 
             tick = statistics.ticks
             slot.swap_if_staged(tick)
@@ -125,8 +136,11 @@ class ControlLoop:
             if stamp != last_stamp:
                 last_stamp, last_change = stamp, start
             fresh = start - last_change <= self._timeout
+            inference = math.nan
             if fresh:
+                before = clock()
                 slot.act(observation, action)
+                inference = clock() - before
                 healthy = self._limits.apply(action)
                 self.faults += not healthy
             else:
@@ -136,7 +150,8 @@ class ControlLoop:
             plant.write(stamp, action)
             end = clock()
 
-            statistics.record(slot.swaps, start - started_before, end - start, start - deadline)
+            statistics.record(slot.swaps, start - started_before, end - start, start - deadline, inference)
+            plant.after_tick()
             if recorder is not None and fresh:
                 recorder.transition(stamp, slot.swaps, observation, action)
             slot.tick_passed(tick, healthy)

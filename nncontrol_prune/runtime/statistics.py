@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-COLUMNS: Final = ("bundle", "period", "compute", "lateness")
-_BUNDLE, _PERIOD, _COMPUTE, _LATENESS = range(4)
+COLUMNS: Final = ("bundle", "period", "compute", "lateness", "inference")
+BUNDLE, PERIOD, COMPUTE, LATENESS, INFERENCE = range(5)
 
 
 class Quantiles(BaseModel):
@@ -42,6 +42,8 @@ class TickSummary(BaseModel):
     """From reading the observation to having handed on the command."""
     lateness: Quantiles
     """From a tick's deadline to its start."""
+    inference: Quantiles
+    """The controller alone: from observation to action."""
 
 
 class TickStatistics:
@@ -59,17 +61,18 @@ class TickStatistics:
         self.overruns = 0
         self.skipped = 0
 
-    def record(self, bundle: int, period: float, compute: float, lateness: float) -> None:
+    def record(self, bundle: int, period: float, compute: float, lateness: float, inference: float) -> None:
         """Keep one tick; called by the loop only. Times in seconds."""
         row = self._rows[self.ticks % self._capacity]
-        row[_BUNDLE] = bundle
-        row[_PERIOD] = period
-        row[_COMPUTE] = compute
-        row[_LATENESS] = lateness
+        row[BUNDLE] = bundle
+        row[PERIOD] = period
+        row[COMPUTE] = compute
+        row[LATENESS] = lateness
+        row[INFERENCE] = inference
         self.ticks += 1
 
     def rows(self, start: int = 0, count: int | None = None) -> NDArray[np.float64]:
-        """Return a copy of kept ticks, (ticks, 4), oldest first; columns as in `COLUMNS`.
+        """Return a copy of kept ticks, (ticks, 5), oldest first; columns as in `COLUMNS`.
 
         Args:
             start: Number of the first tick wanted; what is no longer kept is left out.
@@ -93,11 +96,12 @@ class TickStatistics:
 
 
 def summarize(rows: NDArray[np.float64]) -> TickSummary:
-    """Summarize ticks, (ticks, 4), with columns as in `COLUMNS`."""
-    period = rows[:, _PERIOD]
+    """Summarize ticks, (ticks, 5), with columns as in `COLUMNS`."""
+    period = rows[:, PERIOD]
     return TickSummary(
         ticks=len(rows),
         period=Quantiles.of(period[np.isfinite(period)]),  # the first tick has no period
-        compute=Quantiles.of(rows[:, _COMPUTE]),
-        lateness=Quantiles.of(rows[:, _LATENESS]),
+        compute=Quantiles.of(rows[:, COMPUTE]),
+        lateness=Quantiles.of(rows[:, LATENESS]),
+        inference=Quantiles.of(rows[:, INFERENCE]),
     )

@@ -9,6 +9,7 @@ Everything comes by atomic rename: a power cut leaves the old controller or the 
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -52,11 +53,9 @@ class BundleStore:
         """Store a checked bundle, unless it is there, and return its `name@digest`."""
         directory = self.directory(bundle.digest)
         if not directory.exists():
-            try:
+            # Another process may store the same bundle in the meantime: same digest, same contents.
+            with contextlib.suppress(FileExistsError):
                 bundle.write(directory)
-            except FileExistsError:
-                # Another process stored the same bundle in the meantime: same digest, same contents.
-                pass
         return bundle.reference
 
     def directory(self, digest: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,15 @@ class ControllerLink:
         self._commands = network.connect(self._context, "command", zmq.PUB)
         self._command = np.zeros(1 + action_size)
         self._state = np.full(len(HEADER) + observation_size, math.nan)
-        self._state_bytes = memoryview(self._state).cast("B")
+        self._state_bytes = self._state.data.cast("B")
         self._observation = self._state[len(HEADER) :]
         self._recorder = recorder
+        self._steps: deque[list[float]] = deque(maxlen=64)
         self.unfit = 0
         """States whose size is not the controller's."""
 
     def read(self, observation: NDArray[np.float64]) -> float:
-        """Fill in the newest observation; record every step that came."""
+        """Fill in the newest observation; keep the record of every step that came."""
         try:
             while True:
                 data = self._states.recv(zmq.NOBLOCK)
@@ -68,9 +70,7 @@ class ControllerLink:
                     self.unfit += 1
                     continue
                 self._state_bytes[:] = data
-                if self._recorder is not None and self._state[1] == self._state[1]:  # no step led to the first state
-                    _, stamp, episode, step, reward, terminated, truncated = self._state[: len(HEADER)].tolist()
-                    self._recorder.step(stamp, int(episode), int(step), reward, terminated > 0, truncated > 0)
+                self._steps.append(self._state[1 : len(HEADER)].tolist())
         except zmq.Again:
             pass
         observation[:] = self._observation
@@ -81,6 +81,13 @@ class ControllerLink:
         self._command[0] = stamp
         self._command[1:] = action
         self._commands.send(self._command.tobytes(), zmq.NOBLOCK)
+
+    def after_tick(self) -> None:
+        """Record the steps that came."""
+        while self._steps:
+            stamp, episode, step, reward, terminated, truncated = self._steps.popleft()
+            if self._recorder is not None and not math.isnan(stamp):  # no step led to the first state
+                self._recorder.step(stamp, int(episode), int(step), reward, terminated > 0, truncated > 0)
 
     def close(self) -> None:
         """Free the sockets, after what was sent last has left."""
@@ -93,11 +100,17 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
     store = BundleStore(settings.store)
     slot = ControllerSlot(store, settings.reference, slot=SLOT, probation=config.probation)
     manifest = slot.active.manifest
-    sizes = {"observation_size": manifest.observation.size, "action_size": manifest.action.size}
+    observation_size, action_size = manifest.observation.size, manifest.action.size
     recorder = None
     if settings.bag is not None:
-        recorder = Recorder(settings.bag, controller=SLOT, rate=manifest.rate, **sizes)
-    link = ControllerLink(settings.network, recorder=recorder, **sizes)
+        recorder = Recorder(
+            settings.bag,
+            controller=SLOT,
+            observation_size=observation_size,
+            action_size=action_size,
+            rate=manifest.rate,
+        )
+    link = ControllerLink(settings.network, observation_size, action_size, recorder)
     loop = ControlLoop(
         slot,
         link,
@@ -131,6 +144,9 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
             "dropped": 0 if recorder is None else recorder.dropped,
         }
 
+    def stage(request: Stage) -> dict[str, Any]:
+        return {"reference": slot.stage(request.reference)}
+
     def ticks(request: Ticks, _: bytes) -> tuple[dict[str, Any], bytes]:
         rows = loop.statistics.rows(request.start, TICKS_PER_REPLY)
         return {"rows": len(rows)}, rows.tobytes()
@@ -141,7 +157,7 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
         TypeAdapter(ControllerRequest),
         {
             Status: answers(status),
-            Stage: answers(lambda request: {"reference": slot.stage(request.reference)}),
+            Stage: answers(stage),
             Rollback: answers(lambda _: {"reference": slot.rollback()}),
             Ticks: ticks,
             **BundleTransfer(store).handlers(),

@@ -51,7 +51,7 @@ class Rollback(Spec):
 
 
 class Ticks(Spec):
-    """Ask the controller for its last ticks; the payload is float64, four columns (`runtime.statistics.COLUMNS`)."""
+    """Ask the controller for its last ticks; the payload is float64, columns as in `runtime.statistics.COLUMNS`."""
 
     request: Literal["ticks"] = "ticks"
     start: Annotated[int, Field(ge=0)] = 0
@@ -90,7 +90,7 @@ class Prune(Spec):
     request: Literal["prune"] = "prune"
     rollouts: tuple[Path, ...] | None = None
     """Bags; by default those that the running controller records."""
-    settings: dict[str, float | int | str] = {}
+    settings: dict[str, float | int | str] = Field(default_factory=dict)
     """Keys of the configuration's section `pruning_service` that differ for this job."""
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from nncontrol_prune.controllers.verdict import Verdict
-from nncontrol_prune.runtime.statistics import Quantiles, summarize
+from nncontrol_prune.runtime.statistics import BUNDLE, COMPUTE, Quantiles, summarize
 from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.service.pruning_service import JobStatus
 from nncontrol_prune.transport.messages import Cancel, Deploy, Prune, Status
@@ -39,6 +39,8 @@ class ControllerFigures(BaseModel):
     parameters: int
     compute: Quantiles
     """Reading, inference, limits and command of a tick, in seconds."""
+    inference: Quantiles
+    """The controller alone, in seconds."""
     ticks: int
     success: str = "not validated"
     return_mean: float | None = None
@@ -147,7 +149,9 @@ def _result(simulation: Simulation, job: JobStatus, notes: list[str]) -> tuple[S
         job=job,
         swap_duration=swap["duration"] if swap else None,
         swap_tick=swap["tick"] if swap else None,
-        swap_tick_compute=float(ticks[swap["tick"] - kept_from, 2]) if swap and swap["tick"] >= kept_from else None,
+        swap_tick_compute=float(ticks[swap["tick"] - kept_from, COMPUTE])
+        if swap and swap["tick"] >= kept_from
+        else None,
         ticks=controller["ticks"]["ticks"],
         skipped=controller["ticks"]["skipped"],
         overruns=controller["ticks"]["overruns"],
@@ -168,8 +172,14 @@ def _parameters(job: JobStatus, controller: dict[str, Any]) -> int:
 def _figures(
     ticks: np.ndarray, swaps: int, reference: str, parameters: int, verdict: Verdict | None, who: str
 ) -> ControllerFigures:
-    mine = summarize(ticks[ticks[:, 0] == swaps])
-    figures = ControllerFigures(reference=reference, parameters=parameters, compute=mine.compute, ticks=mine.ticks)
+    mine = summarize(ticks[ticks[:, BUNDLE] == swaps])
+    figures = ControllerFigures(
+        reference=reference,
+        parameters=parameters,
+        compute=mine.compute,
+        inference=mine.inference,
+        ticks=mine.ticks,
+    )
     if verdict is not None:
         summary = getattr(verdict, who)
         figures.success = f"{summary.successes} of {summary.episodes}"

@@ -113,7 +113,7 @@ class Simulation:
                 raise ProcessError(f"the {name} process has ended; see {self._logs / name}.log")
 
     def ticks(self) -> NDArray[np.float64]:
-        """Fetch the controller's ticks, (ticks, 4), columns as in `runtime.statistics.COLUMNS`."""
+        """Fetch the controller's ticks, (ticks, 5), columns as in `runtime.statistics.COLUMNS`."""
         return fetch_ticks(self.controller)
 
     def _stop(self) -> None:
@@ -136,4 +136,3 @@ def fetch_ticks(controller: Client) -> NDArray[np.float64]:
             return np.concatenate(pieces) if pieces else np.zeros((0, len(COLUMNS)))
         pieces.append(np.frombuffer(payload).reshape(-1, len(COLUMNS)))
         start += result["rows"]
-

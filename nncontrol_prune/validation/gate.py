@@ -114,7 +114,8 @@ def _return_criterion(ours: Sequence[Episode], theirs: Sequence[Episode], settin
     spread = float(difference.std(ddof=1)) / np.sqrt(len(difference))
     lower = float(difference.mean()) - stats.t.ppf(1 - ERROR_RATE, len(difference) - 1) * spread
     reason = (
-        f"return: {our.mean():.4g} against {dense:.4g}; the difference is {difference.mean():+.3g}, with 95 % confidence "
-        f"above {lower:+.3g}, and must be above {-allowed_loss:+.3g} ({settings.return_ratio:.0%} kept)"
+        f"return: {our.mean():.4g} against {dense:.4g}; the difference is {difference.mean():+.3g}, "
+        f"with 95 % confidence above {lower:+.3g}, and must be "
+        f"above {-allowed_loss:+.3g} ({settings.return_ratio:.0%} kept)"
     )
     return Criterion(name="return", passed=bool(lower >= -allowed_loss), reason=reason)

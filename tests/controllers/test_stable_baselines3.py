@@ -235,8 +235,8 @@ def test_without_statistics_the_observation_is_taken_as_it_is(tmp_path: Path, no
     normalize.save(str(tmp_path / "vecnormalize.pkl"))
     observations = spread_observations()
     expected, _ = model.predict(observations, deterministic=True)
-    for vecnormalize in (None, tmp_path / "vecnormalize.pkl"):
-        actor = import_sb3(saved(model, tmp_path / "m.zip"), OBSERVATION_SIZE, ACTION, vecnormalize=vecnormalize)
+    for statistics in (None, tmp_path / "vecnormalize.pkl"):
+        actor = import_sb3(saved(model, tmp_path / "m.zip"), OBSERVATION_SIZE, ACTION, vecnormalize=statistics)
         np.testing.assert_allclose(act(actor, observations), expected, rtol=0, atol=1e-5)
         assert actor.module.architecture.observation_clip is None
 
@@ -284,7 +284,9 @@ def test_activation_is_asked_for_where_it_cannot_be_known(tmp_path: Path) -> Non
     model = build("PPO", policy_kwargs={"net_arch": [8], "activation_fn": Swish})
     path = saved(model, tmp_path / "ppo.zip")
     message = refusal(path)
-    assert "Swish" in message and "--activation" in message and "silu" in message
+    assert "Swish" in message
+    assert "--activation" in message
+    assert "silu" in message
     actor = import_sb3(path, OBSERVATION_SIZE, ACTION, activation="silu")
     expected, _ = model.predict(spread_observations(), deterministic=True)
     np.testing.assert_allclose(act(actor, spread_observations()), expected, rtol=0, atol=1e-5)
@@ -536,7 +538,8 @@ def test_admitted_names_cannot_be_changed_by_a_pickle(tmp_path: Path, ppo_file: 
     path = tmp_path / "v.pkl"
     path.write_bytes(b"cnumpy\ndtype\n(N}S'name'\nS'spoiled'\nstb.")
     refusal(ppo_file, vecnormalize=path)
-    assert not hasattr(vecnormalize._Record, "name") and np.dtype("f8").name == "float64"
+    assert not hasattr(vecnormalize._Record, "name")
+    assert np.dtype("f8").name == "float64"
 
 
 @pytest.mark.parametrize(

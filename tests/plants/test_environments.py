@@ -10,7 +10,12 @@ from nncontrol_prune.plants.environments import PlantError, check_controller, ch
 
 @pytest.mark.parametrize(
     ("environment", "rate", "observation", "action"),
-    [(CARTPOLE, 100.0, 5, 1), ("Hopper-v5", 125.0, 11, 3), ("HalfCheetah-v5", 20.0, 17, 6), ("Walker2d-v5", 125.0, 17, 6)],
+    [
+        (CARTPOLE, 100.0, 5, 1),
+        ("Hopper-v5", 125.0, 11, 3),
+        ("HalfCheetah-v5", 20.0, 17, 6),
+        ("Walker2d-v5", 125.0, 17, 6),
+    ],
 )
 def test_specs_are_the_environments(environment: str, rate: float, observation: int, action: int) -> None:
     specs = environment_specs(environment)

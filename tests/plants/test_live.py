@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
@@ -59,7 +60,7 @@ def test_stamps_join_each_step_to_the_observation_it_started_from() -> None:
     wire = Wire()
     run_for(LivePlant(CARTPOLE, wire, real_time_factor=10.0), 0.3)
     steps = [state for state in wire.states if not math.isnan(state[1])]
-    for before, after in zip(steps[:-1], steps[1:], strict=True):
+    for before, after in itertools.pairwise(steps):
         assert after[HEADER.index("step_stamp")] == before[HEADER.index("stamp")]
         assert after[HEADER.index("step")] == before[HEADER.index("step")] + 1
 

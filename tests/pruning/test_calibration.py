@@ -11,13 +11,13 @@ def test_whole_episodes_are_held_out(make_rollouts) -> None:
     episode = np.repeat(np.arange(8), 50)
     observation = np.random.default_rng(0).normal(size=(400, 3))
     observation[:, 0] = episode
-    data = calibration_from(make_rollouts(observation, episode))
+    data = calibration_from(make_rollouts(observation, episode), perturbation=0.0)
     assert set(data.fit[:, 0].tolist()).isdisjoint(data.held_out[:, 0].tolist())
     assert len(data.held_out) == 100
 
 
 def test_few_episodes_are_split_in_blocks(make_rollouts) -> None:
-    data = calibration_from(make_rollouts(np.random.default_rng(0).normal(size=(400, 3))))
+    data = calibration_from(make_rollouts(np.random.default_rng(0).normal(size=(400, 3))), perturbation=0.0)
     assert len(data.fit) == 300
     assert len(data.held_out) == 100
 
@@ -25,21 +25,23 @@ def test_few_episodes_are_split_in_blocks(make_rollouts) -> None:
 def test_transients_weigh_more_than_rest(make_rollouts) -> None:
     time = np.arange(1000) * 0.01
     observation = np.where(time < 2, np.sin(5 * time), 0.0)[:, None] * np.ones((1, 2))
-    data = calibration_from(make_rollouts(observation))
+    data = calibration_from(make_rollouts(observation), perturbation=0.0)
     moving = data.fit.abs().sum(dim=1) > 0
     assert data.fit_weights[moving].mean() > 5 * data.fit_weights[~moving].mean()
     assert data.fit_weights.mean() == pytest.approx(1.0)
 
 
 def test_rows_are_thinned_to_the_limit(make_rollouts) -> None:
-    data = calibration_from(make_rollouts(np.random.default_rng(0).normal(size=(5000, 2))), max_rows=400)
+    data = calibration_from(
+        make_rollouts(np.random.default_rng(0).normal(size=(5000, 2))), max_rows=400, perturbation=0.0
+    )
     assert len(data.fit) + len(data.held_out) == 400
 
 
 def test_nan_rows_are_skipped_and_counted(make_rollouts) -> None:
     observation = np.random.default_rng(0).normal(size=(400, 2))
     observation[::10] = np.nan
-    data = calibration_from(make_rollouts(observation))
+    data = calibration_from(make_rollouts(observation), perturbation=0.0)
     assert len(data.fit) + len(data.held_out) == 360
     assert data.warnings == ("skipped 40 transitions that hold NaN or infinity",)
 
@@ -52,3 +54,14 @@ def test_mostly_nan_is_refused(make_rollouts) -> None:
 def test_too_few_rows_are_refused(make_rollouts) -> None:
     with pytest.raises(PruningError, match="hold 20 usable transitions; at least 64"):
         calibration_from(make_rollouts(np.zeros((20, 2))))
+
+
+def test_every_row_comes_again_with_noise_and_little_weight(make_rollouts) -> None:
+    rollouts = make_rollouts(np.random.default_rng(0).normal(size=(400, 3)) * np.array([1.0, 100.0, 0.0]))
+    plain, data = (calibration_from(rollouts, perturbation=amount) for amount in (0.0, 0.5))
+    rows = len(plain.fit)
+    assert len(data.fit) == 2 * rows
+    assert (data.fit[:rows] == plain.fit).all()
+    noise = (data.fit[rows:] - plain.fit).std(dim=0)
+    assert noise.numpy() == pytest.approx([0.5, 50.0, 0.0], rel=0.2)
+    np.testing.assert_allclose(data.fit_weights[rows:], 0.1 * data.fit_weights[:rows], rtol=1e-5)

@@ -60,7 +60,7 @@ def test_redundant_layer_is_pruned_first(method: str, calibration: Calibration) 
 
 
 def test_unreachable_sparsity_names_the_largest(module: Mlp, calibration: Calibration) -> None:
-    to_solve = problem(module, calibration, sparsity=0.999)
+    to_solve = problem(module, calibration, sparsity=0.999, tolerance=0.001)
     with pytest.raises(PruningError, match=f"{to_solve.largest_sparsity:.4g}"):
         uniform(to_solve, Progress())
 

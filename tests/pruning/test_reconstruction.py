@@ -30,7 +30,9 @@ def test_dependent_inputs_are_no_obstacle() -> None:
 
 
 def test_constant_inputs_give_the_mean() -> None:
-    weight, bias = weighted_ridge(torch.ones(20, 2).double(), torch.full((20, 1), 3.0).double(), torch.ones(20).double())
+    weight, bias = weighted_ridge(
+        torch.ones(20, 2).double(), torch.full((20, 1), 3.0).double(), torch.ones(20).double()
+    )
     assert torch.isfinite(weight).all()
     torch.testing.assert_close(torch.ones(1, 2).double() @ weight + bias, torch.tensor([[3.0]]).double())
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,8 +33,11 @@ class FakePlant:
     def write(self, stamp: float, action: NDArray[np.float64]) -> None:
         self.commands.append((stamp, float(action[0])))
 
+    def after_tick(self) -> None:
+        pass
 
-class Transitions(list):
+
+class Transitions(list[Any]):
     def transition(self, stamp, bundle, observation, action) -> bool:
         self.append((stamp, bundle, observation.copy(), action.copy()))
         return True

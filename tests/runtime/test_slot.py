@@ -154,4 +154,3 @@ def test_controller_that_does_not_fit_the_loop_cannot_be_staged(
     store.add(misfit)
     with pytest.raises(StagingError, match=message):
         slot.stage(misfit.reference)
-

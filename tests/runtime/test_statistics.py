@@ -9,7 +9,7 @@ from nncontrol_prune.runtime.statistics import TickStatistics, summarize
 def filled(ticks: int, capacity: int = 8) -> TickStatistics:
     statistics = TickStatistics(capacity)
     for tick in range(ticks):
-        statistics.record(0, 0.01, tick * 1e-3, 0.0)
+        statistics.record(0, 0.01, tick * 1e-3, 0.0, 0.0)
     return statistics
 
 
@@ -28,9 +28,10 @@ def test_a_range_of_ticks_can_be_asked_for() -> None:
 
 def test_summary_leaves_out_the_missing_first_period() -> None:
     statistics = TickStatistics(8)
-    statistics.record(0, np.nan, 1e-4, 2e-4)
-    statistics.record(0, 0.01, 3e-4, 4e-4)
+    statistics.record(0, np.nan, 1e-4, 2e-4, 5e-5)
+    statistics.record(0, 0.01, 3e-4, 4e-4, 6e-5)
     summary = summarize(statistics.rows())
     assert summary.period.p50 == 0.01
     assert summary.compute.max == 3e-4
+    assert summary.inference.max == 6e-5
     assert summary.ticks == 2

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from nncontrol_prune.controllers.bundle import load_bundle
 from nncontrol_prune.controllers.errors import BundleError
 from nncontrol_prune.files import write_atomically
 from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError, StoreError
@@ -100,17 +98,18 @@ def test_remains_of_dead_processes_are_removed_and_those_of_living_ones_are_not(
     assert [path.name for path in bundles.iterdir()] == [f".writing-{os.getpid()}-x"]
 
 
-def _add(root: Path, directory: Path) -> None:
-    BundleStore(root).add(load_bundle(directory))
+ADD = """
+import sys
+from pathlib import Path
+from nncontrol_prune.controllers.bundle import load_bundle
+from nncontrol_prune.runtime.store import BundleStore
+BundleStore(Path(sys.argv[1])).add(load_bundle(Path(sys.argv[2])))
+"""
 
 
 def test_processes_may_add_the_same_bundle_at_once(store: BundleStore, small_bundle, tmp_path: Path) -> None:
     small_bundle.write(tmp_path / "bundle")
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_add, args=(store.root, tmp_path / "bundle")) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+    command = [sys.executable, "-c", ADD, str(store.root), str(tmp_path / "bundle")]
+    processes = [subprocess.Popen(command) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
     assert [path.name for path in (store.root / "bundles").iterdir()] == [small_bundle.digest]

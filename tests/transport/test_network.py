@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import zmq
+from pydantic import TypeAdapter
+
+from nncontrol_prune.transport.messages import PlantRequest, Status
+from nncontrol_prune.transport.network import Network, TransportError, is_loopback, make_keys
+from nncontrol_prune.transport.requests import Client, RequestServer, answers
+
+
+def serve(network: Network) -> RequestServer:
+    handlers = {Status: answers(lambda _: {"fine": True})}
+    server = RequestServer(network, "plant", TypeAdapter(PlantRequest), handlers, errors=())
+    server.start()
+    return server
+
+
+def test_taken_port_is_named(network: Network) -> None:
+    server = serve(network)
+    try:
+        with pytest.raises(TransportError, match=rf"port {network.port + 2} is taken.*--port"):
+            serve(network)
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "robot.local"])
+def test_anything_but_loopback_needs_keys(network: Network, host: str) -> None:
+    open_network = network.model_copy(update={"host": host})
+    with pytest.raises(TransportError, match=f"listening on {host}.*CURVE keys.*nncontrol-prune keys"):
+        open_network.bind(zmq.Context.instance(), "plant", zmq.REP)
+
+
+def test_loopback_is_recognized() -> None:
+    assert [is_loopback(host) for host in ("127.0.0.1", "127.5.5.5", "::1", "localhost", "10.0.0.1")] == [
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_with_keys_only_their_holder_gets_an_answer(network: Network, tmp_path: Path) -> None:
+    make_keys(tmp_path / "keys")
+    make_keys(tmp_path / "other")
+    # A stranger who knows the server's public key, but has a client key of his own.
+    (tmp_path / "other" / "server.key").write_bytes((tmp_path / "keys" / "server.key").read_bytes())
+    server = serve(network.model_copy(update={"keys": tmp_path / "keys"}))
+    try:
+        with Client(network.model_copy(update={"keys": tmp_path / "keys"}), "plant") as friend:
+            assert friend.request(Status()) == {"fine": True}
+        for stranger in (network, network.model_copy(update={"keys": tmp_path / "other"})):
+            with Client(stranger, "plant", timeout=0.5) as client, pytest.raises(TransportError, match="no answer"):
+                client.request(Status())
+    finally:
+        server.close()
+
+
+def test_keys_are_private_and_never_overwritten(tmp_path: Path) -> None:
+    make_keys(tmp_path / "keys")
+    assert (tmp_path / "keys").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "keys" / "server.key_secret").stat().st_mode & 0o077 == 0
+    with pytest.raises(TransportError, match="never overwritten"):
+        make_keys(tmp_path / "keys")
+
+
+def test_missing_keys_are_named(network: Network, tmp_path: Path) -> None:
+    with pytest.raises(TransportError, match="server.key_secret is not a key file"):
+        network.model_copy(update={"keys": tmp_path}).bind(zmq.Context.instance(), "plant", zmq.REP)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import zmq
+from pydantic import TypeAdapter
+
+from nncontrol_prune.transport.messages import Pause, PlantRequest, Reset, Status
+from nncontrol_prune.transport.network import Network, TransportError
+from nncontrol_prune.transport.requests import Client, RequestFailedError, RequestServer, answers
+
+
+class KnownError(Exception):
+    pass
+
+
+def status(_: Status) -> dict[str, Any]:
+    return {"fine": True}
+
+
+def refuse(_: Reset) -> dict[str, Any]:
+    raise KnownError("not now")
+
+
+def break_down(_: Pause) -> dict[str, Any]:
+    raise ZeroDivisionError("oops")
+
+
+@pytest.fixture
+def server(network: Network):
+    handlers = {Status: answers(status), Reset: answers(refuse), Pause: answers(break_down)}
+    server = RequestServer(network, "plant", TypeAdapter(PlantRequest), handlers, errors=(KnownError,))
+    server.start()
+    yield server
+    server.close()
+
+
+def raw(network: Network, *frames: bytes) -> dict[str, Any]:
+    """Send bytes as they are and return the reply."""
+    with zmq.Context() as context, context.socket(zmq.REQ) as socket:
+        socket.linger = 0
+        socket.connect(network.endpoint("plant"))
+        socket.send_multipart(frames)
+        assert socket.poll(3000)
+        return json.loads(socket.recv_multipart()[0])
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        (b"", None),
+        (b"\xff\x00", None),
+        (b"[1, 2]", None),
+        (b'{"request": "explode"}', None),
+        (b'{"request": "pause"}', "paused"),
+        (b'{"request": "pause", "paused": "perhaps"}', "paused"),
+        (b'{"request": "status", "colour": "red"}', "colour"),
+    ],
+)
+def test_request_that_does_not_parse_gets_an_error_and_nothing_breaks(
+    network: Network, data: bytes, field: str | None
+) -> None:
+    reply = raw(network, data)
+    assert not reply["ok"]
+    assert reply["error"]
+    if field is not None:
+        assert reply["field"] == field
+        assert field in reply["error"]
+    with Client(network, "plant") as client:
+        assert client.request(Status()) == {"fine": True}
+
+
+@pytest.mark.usefixtures("server")
+def test_error_of_a_handler_is_the_answer(network: Network) -> None:
+    with Client(network, "plant") as client:
+        with pytest.raises(RequestFailedError, match="^not now$"):
+            client.request(Reset())
+        with pytest.raises(RequestFailedError, match="internal error: ZeroDivisionError: oops"):
+            client.request(Pause(paused=True))
+        assert client.request(Status()) == {"fine": True}
+
+
+def test_nobody_there_is_said_and_the_client_recovers(network: Network) -> None:
+    with Client(network, "plant", timeout=0.3) as client:
+        with pytest.raises(TransportError, match=r"no answer from the plant process.*is `nncontrol-prune sim` running"):
+            client.request(Status())
+        handlers = {Status: answers(status)}
+        server = RequestServer(network, "plant", TypeAdapter(PlantRequest), handlers, errors=())
+        server.start()
+        try:
+            assert client.request(Status()) == {"fine": True}
+        finally:
+            server.close()
+
+
+@pytest.mark.usefixtures("server")
+def test_client_that_leaves_before_its_answer_disturbs_nobody(network: Network) -> None:
+    for _ in range(5):
+        with zmq.Context() as context, context.socket(zmq.REQ) as socket:
+            socket.linger = 0
+            socket.connect(network.endpoint("plant"))
+            socket.send(b'{"request": "status"}')
+    assert raw(network, b'{"request": "status"}')["ok"]

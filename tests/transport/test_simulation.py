@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nncontrol_prune.config import Config
+from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.plants.environments import PlantError
+from nncontrol_prune.rollouts.reader import read_rollouts
+from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError
+from nncontrol_prune.transport.messages import Cancel, Deploy, Pause, Prune, Reset, Rollback, Stage, Status
+from nncontrol_prune.transport.network import Network
+from nncontrol_prune.transport.process import ProcessError
+from nncontrol_prune.transport.requests import Client, RequestFailedError
+from nncontrol_prune.transport.simulation import Simulation
+
+CONFIG = Config().override("nn_controller", controller="cartpole_swingup_sac")
+QUICK = {"sparsity": 0.7, "method": "uniform", "episodes": 30}
+
+
+def simulation(network: Network, tmp_path: Path, config: Config = CONFIG) -> Simulation:
+    return Simulation(config, network, out=tmp_path, store=BundleStore(tmp_path / "store"), bag=tmp_path / "bag")
+
+
+def wait_until(condition, timeout: float = 60.0) -> Any:
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError("it did not happen in time")
+
+
+def job_ended(client: Client) -> dict[str, Any] | None:
+    status = client.request(Status())
+    return status if status["state"] != "running" else None
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_running_loop_prunes_its_own_controller_and_swaps_it_in(network: Network, tmp_path: Path) -> None:
+    with simulation(network, tmp_path) as running:
+        with pytest.raises(RequestFailedError, match="nothing accepted to deploy"):
+            running.pruning.request(Deploy())
+        wait_until(lambda: running.plant.request(Status())["steps"] > 1100, 30)  # a swing-up, and the next one's start
+        running.pruning.request(Prune(settings=QUICK))
+        with pytest.raises(RequestFailedError, match="busy: job 1"):
+            running.pruning.request(Prune())
+        job = wait_until(lambda: job_ended(running.pruning))
+        assert job["state"] in ("accepted", "rejected"), job["message"]
+        if job["state"] == "rejected":
+            pytest.skip(f"eleven seconds of rollouts were not enough this time: {job['message']}")
+        candidate = job["outcome"]["candidate"]
+        running.pruning.request(Deploy())
+        wait_until(lambda: running.controller.request(Status())["active"] == candidate)
+        wait_until(lambda: not running.controller.request(Status())["on_probation"])
+        status = running.controller.request(Status())
+        assert (status["swaps"], status["faults"], status["dropped"], status["unfit_states"]) == (1, 0, 0, 0)
+        wait_until(lambda: (tmp_path / "store/slots/nn_controller.json").read_text().count(candidate) == 1)
+        running.controller.request(Rollback())
+        wait_until(lambda: running.controller.request(Status())["active"] == running.dense.reference)
+        ticks = running.ticks()
+        assert set(ticks[:, 0]) == {0.0, 1.0, 2.0}
+        pids = list(running.processes.values())
+    assert all(gone(pid) for pid in pids)
+    rollouts = read_rollouts(tmp_path / "bag")
+    assert set(rollouts.bundle) == {0, 1, 2}
+    assert candidate in rollouts.controllers
+    assert rollouts.has_rewards
+    assert not rollouts.warnings
+
+
+def test_killed_pruning_process_leaves_the_loop_undisturbed(network: Network, tmp_path: Path) -> None:
+    with simulation(network, tmp_path) as running:
+        wait_until(lambda: running.plant.request(Status())["steps"] > 200, 30)
+        running.pruning.request(Prune(settings={"method": "gradient", "episodes": 5000}))
+        wait_until(lambda: running.pruning.request(Status())["stage"] == "coefficients")
+        os.kill(running.processes["pruning"], signal.SIGKILL)
+        before = running.controller.request(Status())["ticks"]["ticks"]
+        time.sleep(1.0)
+        after = running.controller.request(Status())
+        assert after["ticks"]["ticks"] > before + 50
+        assert after["swaps"] == 0
+        running.check_alive()
+        assert running.dead() == ["pruning"]
+        assert [path.name for path in (tmp_path / "store/bundles").iterdir()] == [running.dense.digest]
+
+
+def test_dead_plant_is_noticed(network: Network, tmp_path: Path) -> None:
+    with simulation(network, tmp_path) as running:
+        os.kill(running.processes["plant"], signal.SIGKILL)
+        wait_until(lambda: running.dead() == ["plant"])
+        with pytest.raises(ProcessError, match="plant process has ended"):
+            running.check_alive()
+        wait_until(lambda: running.controller.request(Status())["stale"] > 0)
+
+
+def test_second_simulation_on_the_same_ports_is_refused_and_the_first_goes_on(network: Network, tmp_path: Path) -> None:
+    with simulation(network, tmp_path / "first") as first:
+        with pytest.raises(ProcessError, match=r"port \d+ is taken.*--port"), simulation(network, tmp_path / "second"):
+            pass
+        assert first.dead() == []
+        assert first.controller.request(Status())["faults"] == 0
+
+
+def test_pause_reset_and_cancel(network: Network, tmp_path: Path) -> None:
+    with simulation(network, tmp_path) as running:
+        wait_until(lambda: running.plant.request(Status())["steps"] > 20, 30)
+        running.plant.request(Pause(paused=True))
+        time.sleep(0.1)
+        steps = running.plant.request(Status())["steps"]
+        time.sleep(0.2)
+        assert running.plant.request(Status())["steps"] == steps
+        running.plant.request(Reset())
+        running.plant.request(Pause(paused=False))
+        wait_until(lambda: running.plant.request(Status())["steps"] > steps + 5)
+        with pytest.raises(RequestFailedError, match="no running job"):
+            running.pruning.request(Cancel())
+        with pytest.raises(RequestFailedError, match=r"sparsity = 2.*less than 1"):
+            running.pruning.request(Prune(settings={"sparsity": 2}))
+        running.pruning.request(Prune(settings={"method": "gradient"}))
+        assert running.pruning.request(Cancel()) == {"job": 1}
+        assert wait_until(lambda: job_ended(running.pruning))["state"] == "cancelled"
+
+
+def test_no_path_stages_a_pruned_controller_without_a_verdict(
+    network: Network, tmp_path: Path, shipped_bundle: Bundle, make_cartpole_bundle
+) -> None:
+    pruned = make_cartpole_bundle(hidden=(8, 8), parent=shipped_bundle, name="pruned")
+    store = BundleStore(tmp_path / "store")
+    store.add(pruned)
+    pruned.write(tmp_path / "pruned")
+    for controller in (pruned.reference, str(tmp_path / "pruned")):
+        with pytest.raises(NotAcceptedError, match="never validated"):
+            simulation(network, tmp_path, CONFIG.override("nn_controller", controller=controller))
+    with simulation(network, tmp_path) as running:
+        with pytest.raises(RequestFailedError, match="never validated"):
+            running.controller.request(Stage(reference=pruned.reference))
+        with pytest.raises(RequestFailedError, match="nothing accepted"):
+            running.pruning.request(Deploy())
+        assert running.controller.request(Status())["swaps"] == 0
+
+
+def test_another_rate_than_the_environments_is_refused(network: Network, tmp_path: Path) -> None:
+    with pytest.raises(PlantError, match=r"50 Hz .* 100 Hz"):
+        simulation(network, tmp_path, CONFIG.override("nn_controller", rate=50.0))
+
+
+def test_controller_of_another_environment_is_refused(network: Network, tmp_path: Path) -> None:
+    with pytest.raises(PlantError, match="does not fit Hopper-v5"):
+        simulation(network, tmp_path, CONFIG.override("mujoco_sim", env="Hopper-v5"))
