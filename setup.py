@@ -10,7 +10,7 @@ SHARED_DIRECTORIES = ("config", "launch", "sim")
 
 RUNTIME = [
     # What the robot's computer needs to run a controller: requirements-robot.txt lists the same.
-    "mcap>=1.1",
+    "mcap>=1.5",
     "numpy>=1.24",
     "onnxruntime>=1.16",
     "pydantic>=2.5",

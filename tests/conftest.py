@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.environments import environment_specs
 from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.runtime.store import BundleStore
+from nncontrol_prune.transport.network import PORT_OFFSETS
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 torch.set_num_threads(1)
@@ -100,3 +102,17 @@ def two_joint_specs() -> tuple[ObservationSpec, ActionSpec]:
     """An observation of three values and an action of two, with asymmetric limits."""
     observation = ObservationSpec(terms=(ObservationTerm(name="a", size=2), ObservationTerm(name="b", size=1)))
     return observation, ActionSpec(joints=("one", "two"), lower=(-1.0, 0.0), upper=(2.0, 5.0))
+
+
+@pytest.fixture
+def port() -> int:
+    """The first of five consecutive ports that are free."""
+    for first in range(21_000 + os.getpid() % 1000 * 10, 60_000, 10):
+        try:
+            for offset in PORT_OFFSETS.values():
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", first + offset))
+        except OSError:
+            continue
+        return first
+    raise AssertionError("no free ports")

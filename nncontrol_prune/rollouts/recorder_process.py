@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +26,9 @@ QUEUE_SECONDS = 60.0
 """How much of the loop's data may wait for the disk."""
 MAX_QUEUE_BYTES = 256 * 1024 * 1024
 """But no more than this."""
+
+POLL_PERIOD = 0.02
+"""How often in s the socket is emptied; the smallest usual buffer holds ten times what a 500 Hz loop sends in it."""
 
 
 class Recording:
@@ -84,9 +88,15 @@ class Recording:
     def _next_record(self) -> bytes:
         """Return the next record; nothing at the end."""
         while True:
-            # Reported once, when the loop's process ends with an answer unread; the records are still there.
-            with suppress(ConnectionResetError):
-                return self._connection.recv(self._size)
+            try:
+                return self._connection.recv(self._size, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                # Were this thread waiting in recv, each of the loop's records would wake it, often in the loop's place:
+                # measured at 500 Hz, 1 % of the loop's calls then took longer than 0.7 ms, and now 0.04 ms.
+                time.sleep(POLL_PERIOD)
+            except ConnectionResetError:
+                # Reported once, when the loop's process ends with an answer unread; the records are still there.
+                continue
 
     def _write_all(self) -> None:
         while True:

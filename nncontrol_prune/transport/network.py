@@ -44,8 +44,13 @@ class Network(Spec):
     keys: Path | None = None
 
     def endpoint(self, service: Service) -> str:
-        """Return the address of a service."""
-        return f"tcp://{self.host}:{self.port + PORT_OFFSETS[service]}"
+        """Return where a service is, as ZeroMQ wants it."""
+        host, port = self.address(service)
+        return f"tcp://{host}:{port}"
+
+    def address(self, service: Service) -> tuple[str, int]:
+        """Return host and port of a service."""
+        return self.host, self.port + PORT_OFFSETS[service]
 
     def bind(self, context: zmq.Context[zmq.Socket[bytes]], service: Service, kind: int) -> zmq.Socket[bytes]:
         """Open a socket that listens.

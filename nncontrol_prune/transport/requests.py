@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 import traceback
@@ -155,20 +156,31 @@ class Client:
             RequestFailedError: The answer is an error.
         """
         if self._socket is None:
+            self._check_listening()
             self._socket = self._network.connect(self._context, self._service, zmq.REQ)
         self._socket.send_multipart([request.model_dump_json().encode(), payload])
         if not self._socket.poll(int(1000 * self._timeout)):
             # A REQ socket without its answer is of no further use.
             self._drop_socket()
-            raise TransportError(
-                f"no answer from the {self._service} process at {self._network.endpoint(self._service)} "
-                f"within {self._timeout:g} s; is `nncontrol-prune sim` running there?"
-            )
+            raise self._no_answer(f"within {self._timeout:g} s")
         frames = self._socket.recv_multipart()
         reply = Reply.model_validate_json(frames[0])
         if not reply.ok:
             raise RequestFailedError(reply.error or "the request failed without a reason")
         return reply.result, frames[1] if len(frames) > 1 else b""
+
+    def _check_listening(self) -> None:
+        """Find out at once that nobody listens; ZeroMQ itself would wait for somebody to come."""
+        try:
+            socket.create_connection(self._network.address(self._service), self._timeout).close()
+        except OSError as error:
+            raise self._no_answer(f"({error.strerror or error})") from error
+
+    def _no_answer(self, detail: str) -> TransportError:
+        return TransportError(
+            f"no answer from the {self._service} process at {self._network.endpoint(self._service)} {detail}; "
+            f"is `nncontrol-prune sim` running there?"
+        )
 
     def _drop_socket(self) -> None:
         if self._socket is not None:

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from nncontrol_prune.cli import app
+from nncontrol_prune.controllers.bundle import Bundle, load_bundle
+from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.rollouts.writer import BagWriter
+
+
+def run(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def json_of(result: Result) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(result.stdout)
+    return parsed
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bags") / "bag"
+    result = run("rollout", "cartpole_swingup_sac", "--episodes", 3, "--out", path, "--json")
+    assert json_of(result)["successes"] == 3
+    return path
+
+
+@pytest.fixture(scope="module")
+def pruned(bag: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bundles") / "pruned"
+    result = run(
+        *("prune", "cartpole_swingup_sac", "--rollouts", bag, "--sparsity", 0.9, "--method", "uniform"),
+        *("--env", CARTPOLE, "--out", path, "--json"),
+    )
+    assert json_of(result)["sparsity"] == pytest.approx(0.9, abs=0.01)
+    return path
+
+
+def test_pruned_bundle_can_be_run_only_after_validation(pruned: Path, tmp_path: Path, port: int) -> None:
+    store = tmp_path / "store"
+    refused = run("sim", "--controller", pruned, "--store", store, "--out", tmp_path, "--port", port)
+    assert refused.exit_code == 1
+    assert "never validated" in refused.stderr
+    accepted = run(
+        "validate", pruned, "--against", "cartpole_swingup_sac", "--episodes", 30, "--store", store, "--json"
+    )
+    assert (accepted.exit_code, json_of(accepted)["decision"]) == (0, "accept")
+    ran = run(
+        *("sim", "--controller", pruned, "--store", store, "--out", tmp_path, "--port", port),
+        *("--duration", 1, "--prune-after", -1, "--json"),
+    )
+    assert ran.exit_code == 0, ran.stderr
+    assert json_of(ran)["dense"]["reference"] == load_bundle(pruned).reference
+
+
+def test_rejection_has_its_own_exit_code_and_reasons(small_bundle: Bundle, tmp_path: Path) -> None:
+    small_bundle.write(tmp_path / "small")
+    arguments = ["validate", tmp_path / "small", "--against", "cartpole_swingup_sac", "--store", tmp_path / "store"]
+    assert run(*arguments).exit_code == 3
+    result = run(*arguments, "--json")
+    assert result.exit_code == 3
+    assert json_of(result)["criteria"][0]["passed"] is False
+
+
+def test_inspect_shows_bundles_and_bags(bag: Path, pruned: Path) -> None:
+    groups = json_of(run("inspect", pruned, "--json"))["groups"]
+    assert [group["name"] for group in groups] == ["layers.0", "layers.1"]
+    assert "parameters a channel" in run("inspect", "cartpole_swingup_sac").stdout
+    contents = json_of(run("inspect", bag, "--json"))
+    assert (contents["transitions"], contents["episodes"]) == (3000, 3)
+
+
+def test_import_of_a_stable_baselines3_file(tmp_path: Path) -> None:
+    stable_baselines3 = pytest.importorskip("stable_baselines3")
+    model = stable_baselines3.SAC("MlpPolicy", CARTPOLE, policy_kwargs={"net_arch": [16]}, learning_starts=1)
+    model.save(tmp_path / "model.zip")
+    result = run("import", "sb3", tmp_path / "model.zip", "--env", CARTPOLE, "--out", tmp_path / "bundle", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert load_bundle(tmp_path / "bundle").manifest.architecture.hidden == (16,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["prune", "cartpole_swingup_sac", "--sparsity", 1.0], 2, "sparsity = 1.0: input should be less than 1"),
+        (["prune", "cartpole_swingup_sac", "--sparsity", -0.1], 2, "sparsity = -0.1"),
+        (["prune", "cartpole_swingup_sac", "--sparsity", "nan"], 2, "sparsity = nan"),
+        (["prune", "cartpole_swingup_sac", "--sparsity", 0.99999, "--tolerance", 0.00001], 1, "which is the largest"),
+        (["prune", "cartpole_swingup_sac", "--env", "Hoper-v5"], 1, "did you mean"),
+        (["prune", "cartpole_swingup_sac", "--env", "Hopper-v5"], 1, "does not fit Hopper-v5"),
+        (["prune", "nobody"], 1, "no controller 'nobody'"),
+        (["prune", "nobody@0123456789"], 1, "no bundle nobody@0123456789"),
+        (["prune", "cartpole_swingup_sac", "--method", "magic"], 2, "magic"),
+    ],
+)
+def test_wrong_arguments_of_prune(bag: Path, tmp_path: Path, arguments: list[object], code: int, message: str) -> None:
+    result = run(*arguments, "--rollouts", bag, "--out", tmp_path / "out", "--store", tmp_path / "store")
+    assert result.exit_code == code
+    assert message in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_rollouts_of_another_observation_size_are_refused(tmp_path: Path) -> None:
+    with BagWriter(tmp_path / "bag", observation_size=7, action_size=1, rate=100.0) as writer:
+        for tick in range(200):
+            writer.transition(tick * 0.01, 0, np.zeros(7), np.zeros(1))
+    result = run("prune", "cartpole_swingup_sac", "--rollouts", tmp_path / "bag", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    message = " ".join(result.stderr.split())
+    assert str(tmp_path / "bag") in message
+    assert "7" in message
+    assert "5" in message
+
+
+def test_place_without_rollouts_is_named(tmp_path: Path) -> None:
+    result = run("prune", "cartpole_swingup_sac", "--rollouts", tmp_path / "nothing", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert str(tmp_path / "nothing") in " ".join(result.stderr.split())
+
+
+def test_existing_output_is_never_overwritten(bag: Path, pruned: Path) -> None:
+    result = run("prune", "cartpole_swingup_sac", "--rollouts", bag, "--out", pruned)
+    assert result.exit_code == 1
+    assert "exists already" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--env", "Hoper-v5"], 1, "did you mean"),
+        (["--rate", 50], 1, "rate 50 Hz is not the control rate"),
+        (["--rate", -1], 2, "rate = -1.0"),
+        (["--real-time-factor", 0], 2, "real_time_factor = 0.0"),
+        (["--config", "nothing.yaml"], 2, "nothing.yaml cannot be read"),
+        (["--controller", "nobody"], 1, "no controller 'nobody'"),
+        (["--host", "0.0.0.0"], 1, "needs CURVE keys"),
+        (["--port", 80], 2, "1024"),
+    ],
+)
+def test_wrong_arguments_of_sim(tmp_path: Path, port: int, arguments: list[object], code: int, message: str) -> None:
+    result = run("sim", "--port", port, "--out", tmp_path, *arguments)
+    assert result.exit_code == code
+    assert message in " ".join(result.stderr.split())
+
+
+def test_errors_are_json_too(tmp_path: Path) -> None:
+    result = run("inspect", "nobody", "--json")
+    assert result.exit_code == 1
+    assert "no controller 'nobody'" in json_of(result)["error"]
+
+
+@pytest.mark.parametrize("command", [["status"], ["call", "prune"], ["call", "rollback"]])
+def test_without_a_simulation_it_says_so(command: list[str], port: int) -> None:
+    result = run(*command, "--port", port)
+    assert result.exit_code == 1
+    assert "is `nncontrol-prune sim` running" in " ".join((result.stderr + result.stdout).split())
+
+
+def test_ctrl_c_ends_everything_within_two_seconds(tmp_path: Path, port: int) -> None:
+    command = [sys.executable, "-m", "nncontrol_prune.cli", "sim", "--duration", "0", "--prune-after", "1"]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), "--out", str(tmp_path)],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    end = time.monotonic() + 60
+    while len(children := descendants(process.pid)) < 5 and time.monotonic() < end:
+        time.sleep(0.1)
+    assert len(children) == 5, "plant, controller, recorder, pruning service and its worker"
+    started = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(10) == 130
+    assert time.monotonic() - started < 2.5
+    assert [pid for pid in children if alive(pid)] == []
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process started, and those that they did."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    threads = [path.name for path in Path(f"/proc/{pid}/task").iterdir() if path.name != str(pid)]
+    for thread in threads:
+        children += [int(child) for child in Path(f"/proc/{pid}/task/{thread}/children").read_text().split()]
+    return children + [grandchild for child in children for grandchild in descendants(child)]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
