@@ -13,13 +13,16 @@ import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 
 from nncontrol_prune.controllers.specs import Activation
 from nncontrol_prune.pruning.settings import ImportanceName, Method
 from nncontrol_prune.transport.network import DEFAULT_PORT, LOOPBACK, Network
+
+if TYPE_CHECKING:
+    from nncontrol_prune.controllers.bundle import Bundle
 
 FAILED, USAGE, REJECTED, INTERRUPTED = 1, 2, 3, 130
 
@@ -34,14 +37,13 @@ importer = typer.Typer(help="Import controllers from other libraries.", no_args_
 app.add_typer(importer, name="import")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Env = Annotated[str, typer.Option(help="Gymnasium MuJoCo id, such as Hopper-v5.")]
+Env = Annotated[str | None, typer.Option(help="Gymnasium MuJoCo id; default: what the controller was made for.")]
 Store = Annotated[Path, typer.Option(help="The bundle store.", envvar="NNCONTROL_PRUNE_STORE")]
 Port = Annotated[int, typer.Option(min=1024, max=65530, help="First of five consecutive TCP ports.")]
 Host = Annotated[str, typer.Option(help="Address; anything but loopback needs --keys.")]
 Keys = Annotated[Path | None, typer.Option(help="Directory with CURVE keys, made by `nncontrol-prune keys`.")]
 Sparsity = Annotated[float | None, typer.Option(help="Share of the parameters to remove, in [0, 1).")]
 DEFAULT_STORE = Path("out/store")
-DEFAULT_ENV = "nncontrol_prune/CartPoleSwingUp-v0"
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -156,7 +158,7 @@ def sim(
 def rollout(
     controller: Annotated[str, typer.Argument(help="Shipped name, directory or name@digest.")],
     out: Annotated[Path, typer.Option(help="The bag to write; a new directory.")],
-    env: Env = DEFAULT_ENV,
+    env: Env = None,
     episodes: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode; the next ones follow.")] = 0,
     store: Store = DEFAULT_STORE,
@@ -172,7 +174,11 @@ def rollout(
     bundle = find_bundle(BundleStore(store), controller)
     with display.progress_bar(as_json) as show:
         done = record_episodes(
-            bundle, env, range(seed, seed + episodes), out, lambda share: show(f"{episodes} episodes", share)
+            bundle,
+            _environment(bundle, env),
+            range(seed, seed + episodes),
+            out,
+            lambda share: show(f"{episodes} episodes", share),
         )
     summary = summarize(bundle, done)
     if as_json:
@@ -252,7 +258,7 @@ def prune(
 def validate(
     candidate: Annotated[str, typer.Argument(help="The pruned controller: directory or name@digest.")],
     against: Annotated[str, typer.Option(help="The dense controller: shipped name, directory or name@digest.")],
-    env: Env = DEFAULT_ENV,
+    env: Env = None,
     episodes: Annotated[int, typer.Option(help="Pairs of episodes.")] = 50,
     success_margin: Annotated[float, typer.Option(help="Largest probability of failing where dense succeeds.")] = 0.1,
     return_ratio: Annotated[float, typer.Option(help="Smallest share of the dense return to keep.")] = 0.95,
@@ -278,7 +284,7 @@ def validate(
     bundles = BundleStore(store)
     pruned, dense = work.stored_bundle(bundles, candidate), work.stored_bundle(bundles, against)
     with display.progress_bar(as_json) as show:
-        verdict = work.validate(pruned, dense, bundles, env, gate, Progress(show))
+        verdict = work.validate(pruned, dense, bundles, _environment(dense, env), gate, Progress(show))
     if as_json:
         _print_json(verdict.model_dump(mode="json"))
     else:
@@ -426,6 +432,16 @@ def make_keys(directory: Annotated[Path, typer.Argument(help="A new directory.")
         f"{directory}: copy it to the other machine over a safe channel; whoever has it can command the robot",
         soft_wrap=True,
     )
+
+
+def _environment(bundle: Bundle, asked: str | None) -> str:
+    """Return the environment asked for, or else the one the controller was made for."""
+    from nncontrol_prune.config import ConfigError
+
+    environment = asked or bundle.manifest.environment
+    if environment is None:
+        raise ConfigError(f"{bundle.manifest.name} does not say which environment it was made for; give one with --env")
+    return environment
 
 
 def _check_new(path: Path) -> None:

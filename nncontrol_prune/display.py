@@ -18,6 +18,8 @@ from nncontrol_prune.runtime.statistics import Quantiles
 from nncontrol_prune.transport.session import SessionResult
 
 out = Console()
+if not out.is_terminal:
+    out = Console(width=120)
 err = Console(stderr=True)
 
 

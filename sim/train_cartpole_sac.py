@@ -20,6 +20,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.cartpole import upright
+from nncontrol_prune.plants.environments import make_environment
 
 
 class TrainingStarts(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -48,7 +49,7 @@ class TrainingStarts(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 def successes(model: SAC, episodes: int, seed: int) -> int:
     """Count the episodes that end with the pole upright for the last two seconds."""
-    env = gymnasium.make(CARTPOLE)
+    env = make_environment(CARTPOLE)
     count = 0
     for episode in range(episodes):
         observation, _ = env.reset(seed=seed + episode)
@@ -72,8 +73,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
-    env = Monitor(TrainingStarts(gymnasium.make(CARTPOLE), arguments.seed))
-    evaluation = Monitor(gymnasium.make(CARTPOLE))
+    env = Monitor(TrainingStarts(make_environment(CARTPOLE), arguments.seed))
+    evaluation = Monitor(make_environment(CARTPOLE))
     model = SAC("MlpPolicy", env, gamma=0.99, learning_starts=2_000, seed=arguments.seed, verbose=0)
     best = arguments.out.removesuffix(".zip") + "_best"
     callback = EvalCallback(evaluation, best_model_save_path=best, eval_freq=5_000, n_eval_episodes=5)

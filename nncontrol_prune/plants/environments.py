@@ -15,6 +15,13 @@ from nncontrol_prune.plants import CARTPOLE
 
 RATE_TOLERANCE = 1e-6
 
+if CARTPOLE not in gymnasium.registry:
+    gymnasium.register(
+        id=CARTPOLE,
+        entry_point="nncontrol_prune.plants.cartpole:CartPoleSwingUpEnv",
+        max_episode_steps=1000,
+    )
+
 
 class PlantError(Exception):
     """An environment cannot be used as asked, or does not fit the controller; the message says why."""

@@ -119,21 +119,24 @@ class ControlLoop:
     def _run(self, stamp: float) -> None:
         # The local names save a dictionary look-up each, thousands of times a second.
         clock, sleep, stopped = time.perf_counter, time.sleep, self._stop.is_set
-        slot, plant, recorder, statistics = self._slot, self._plant, self._recorder, self.statistics
+        slot, plant, limits = self._slot, self._plant, self._limits
+        recorder, statistics = self._recorder, self.statistics
         observation, action, period = self._observation, self._action, self._period
         deadline = clock() + period / 2
         started_before, last_stamp, last_change = math.nan, math.nan, clock()
         while not stopped():
             sleep(max(0.0, deadline - LEAD - clock()))
+            tick = statistics.ticks
+            slot.swap_if_staged(tick)
             plant.read(observation)
             slot.act(observation, action)
+            limits.apply(action)
             while (start := clock()) < deadline:
                 pass
 
-            tick = statistics.ticks
-            slot.swap_if_staged(tick)
             stamp = plant.read(observation)
-            if stamp != last_stamp:
+            new = stamp != last_stamp
+            if new:
                 last_stamp, last_change = stamp, start
             fresh = start - last_change <= self._timeout
             inference = math.nan
@@ -141,10 +144,10 @@ class ControlLoop:
                 before = clock()
                 slot.act(observation, action)
                 inference = clock() - before
-                healthy = self._limits.apply(action)
+                healthy = limits.apply(action)
                 self.faults += not healthy
             else:
-                action[:] = self._limits.safe_command
+                action[:] = limits.safe_command
                 healthy = True
                 self.stale += 1
             plant.write(stamp, action)
@@ -152,7 +155,7 @@ class ControlLoop:
 
             statistics.record(slot.swaps, start - started_before, end - start, start - deadline, inference)
             plant.after_tick()
-            if recorder is not None and fresh:
+            if recorder is not None and new:
                 recorder.transition(stamp, slot.swaps, observation, action)
             slot.tick_passed(tick, healthy)
             started_before = start

@@ -59,6 +59,7 @@ class PruningService:
         self._lock = threading.Lock()
         self._status = JobStatus()
         self._process: subprocess.Popen[str] | None = None
+        self._follower: threading.Thread | None = None
         self._cancelled = False
 
     @property
@@ -87,7 +88,8 @@ class PruningService:
                 text=True,
                 start_new_session=True,
             )
-            threading.Thread(target=self._follow, args=(self._process, job), daemon=True).start()
+            self._follower = threading.Thread(target=self._follow, args=(self._process, job), daemon=True)
+            self._follower.start()
             return self._status.job
 
     def cancel(self) -> int:
@@ -97,12 +99,12 @@ class PruningService:
             ServiceError: None is running.
         """
         with self._lock:
-            if self._status.state != "running" or self._process is None:
+            if self._status.state != "running" or self._process is None or self._follower is None:
                 raise ServiceError("there is no running job to cancel")
             self._cancelled = True
-            process, number = self._process, self._status.job
+            process, follower, number = self._process, self._follower, self._status.job
         process.kill()
-        process.wait()
+        follower.join()
         return number
 
     def close(self) -> None:

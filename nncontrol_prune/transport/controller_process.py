@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from nncontrol_prune.config import ControllerConfig
 from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.controllers.specs import Spec
-from nncontrol_prune.plants.live import HEADER
+from nncontrol_prune.plants.state import HEADER
 from nncontrol_prune.rollouts.recorder import Recorder
 from nncontrol_prune.runtime.loop import ControlLoop
 from nncontrol_prune.runtime.slot import ControllerSlot

@@ -14,7 +14,8 @@ from pydantic import TypeAdapter
 from nncontrol_prune.config import PlantConfig
 from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.plants.environments import PlantError
-from nncontrol_prune.plants.live import HEADER, LivePlant
+from nncontrol_prune.plants.live import LivePlant
+from nncontrol_prune.plants.state import HEADER
 from nncontrol_prune.plants.tasks import Goal, task_of
 from nncontrol_prune.transport.messages import Pause, PlantRequest, Reset, Status
 from nncontrol_prune.transport.network import Network

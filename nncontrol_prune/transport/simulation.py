@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from nncontrol_prune.config import Config
 from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.plants.environments import check_controller, check_rate, environment_specs
+from nncontrol_prune.runtime.slot import initial_reference
 from nncontrol_prune.runtime.statistics import COLUMNS
 from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.service.work import stored_bundle
-from nncontrol_prune.transport.controller_process import ControllerProcessSettings
+from nncontrol_prune.transport.controller_process import SLOT, ControllerProcessSettings
 from nncontrol_prune.transport.messages import Ticks
 from nncontrol_prune.transport.network import Network
 from nncontrol_prune.transport.plant_process import PlantProcessSettings
@@ -41,7 +42,7 @@ class Simulation:
     def __init__(self, config: Config, network: Network, *, out: Path, store: BundleStore, bag: Path | None) -> None:
         environment = config.mujoco_sim.env
         specs = environment_specs(environment)
-        bundle = stored_bundle(store, config.nn_controller.controller)
+        bundle = stored_bundle(store, config.nn_controller.controller or initial_reference(store, SLOT))
         store.check_accepted(bundle)
         check_controller(bundle.manifest, specs)
         if config.nn_controller.rate is not None:

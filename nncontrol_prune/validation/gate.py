@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 import numpy as np
 from scipy import stats
 
-from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.controllers.bundle import Bundle, short
 from nncontrol_prune.controllers.verdict import Criterion, Verdict
 from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.progress import Progress
@@ -23,6 +23,10 @@ ERROR_RATE = 0.05
 """How often, at the most, each criterion passes a controller that is exactly at its margin."""
 BATCH = 10
 """Pairs run between two looks."""
+
+
+class GateError(Exception):
+    """The gate cannot judge what it was given; the message says why."""
 
 
 def judge(
@@ -38,10 +42,16 @@ def judge(
         progress: Told of every batch, and asked whether to stop.
 
     Raises:
+        GateError: The candidate was pruned from another controller.
         PlantError: The environment does not exist or does not fit one of the controllers.
         Cancelled: `progress` said so.
     """
     progress = progress or Progress()
+    if candidate.manifest.parent not in (None, dense.reference):
+        raise GateError(
+            f"{short(candidate.reference)} was pruned from {short(str(candidate.manifest.parent))}, "
+            f"so it is judged against that and not against {short(dense.reference)}"
+        )
     check_environment(dense.manifest, environment)
     check_environment(candidate.manifest, environment)
     ours: list[Episode] = []

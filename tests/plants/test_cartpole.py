@@ -1,19 +1,19 @@
 from __future__ import annotations
 
-import gymnasium
 import numpy as np
 from gymnasium.utils.env_checker import check_env
 
 from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.plants.environments import make_environment
 from nncontrol_prune.validation.evaluation import run_episodes, summarize
 
 
 def test_environment_follows_the_gymnasium_api() -> None:
-    check_env(gymnasium.make(CARTPOLE).unwrapped, skip_render_check=True)
+    check_env(make_environment(CARTPOLE).unwrapped, skip_render_check=True)
 
 
 def test_it_starts_hanging_and_takes_ten_seconds() -> None:
-    env = gymnasium.make(CARTPOLE)
+    env = make_environment(CARTPOLE)
     observation, _ = env.reset(seed=1)
     assert observation[1] < -0.9
     steps, truncated = 0, False
@@ -26,13 +26,13 @@ def test_it_starts_hanging_and_takes_ten_seconds() -> None:
 
 
 def test_reward_is_one_upright_at_rest() -> None:
-    base = gymnasium.make(CARTPOLE).unwrapped
+    base = make_environment(CARTPOLE).unwrapped
     assert base._reward(np.array([0.0, 1.0, 0.0, 0.0, 0.0]), 0.0) == 1.0
     assert base._reward(np.array([0.0, -1.0, 0.0, 0.0, 0.0]), 0.0) == 0.0
 
 
 def test_it_renders_without_a_screen() -> None:
-    env = gymnasium.make(CARTPOLE, render_mode="rgb_array")
+    env = make_environment(CARTPOLE, render_mode="rgb_array")
     env.reset(seed=0)
     image = env.render()
     env.close()

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nncontrol_prune.plants import CARTPOLE
-from nncontrol_prune.plants.live import HEADER, LivePlant
+from nncontrol_prune.plants.live import LivePlant
+from nncontrol_prune.plants.state import HEADER
 
 
 class Wire:

@@ -9,7 +9,7 @@ from nncontrol_prune.plants.environments import PlantError
 from nncontrol_prune.progress import Cancelled, Progress
 from nncontrol_prune.validation import gate
 from nncontrol_prune.validation.evaluation import Episode
-from nncontrol_prune.validation.gate import allowed_regressions, judge
+from nncontrol_prune.validation.gate import GateError, allowed_regressions, judge
 from nncontrol_prune.validation.settings import GateSettings
 
 
@@ -60,6 +60,14 @@ def test_return_criterion_compares_with_the_allowed_loss(ratio: float, passed: b
 def test_environment_that_does_not_fit_is_refused(shipped_bundle: Bundle) -> None:
     with pytest.raises(PlantError, match="observes 5 values, the environment gives 11"):
         judge(shipped_bundle, shipped_bundle, "Hopper-v5", GateSettings())
+
+
+def test_candidate_is_judged_against_its_parent_only(
+    shipped_bundle: Bundle, small_bundle: Bundle, make_cartpole_bundle
+) -> None:
+    pruned = make_cartpole_bundle(hidden=(4, 4), parent=shipped_bundle)
+    with pytest.raises(GateError, match="pruned from cartpole_swingup_sac@.* not against small@"):
+        judge(pruned, small_bundle, CARTPOLE, GateSettings())
 
 
 def test_it_can_be_cancelled(shipped_bundle: Bundle) -> None:
