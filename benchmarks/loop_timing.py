@@ -2,6 +2,7 @@
 
     python benchmarks/loop_timing.py                 # 100 Hz and 500 Hz, 60 s each, a few minutes in all
     python benchmarks/loop_timing.py --seconds 10    # a quick look
+    python benchmarks/loop_timing.py --realtime 50   # both loops under SCHED_FIFO, as nn_controller runs by default
 
 Both loops run in a process of their own, in turns of a few seconds, while pruning jobs keep another process busy. The
 control loop is the real one: the shipped actor in a slot, a recorder, statistics, and a swap in the middle of every
@@ -29,6 +30,7 @@ from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.rollouts.recorder import Recorder
 from nncontrol_prune.runtime.loop import ControlLoop
+from nncontrol_prune.runtime.scheduling import run_in_real_time
 from nncontrol_prune.runtime.slot import ControllerSlot
 from nncontrol_prune.runtime.statistics import TickStatistics
 from nncontrol_prune.runtime.store import BundleStore
@@ -44,6 +46,9 @@ class Observations:
         self._observations = observations.astype(np.float64)
         self._count = 0
 
+    def wait(self, timeout: float) -> bool:
+        return True
+
     def read(self, observation: NDArray[np.float64]) -> float:
         self._count += 1
         observation[:] = self._observations[self._count % len(self._observations)]
@@ -56,8 +61,9 @@ class Observations:
         pass
 
 
-def bare_loop(period: float, seconds: float) -> TickStatistics:
+def bare_loop(period: float, seconds: float, priority: int) -> TickStatistics:
     """Sleep until absolute deadlines and do nothing."""
+    run_in_real_time(priority)
     statistics = TickStatistics()
     deadline = time.perf_counter() + period
     end = deadline + seconds
@@ -76,7 +82,7 @@ def bare_loop(period: float, seconds: float) -> TickStatistics:
     return statistics
 
 
-def control_loop(period: float, seconds: float, twin: Path) -> tuple[TickStatistics, list[float]]:
+def control_loop(period: float, seconds: float, priority: int, twin: Path) -> tuple[TickStatistics, list[float]]:
     """Run the real loop, with a swap to a pruned twin in the middle; return its ticks and the swaps' compute times."""
     dense = load_bundle(shipped_controllers()[CONTROLLER])
     with tempfile.TemporaryDirectory() as directory:
@@ -87,7 +93,9 @@ def control_loop(period: float, seconds: float, twin: Path) -> tuple[TickStatist
         recorder = Recorder(
             Path(directory) / "bag", controller="nn_controller", observation_size=5, action_size=1, rate=1 / period
         )
-        loop = ControlLoop(slot, Observations(dense.reference_observations), recorder, period=period)
+        loop = ControlLoop(
+            slot, Observations(dense.reference_observations), recorder, period=period, realtime_priority=priority
+        )
         threading.Timer(seconds / 2, lambda: slot.stage(other.reference)).start()
         threading.Timer(seconds, loop.stop).start()
         loop.run()
@@ -96,13 +104,13 @@ def control_loop(period: float, seconds: float, twin: Path) -> tuple[TickStatist
     return loop.statistics, [float(rows[event.tick, 2]) for event in slot.events]
 
 
-def child(kind: str, rate: float, seconds: float, twin: Path) -> None:
+def child(kind: str, rate: float, seconds: float, priority: int, twin: Path) -> None:
     """Run one turn and print its figures."""
     swaps: list[float] = []
     if kind == "bare":
-        statistics = bare_loop(1 / rate, seconds)
+        statistics = bare_loop(1 / rate, seconds, priority)
     else:
-        statistics, swaps = control_loop(1 / rate, seconds, twin)
+        statistics, swaps = control_loop(1 / rate, seconds, priority, twin)
     rows = statistics.rows()
     figures = {
         "ticks": statistics.ticks,
@@ -114,9 +122,10 @@ def child(kind: str, rate: float, seconds: float, twin: Path) -> None:
     print(json.dumps(figures))
 
 
-def turn(kind: str, rate: float, seconds: float, twin: Path) -> dict[str, Any]:
+def turn(kind: str, rate: float, seconds: float, priority: int, twin: Path) -> dict[str, Any]:
     """Run one turn in a process of its own."""
     command = [sys.executable, __file__, "--child", kind, "--rate", str(rate), "--seconds", str(seconds)]
+    command += ["--realtime", str(priority)]
     done = subprocess.run([*command, "--twin", str(twin)], capture_output=True, text=True, check=True)
     figures: dict[str, Any] = json.loads(done.stdout)
     return figures
@@ -184,11 +193,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="for each loop at each rate")
     parser.add_argument("--rate", type=float, nargs="*", default=[100.0, 500.0])
+    parser.add_argument("--realtime", type=int, default=0, metavar="PRIORITY", help="SCHED_FIFO priority of both loops")
     parser.add_argument("--child", choices=("bare", "loop"), help=argparse.SUPPRESS)
     parser.add_argument("--twin", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        child(arguments.child, arguments.rate[0], arguments.seconds, arguments.twin)
+        child(arguments.child, arguments.rate[0], arguments.seconds, arguments.realtime, arguments.twin)
         return
     from nncontrol_prune.service.rollouts import record_episodes
 
@@ -203,7 +213,7 @@ def main() -> None:
                 turns: dict[str, list[dict[str, Any]]] = {"bare": [], "loop": []}
                 for _ in range(max(1, round(arguments.seconds / TURN))):
                     for kind, runs in turns.items():
-                        runs.append(turn(kind, rate, min(TURN, arguments.seconds), twin))
+                        runs.append(turn(kind, rate, min(TURN, arguments.seconds), arguments.realtime, twin))
                 report(rate, turns)
         print(f"\n{jobs.jobs} pruning jobs were started beside the loops")
 

@@ -12,6 +12,7 @@ from pydantic import Field, FiniteFloat, ValidationError
 from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.resources import share_directory
+from nncontrol_prune.runtime.scheduling import DEFAULT_PRIORITY
 from nncontrol_prune.validation.settings import GateSettings
 
 Section = Literal["mujoco_sim", "nn_controller", "pruning_service"]
@@ -46,6 +47,8 @@ class ControllerConfig(Spec):
     """Whether to record rollouts."""
     probation: Annotated[FiniteFloat, Field(ge=0.0, le=600.0)] = 2.0
     """Seconds that a new controller must run without a fault before it is committed."""
+    realtime_priority: Annotated[int, Field(ge=0, le=99)] = DEFAULT_PRIORITY
+    """SCHED_FIFO priority of the loop, where the operating system grants it; 0 for none."""
     observation_timeout: Annotated[FiniteFloat, Field(gt=0.0, le=60.0)] = 0.25
     """Age of an observation in seconds past which the safe command is sent."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,17 @@ from nncontrol_prune.controllers.specs import ActionSpec, Manifest, ObservationS
 from nncontrol_prune.plants import CARTPOLE
 
 RATE_TOLERANCE = 1e-6
+
+_log = logging.getLogger(__name__)
+
+
+def _log_mujoco_warning(message: str) -> None:
+    """Keep the notes about gymnasium's own models from users, who can do nothing about them."""
+    level = logging.DEBUG if "deprecated" in message else logging.WARNING
+    _log.log(level, "MuJoCo: %s", message)
+
+
+mujoco.set_mju_user_warning(_log_mujoco_warning)
 
 if CARTPOLE not in gymnasium.registry:
     gymnasium.register(

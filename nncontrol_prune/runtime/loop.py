@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nncontrol_prune.controllers.limits import ActionLimits
+from nncontrol_prune.runtime.scheduling import run_in_real_time
 from nncontrol_prune.runtime.slot import ControllerSlot
 from nncontrol_prune.runtime.statistics import TickStatistics
 
@@ -26,8 +27,16 @@ commanding anything, since code and weights have left the processor's caches whi
 tick of 60 µs instead of 330."""
 
 
+WAIT = 0.1
+"""How long the loop waits for its plant at a time, in seconds, before it looks whether it should stop."""
+
+
 class PlantConnection(Protocol):
-    """How the loop reaches its plant. No method may block."""
+    """How the loop reaches its plant. But for `wait`, no method may block."""
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for the next observation to arrive, for a number of seconds; return whether it did."""
+        ...
 
     def read(self, observation: NDArray[np.float64]) -> float:
         """Fill in the newest observation (n,) and return its stamp in plant seconds; NaN if there never was one."""
@@ -64,6 +73,7 @@ class ControlLoop:
         period: Seconds of wall-clock time a tick; None for the controller's rate.
         observation_timeout: Age of an observation, in seconds of wall-clock time, past which the safe command is
             sent instead of the controller's.
+        realtime_priority: Of the thread that runs the loop, 1..99, if the operating system grants it; 0 for none.
     """
 
     def __init__(
@@ -74,6 +84,7 @@ class ControlLoop:
         *,
         period: float | None = None,
         observation_timeout: float = 0.25,
+        realtime_priority: int = 0,
     ) -> None:
         manifest = slot.active.manifest
         self._slot = slot
@@ -84,7 +95,10 @@ class ControlLoop:
         self._limits = ActionLimits(manifest.action)
         self._observation = np.zeros(manifest.observation.size)
         self._action = np.zeros(manifest.action.size)
+        self._realtime_priority = realtime_priority
         self._stop = threading.Event()
+        self.real_time = False
+        """Whether the operating system granted the priority."""
         self.statistics = TickStatistics()
         self.faults = 0
         """Actions that held NaN or infinity, and were replaced by the safe command."""
@@ -98,30 +112,24 @@ class ControlLoop:
     def run(self) -> None:
         """Run until `stop`; on the way out the plant gets the safe command."""
         sys.setswitchinterval(SWITCH_INTERVAL)
+        self.real_time = run_in_real_time(self._realtime_priority)
         gc.collect()
         gc.freeze()
         try:
-            stamp = self._wait_for_plant()
-            if not math.isnan(stamp):
-                self._run(stamp)
+            while not self._stop.is_set():
+                if self._plant.wait(WAIT):
+                    self._run()
         finally:
             self._plant.write(math.nan, self._limits.safe_command)
 
-    def _wait_for_plant(self) -> float:
-        """Wait for the first observation, so that the deadlines lie half a period after the plant's."""
-        while not self._stop.is_set():
-            stamp = self._plant.read(self._observation)
-            if not math.isnan(stamp):
-                return stamp
-            time.sleep(min(self._period / 10, 0.001))
-        return math.nan
-
-    def _run(self, stamp: float) -> None:
+    def _run(self) -> None:
         # The local names save a dictionary look-up each, thousands of times a second.
         clock, sleep, stopped = time.perf_counter, time.sleep, self._stop.is_set
         slot, plant, limits = self._slot, self._plant, self._limits
         recorder, statistics = self._recorder, self.statistics
         observation, action, period = self._observation, self._action, self._period
+        # Half a period after the plant's own: then neither clock's jitter decides which observation a tick gets, nor
+        # whether its command is in time for the plant's next step.
         deadline = clock() + period / 2
         started_before, last_stamp, last_change = math.nan, math.nan, clock()
         while not stopped():

@@ -48,7 +48,7 @@ class ControllerLink:
     """The loop's end of the streams."""
 
     def __init__(self, network: Network, observation_size: int, action_size: int, recorder: Recorder | None) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context = network.real_time_context()
         self._states = network.connect(self._context, "state", zmq.SUB)
         self._states.setsockopt(zmq.SUBSCRIBE, b"")
         self._commands = network.connect(self._context, "command", zmq.PUB)
@@ -61,8 +61,18 @@ class ControllerLink:
         self.unfit = 0
         """States whose size is not the controller's."""
 
+    def wait(self, timeout: float) -> bool:
+        """Wait for a state that is sent from now on; those that queued up before say nothing about the plant's beat."""
+        self._drain()
+        return bool(self._states.poll(int(1000 * timeout)))
+
     def read(self, observation: NDArray[np.float64]) -> float:
         """Fill in the newest observation; keep the record of every step that came."""
+        self._drain()
+        observation[:] = self._observation
+        return float(self._state[0])
+
+    def _drain(self) -> None:
         try:
             while True:
                 data = self._states.recv(zmq.NOBLOCK)
@@ -73,8 +83,6 @@ class ControllerLink:
                 self._steps.append(self._state[1 : len(HEADER)].tolist())
         except zmq.Again:
             pass
-        observation[:] = self._observation
-        return float(self._state[0])
 
     def write(self, stamp: float, action: NDArray[np.float64]) -> None:
         """Send a command."""
@@ -117,6 +125,7 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
         recorder,
         period=1.0 / (manifest.rate * settings.real_time_factor),
         observation_timeout=config.observation_timeout,
+        realtime_priority=config.realtime_priority,
     )
     recorded_swaps = -1
 
@@ -137,6 +146,7 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
             "on_probation": slot.on_probation,
             "events": [event.model_dump() for event in slot.events],
             "ticks": loop.statistics.summary().model_dump(mode="json"),
+            "real_time": loop.real_time,
             "faults": loop.faults,
             "stale": loop.stale,
             "unfit_states": link.unfit,

@@ -17,6 +17,7 @@ from nncontrol_prune.plants.environments import PlantError
 from nncontrol_prune.plants.live import LivePlant
 from nncontrol_prune.plants.state import HEADER
 from nncontrol_prune.plants.tasks import Goal, task_of
+from nncontrol_prune.runtime.scheduling import DEFAULT_PRIORITY, run_in_real_time
 from nncontrol_prune.transport.messages import Pause, PlantRequest, Reset, Status
 from nncontrol_prune.transport.network import Network
 from nncontrol_prune.transport.process import run
@@ -38,7 +39,7 @@ class PlantLink:
     """
 
     def __init__(self, network: Network, goal: Goal | None) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context = network.real_time_context()
         self._authenticator = network.authenticate(self._context)
         self._states = network.bind(self._context, "state", zmq.PUB)
         self._commands = network.bind(self._context, "command", zmq.SUB)
@@ -126,6 +127,7 @@ def start(settings: PlantProcessSettings) -> tuple[Callable[[], None], Callable[
     server.start()
 
     def work() -> None:
+        run_in_real_time(DEFAULT_PRIORITY)
         try:
             plant.run()
         finally:

@@ -24,6 +24,9 @@ class FakePlant:
         self.observation = np.array([0.0, -1.0, 0.0, 0.0, 0.0])
         self.commands: list[tuple[float, float]] = []
 
+    def wait(self, timeout: float) -> bool:
+        return True
+
     def read(self, observation: NDArray[np.float64]) -> float:
         if not self.frozen:
             self.reads += 1
@@ -136,8 +139,9 @@ def test_swap_happens_in_the_running_loop(slot: ControllerSlot, store: BundleSto
 
 def test_stopping_before_the_first_observation_ends_the_loop(slot: ControllerSlot) -> None:
     class Silent(FakePlant):
-        def read(self, observation: NDArray[np.float64]) -> float:
-            return math.nan
+        def wait(self, timeout: float) -> bool:
+            time.sleep(0.001)
+            return False
 
     plant = Silent()
     run_while(ControlLoop(slot, plant), lambda: time.sleep(0.05))
