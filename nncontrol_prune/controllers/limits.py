@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,14 +21,14 @@ class ActionLimits:
     def __init__(self, action: ActionSpec) -> None:
         self._lower = np.asarray(action.lower, dtype=np.float64)
         self._upper = np.asarray(action.upper, dtype=np.float64)
-        self._zeros = np.zeros(action.size)
+        self._finite = np.zeros(action.size, dtype=bool)
         self.safe_command = np.clip(np.zeros(action.size), self._lower, self._upper)
 
     def apply(self, action: NDArray[np.float64]) -> bool:
         """Clip an action (m,) to the limits, in place; return False if it was replaced for holding NaN or infinity."""
-        # One product tells whether all are finite, since NaN and infinity survive it; no temporary array, and none of
-        # the Python that np.clip and np.sum are wrapped in: this runs in every tick.
-        if not math.isfinite(action.dot(self._zeros)):
+        # No temporary arrays, and none of the Python that np.clip and np.all are wrapped in: this runs in every tick.
+        np.isfinite(action, out=self._finite)
+        if not np.logical_and.reduce(self._finite):
             action[:] = self.safe_command
             return False
         np.maximum(action, self._lower, out=action)

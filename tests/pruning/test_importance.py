@@ -26,11 +26,13 @@ def test_taylor_predicts_the_effect_of_small_removals(module: Mlp, observations:
     groups = find_groups(module, module.components(), observations[:4])
     scores = taylor(module, groups, observations, torch.ones(len(observations)))[1]
     hidden = torch.tanh(module.layers[1](torch.tanh(module.layers[0](observations))))
-    dense = module(observations)
+    dense = module(observations).detach()
+    hidden = hidden.detach()
     for channel in range(16):
         changed = hidden.clone()
         changed[:, channel] = hidden[:, channel].mean()
-        effect = (module.output(module.layers[2](changed)) - dense).square().sum(dim=1).mean()
+        with torch.no_grad():
+            effect = (module.output(module.layers[2](changed)) - dense).square().sum(dim=1).mean()
         assert scores[channel] == pytest.approx(float(effect), rel=0.02)
 
 
