@@ -114,7 +114,7 @@ class ChildProcess:
         with contextlib.suppress(BrokenPipeError):
             self._stdin.close()
 
-    def finish_stop(self, timeout: float = GRACE) -> None:
+    def finish_stop(self, timeout: float) -> None:
         """Wait for its end; past the timeout it is killed."""
         try:
             self._process.wait(timeout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -19,7 +20,7 @@ from nncontrol_prune.transport.controller_process import SLOT, ControllerProcess
 from nncontrol_prune.transport.messages import Ticks
 from nncontrol_prune.transport.network import Network
 from nncontrol_prune.transport.plant_process import PlantProcessSettings
-from nncontrol_prune.transport.process import ChildProcess, ProcessError
+from nncontrol_prune.transport.process import GRACE, ChildProcess, ProcessError
 from nncontrol_prune.transport.pruning_process import PruningProcessSettings
 from nncontrol_prune.transport.requests import Client
 
@@ -122,8 +123,9 @@ class Simulation:
             client.close()
         for child in self._children:
             child.begin_stop()
+        deadline = time.monotonic() + GRACE  # one for all of them, so that the end does not take as long as their sum
         for child in self._children:
-            child.finish_stop()
+            child.finish_stop(max(0.0, deadline - time.monotonic()))
         self._children.clear()
 
 
