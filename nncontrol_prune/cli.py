@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable
@@ -80,7 +81,16 @@ def _fail(message: str, code: int, options: dict[str, Any]) -> NoReturn:
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, default=str))
+    print(json.dumps(_without_nan(value), default=str, allow_nan=False))
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not know, by null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @app.command()
@@ -90,7 +100,10 @@ def sim(
     controller: Annotated[str | None, typer.Option(help="Shipped name, directory or name@digest.")] = None,
     rate: Annotated[float | None, typer.Option(help="Control rate in Hz; must be the environment's.")] = None,
     duration: Annotated[float, typer.Option(min=0, help="Seconds; 0 to run until Ctrl-C.")] = 60.0,
-    record: Annotated[bool | None, typer.Option("--record/--no-record", help="Record rollouts below OUT/bags.")] = None,
+    record: Annotated[
+        bool | None,
+        typer.Option("--record/--no-record", help="Record rollouts below OUT/bags; without, nothing is pruned."),
+    ] = None,
     sparsity: Sparsity = None,
     method: Annotated[Method | None, typer.Option(help="Optimizer of the pruning coefficients.")] = None,
     prune_after: Annotated[
@@ -136,7 +149,15 @@ def sim(
     written = export_bundles(bundles, result, out / "bundles")
     if bag is not None:
         picture = out / "run.png"
-        plot_run(picture, setup.mujoco_sim.env, read_rollouts(bag), simulation.dense.manifest.action, ticks)
+        plot_run(
+            picture,
+            setup.mujoco_sim.env,
+            read_rollouts(bag),
+            simulation.dense.manifest.action,
+            ticks,
+            result.active_by_swap,
+            setup.mujoco_sim.real_time_factor,
+        )
         written += [bag, picture]
     if result.job.outcome is not None:
         written.append(simulation.report)

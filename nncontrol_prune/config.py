@@ -34,6 +34,8 @@ class PlantConfig(Spec):
     """Plant seconds per second."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the first episode."""
+    realtime_priority: Annotated[int, Field(ge=0, le=99)] = DEFAULT_PRIORITY
+    """SCHED_FIFO priority of the plant, where the operating system grants it; 0 for none."""
 
 
 class ControllerConfig(Spec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -19,7 +20,15 @@ from matplotlib import pyplot as plt
 DENSE, PRUNED = "#2b5d8c", "#d9822b"
 
 
-def plot_run(path: Path, environment: str, rollouts: Rollouts, action: ActionSpec, ticks: NDArray[np.float64]) -> None:
+def plot_run(
+    path: Path,
+    environment: str,
+    rollouts: Rollouts,
+    action: ActionSpec,
+    ticks: NDArray[np.float64],
+    active_by_swap: Sequence[str],
+    real_time_factor: float = 1.0,
+) -> None:
     """Draw the task's signal, the commands and the tick times of a run, across its swaps.
 
     Args:
@@ -28,6 +37,8 @@ def plot_run(path: Path, environment: str, rollouts: Rollouts, action: ActionSpe
         rollouts: The run's transitions.
         action: The controller's action, for names and units.
         ticks: The loop's ticks, (ticks, 5).
+        active_by_swap: Which controller was active after how many swaps; the first is the dense one.
+        real_time_factor: Plant seconds per second.
     """
     task = task_of(environment)
     figure, (top, middle, bottom) = plt.subplots(
@@ -37,16 +48,20 @@ def plot_run(path: Path, environment: str, rollouts: Rollouts, action: ActionSpe
     signal = task.signal(rollouts.observation).astype(float)
     jumps = np.abs(np.diff(signal, prepend=signal[:1])) > np.pi
     signal[jumps | (np.diff(rollouts.episode, prepend=rollouts.episode[0]) != 0)] = np.nan
-    tick_time = np.cumsum(np.nan_to_num(ticks[:, PERIOD]))
-    for swaps in np.unique(rollouts.bundle):
-        colour = DENSE if swaps == 0 else PRUNED
-        label = "dense" if swaps == 0 else "pruned"
-        mine = rollouts.bundle == swaps
-        top.plot(time[mine], signal[mine], color=colour, lw=1.2, label=label)
-        for index, joint in enumerate(action.joints):
+    tick_time = real_time_factor * np.cumsum(np.nan_to_num(ticks[:, PERIOD]))
+    dense = active_by_swap[0]
+    row_is_dense = np.array([i >= 0 and rollouts.controllers[i] == dense for i in rollouts.bundle])
+    tick_is_dense = np.array([reference == dense for reference in active_by_swap])[ticks[:, BUNDLE].astype(int)]
+    for is_dense, label, colour in ((True, "dense", DENSE), (False, "pruned", PRUNED)):
+        mine = row_is_dense == is_dense
+        if not mine.any():
+            continue
+        # Gaps where the other one was active.
+        top.plot(time, np.where(mine, signal, np.nan), color=colour, lw=1.2, label=label)
+        for index in range(len(action.joints)):
             style = "-" if index == 0 else ":"
-            middle.plot(time[mine], rollouts.action[mine, index], style, color=colour, lw=0.7, label=joint)
-        ours = ticks[:, BUNDLE] == swaps
+            middle.plot(time, np.where(mine, rollouts.action[:, index], np.nan), style, color=colour, lw=0.7)
+        ours = tick_is_dense == is_dense
         bottom.plot(tick_time[ours], 1e6 * ticks[ours, COMPUTE], ".", ms=1.5, color=colour)
     for axis in (top, middle, bottom):
         for swap in time[1:][np.diff(rollouts.bundle) != 0]:

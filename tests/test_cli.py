@@ -141,7 +141,7 @@ def test_existing_output_is_never_overwritten(bag: Path, pruned: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["--env", "Hoper-v5"], 1, "did you mean"),
-        (["--rate", 50], 1, "rate 50 Hz is not the control rate"),
+        (["--rate", 50], 2, "rate 50 Hz is not the control rate"),
         (["--rate", -1], 2, "rate = -1.0"),
         (["--real-time-factor", 0], 2, "real_time_factor = 0.0"),
         (["--config", "nothing.yaml"], 2, "nothing.yaml cannot be read"),

@@ -31,6 +31,10 @@ WAIT = 0.1
 """How long the loop waits for its plant at a time, in seconds, before it looks whether it should stop."""
 
 
+LONGEST_BACKOFF = 1 << 14
+"""A controller too slow to be rehearsed within `LEAD` is tried again ever more rarely, up to this many ticks."""
+
+
 class PlantConnection(Protocol):
     """How the loop reaches its plant. But for `wait`, no method may block."""
 
@@ -131,29 +135,37 @@ class ControlLoop:
         # Half a period after the plant's own: then neither clock's jitter decides which observation a tick gets, nor
         # whether its command is in time for the plant's next step.
         deadline = clock() + period / 2
-        started_before, last_stamp, last_change = math.nan, math.nan, clock()
+        started_before, last_stamp, last_change = math.nan, math.nan, -math.inf
+        rest, backoff = 0, 1  # ticks without a rehearsal, and how many after the next one that takes too long
         while not stopped():
             sleep(max(0.0, deadline - LEAD - clock()))
             tick = statistics.ticks
             slot.swap_if_staged(tick)
-            plant.read(observation)
-            slot.act(observation, action)
-            limits.apply(action)
+            if rest == 0:
+                self._rehearse()
+                in_time = clock() < deadline
+                backoff = 1 if in_time else min(2 * backoff, LONGEST_BACKOFF)
+                rest = 0 if in_time else backoff
+            else:
+                rest -= 1
             while (start := clock()) < deadline:
                 pass
 
             stamp = plant.read(observation)
-            new = stamp != last_stamp
+            new = stamp != last_stamp and stamp == stamp  # NaN is no observation, and no new one either
             if new:
                 last_stamp, last_change = stamp, start
             fresh = start - last_change <= self._timeout
             inference = math.nan
             if fresh:
                 before = clock()
-                slot.act(observation, action)
+                self._act()
                 inference = clock() - before
                 healthy = limits.apply(action)
-                self.faults += not healthy
+                if not healthy:
+                    self.faults += 1
+                    # A sensor that gives NaN is no fault of the controller's.
+                    healthy = not np.isfinite(observation).all()
             else:
                 action[:] = limits.safe_command
                 healthy = True
@@ -165,7 +177,8 @@ class ControlLoop:
             plant.after_tick()
             if recorder is not None and new:
                 recorder.transition(stamp, slot.swaps, observation, action)
-            slot.tick_passed(tick, healthy)
+            if new:
+                slot.tick_passed(tick, healthy)
             started_before = start
             deadline += period
             late = clock() - deadline
@@ -175,3 +188,16 @@ class ControlLoop:
                     missed = int(late / period)
                     statistics.skipped += missed
                     deadline += missed * period
+
+    def _rehearse(self) -> None:
+        """Go through a tick's work without commanding anything, so that it is in the caches when it counts."""
+        self._plant.read(self._observation)
+        self._act()
+        self._limits.apply(self._action)
+
+    def _act(self) -> None:
+        """Ask the controller for an action; one that raises gives NaN, which the limits replace and count."""
+        try:
+            self._slot.act(self._observation, self._action)
+        except Exception:  # whatever a policy raises, the loop has to go on commanding the plant
+            self._action[:] = math.nan

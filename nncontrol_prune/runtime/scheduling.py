@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import os
+import threading
 
 DEFAULT_PRIORITY = 50
 """Of SCHED_FIFO, 1..99; what ros2_control takes too."""
+
+
+def real_time_granted(priority: int) -> bool:
+    """Return whether the operating system would grant `run_in_real_time`; tried in a thread that ends at once."""
+    granted: list[bool] = []
+    thread = threading.Thread(target=lambda: granted.append(run_in_real_time(priority)))
+    thread.start()
+    thread.join()
+    return granted == [True]
 
 
 def run_in_real_time(priority: int) -> bool:

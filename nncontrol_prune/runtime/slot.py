@@ -1,8 +1,8 @@
 """The slot: where the loop holds its controller, and how another one gets there.
 
 A controller is *staged* outside the loop: loaded, checked, warmed up. Between two ticks the loop *swaps* it in,
-which is one assignment. It is then on *probation*; a fault in that time brings the old one back (*rollback*),
-otherwise it is *committed* and the store remembers it.
+which is one assignment. It is then on *probation*; a fault in that time brings back the last controller that passed
+its own (*rollback*), otherwise it is *committed* and the store remembers it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,14 @@ class SwapEvent(BaseModel):
 class _Staged:
     bundle: Bundle
     reason: str
-    probation_ticks: int
+    rollback: bool
+    """Back to a controller that passed its probation before; it needs no second one."""
+
+
+@dataclass(frozen=True)
+class _Commit:
+    reference: str
+    rollback: bool
 
 
 class ControllerSlot:
@@ -69,15 +76,15 @@ class ControllerSlot:
         self._slot = slot
         bundle = store.load(reference)
         store.check_accepted(bundle)
-        store.commit(slot, bundle.reference)
         self._probation_ticks = max(1, round(probation * bundle.manifest.rate))
         self._staging = threading.Lock()
         self._staged: _Staged | None = None
         self._active = bundle
         self._policy = bundle.policy
-        self._fallback: Bundle | None = None
+        self._proven = bundle
+        self._retired: list[Bundle] = []  # freed outside the loop, where it takes nobody's time
         self._probation_left = 0
-        self._uncommitted: str | None = None
+        self._due: _Commit | None = _Commit(bundle.reference, rollback=False)
         self.swaps = 0
         """How many times the controller changed; identifies the active one in logs."""
         self.events: list[SwapEvent] = []
@@ -92,7 +99,7 @@ class ControllerSlot:
         """Whether the active controller may still be taken back by a fault."""
         return self._probation_left > 0
 
-    def stage(self, reference: str, reason: str = "swap") -> str:
+    def stage(self, reference: str) -> str:
         """Load and check a controller from the store; the loop takes it before its next tick.
 
         Returns:
@@ -101,80 +108,103 @@ class ControllerSlot:
         Raises:
             ControllerError: It is not in the store, damaged, not accepted by the gate, or does not fit the loop.
         """
-        with self._staging:
-            bundle = self._store.load(reference)
-            self._store.check_accepted(bundle)
-            check_interchangeable(bundle.manifest, self._active.manifest)
-            if bundle.digest == self._active.digest:
-                raise StagingError(f"{short(bundle.reference)} is active already")
-            self._staged = _Staged(bundle, reason, self._probation_ticks)
-            return bundle.reference
+        return self._stage(reference, "swap", rollback=False)
 
     def rollback(self) -> str:
-        """Stage the controller that ran before the current one.
+        """Stage the controller before the current one; on probation, the last that passed its own.
 
         Raises:
             StagingError: There is none.
             ControllerError: It cannot be staged.
         """
         record = self._store.slot(self._slot)
-        previous = None
-        if self._fallback is not None and self.on_probation:
-            previous = self._fallback.reference
+        if self.on_probation:
+            previous = self._proven.reference
         elif record is not None and record.history:
             previous = record.history[-1]
-        if previous is None:
+        else:
             raise StagingError("there is no earlier controller to roll back to")
-        return self.stage(previous, "rollback on request")
+        return self._stage(previous, "rollback on request", rollback=True)
+
+    def _stage(self, reference: str, reason: str, *, rollback: bool) -> str:
+        with self._staging:
+            bundle = self._store.load(reference)
+            self._store.check_accepted(bundle)
+            check_interchangeable(bundle.manifest, self._active.manifest)
+            if bundle.digest == self._active.digest:
+                raise StagingError(f"{short(bundle.reference)} is active already")
+            self._staged = _Staged(bundle, reason, rollback)
+            return bundle.reference
 
     def swap_if_staged(self, tick: int) -> None:
         """Make a staged controller the active one; called by the loop between two ticks."""
         staged = self._staged
         if staged is None:
             return
-        start = time.perf_counter()
-        self._staged = None
-        # The old controller is kept, not freed: freeing would take time here, and it may be needed again.
-        self._fallback = self._active
-        self._active = staged.bundle
-        self._policy = staged.bundle.policy
-        self._probation_left = staged.probation_ticks
-        self.swaps += 1
-        duration = time.perf_counter() - start
-        self.events.append(
-            SwapEvent.model_construct(
-                swaps=self.swaps, reference=staged.bundle.reference, reason=staged.reason, tick=tick, duration=duration
-            )
-        )
+        self._activate(staged.bundle, staged.reason, tick)
+        if staged.rollback:
+            self._pass_probation(rollback=True)
+        else:
+            self._probation_left = self._probation_ticks
+        if self._staged is staged:  # another one may have been staged in the meantime
+            self._staged = None
 
     def act(self, observation: NDArray[np.float64], action: NDArray[np.float64]) -> None:
         """Compute the action (m,) for an observation (n,), in place."""
         self._policy.act(observation, action)
 
     def tick_passed(self, tick: int, healthy: bool) -> None:
-        """Count down the probation, or end it by a rollback if the tick was not healthy; called by the loop."""
+        """Count down the probation, or end it by a rollback if the controller was at fault.
+
+        Called by the loop after each tick in which the controller acted on a new observation.
+        """
         if self._probation_left == 0:
             return
-        if not healthy and self._fallback is not None:
-            self._staged = _Staged(self._fallback, "rollback: a fault during probation", 0)
+        if not healthy:
             self._probation_left = 0
-            self.swap_if_staged(tick)
+            self._activate(self._proven, "rollback: a fault during probation", tick)
             return
         self._probation_left -= 1
         if self._probation_left == 0:
-            self._uncommitted = self._active.reference
+            self._pass_probation(rollback=False)
 
     def commit_if_due(self) -> None:
-        """Write the active controller to the store once its probation is over; not for the loop's thread."""
-        reference, self._uncommitted = self._uncommitted, None
-        if reference is None:
+        """Write the active controller to the store once its probation is over; not for the loop's thread.
+
+        Raises:
+            OSError: It cannot be written; the next call tries again.
+        """
+        self._retired.clear()
+        due = self._due
+        if due is None:
             return
         record = self._store.slot(self._slot)
-        if record is not None and record.history and record.history[-1] == reference:
-            # Back to the controller before: drop the one in between, so that a rollback does not undo a rollback.
-            self._store.write_slot(self._slot, SlotRecord(current=reference, history=record.history[:-1]))
+        if due.rollback and record is not None and record.history and record.history[-1] == due.reference:
+            # Drop the one in between, so that the next rollback goes further back and not forth again.
+            self._store.write_slot(self._slot, SlotRecord(current=due.reference, history=record.history[:-1]))
         else:
-            self._store.commit(self._slot, reference)
+            self._store.commit(self._slot, due.reference)
+        if self._due is due:
+            self._due = None
+
+    def _activate(self, bundle: Bundle, reason: str, tick: int) -> None:
+        start = time.perf_counter()
+        self._retired.append(self._active)
+        self._active = bundle
+        self._policy = bundle.policy
+        self.swaps += 1
+        duration = time.perf_counter() - start
+        self.events.append(
+            SwapEvent.model_construct(
+                swaps=self.swaps, reference=bundle.reference, reason=reason, tick=tick, duration=duration
+            )
+        )
+
+    def _pass_probation(self, *, rollback: bool) -> None:
+        self._retired.append(self._proven)
+        self._probation_left = 0
+        self._proven = self._active
+        self._due = _Commit(self._active.reference, rollback)
 
 
 def check_interchangeable(candidate: Manifest, active: Manifest) -> None:

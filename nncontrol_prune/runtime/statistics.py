@@ -22,7 +22,8 @@ class Quantiles(BaseModel):
 
     @classmethod
     def of(cls, values: NDArray[np.float64]) -> Quantiles:
-        """Compute them; all NaN for no values."""
+        """Compute them over the values that are numbers; all NaN for none."""
+        values = values[np.isfinite(values)]
         if not len(values):
             return cls(p50=np.nan, p99=np.nan, p999=np.nan, max=np.nan)
         p50, p99, p999 = np.percentile(values, [50, 99, 99.9])
@@ -71,6 +72,11 @@ class TickStatistics:
         row[INFERENCE] = inference
         self.ticks += 1
 
+    @property
+    def oldest(self) -> int:
+        """Number of the oldest tick kept."""
+        return max(0, self.ticks - self._capacity)
+
     def rows(self, start: int = 0, count: int | None = None) -> NDArray[np.float64]:
         """Return a copy of kept ticks, (ticks, 5), oldest first; columns as in `COLUMNS`.
 
@@ -79,7 +85,7 @@ class TickStatistics:
             count: How many at the most.
         """
         end = self.ticks
-        start = min(max(start, end - self._capacity, 0), end)
+        start = min(max(start, self.oldest), end)
         if count is not None:
             end = min(end, start + count)
         if start == end:
@@ -97,10 +103,9 @@ class TickStatistics:
 
 def summarize(rows: NDArray[np.float64]) -> TickSummary:
     """Summarize ticks, (ticks, 5), with columns as in `COLUMNS`."""
-    period = rows[:, PERIOD]
     return TickSummary(
         ticks=len(rows),
-        period=Quantiles.of(period[np.isfinite(period)]),  # the first tick has no period
+        period=Quantiles.of(rows[:, PERIOD]),
         compute=Quantiles.of(rows[:, COMPUTE]),
         lateness=Quantiles.of(rows[:, LATENESS]),
         inference=Quantiles.of(rows[:, INFERENCE]),

@@ -47,8 +47,15 @@ class ControllerProcessSettings(Spec):
 class ControllerLink:
     """The loop's end of the streams."""
 
-    def __init__(self, network: Network, observation_size: int, action_size: int, recorder: Recorder | None) -> None:
-        self._context = network.real_time_context()
+    def __init__(
+        self,
+        network: Network,
+        observation_size: int,
+        action_size: int,
+        recorder: Recorder | None = None,
+        realtime_priority: int = 0,
+    ) -> None:
+        self._context = network.real_time_context(realtime_priority)
         self._states = network.connect(self._context, "state", zmq.SUB)
         self._states.setsockopt(zmq.SUBSCRIBE, b"")
         self._commands = network.connect(self._context, "command", zmq.PUB)
@@ -108,33 +115,15 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
     store = BundleStore(settings.store)
     slot = ControllerSlot(store, settings.reference, slot=SLOT, probation=config.probation)
     manifest = slot.active.manifest
-    observation_size, action_size = manifest.observation.size, manifest.action.size
-    recorder = None
-    if settings.bag is not None:
-        recorder = Recorder(
-            settings.bag,
-            controller=SLOT,
-            observation_size=observation_size,
-            action_size=action_size,
-            rate=manifest.rate,
-        )
-    link = ControllerLink(settings.network, observation_size, action_size, recorder)
-    loop = ControlLoop(
-        slot,
-        link,
-        recorder,
-        period=1.0 / (manifest.rate * settings.real_time_factor),
-        observation_timeout=config.observation_timeout,
-        realtime_priority=config.realtime_priority,
-    )
-    recorded_swaps = -1
+    recorded_swaps = 0
 
     def between_requests() -> None:
         nonlocal recorded_swaps
         slot.commit_if_due()
-        if recorder is not None and slot.swaps != recorded_swaps:
-            recorded_swaps = slot.swaps
-            recorder.bundle(0.0, slot.swaps, slot.active.reference)
+        for event in slot.events[recorded_swaps:]:
+            recorded_swaps += 1
+            if recorder is not None:
+                recorder.bundle(0.0, event.swaps, event.reference)
 
     def status(_: Status) -> dict[str, Any]:
         active = slot.active
@@ -158,9 +147,11 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
         return {"reference": slot.stage(request.reference)}
 
     def ticks(request: Ticks, _: bytes) -> tuple[dict[str, Any], bytes]:
-        rows = loop.statistics.rows(request.start, TICKS_PER_REPLY)
-        return {"rows": len(rows)}, rows.tobytes()
+        first = max(request.start, loop.statistics.oldest)
+        rows = loop.statistics.rows(first, TICKS_PER_REPLY)
+        return {"first": first, "rows": len(rows)}, rows.tobytes()
 
+    # Before anything is written: if the port is taken, another loop has this slot.
     server = RequestServer(
         settings.network,
         "controller",
@@ -175,6 +166,27 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
         errors=(ControllerError,),
         between=between_requests,
     )
+    observation_size, action_size = manifest.observation.size, manifest.action.size
+    recorder = None
+    if settings.bag is not None:
+        recorder = Recorder(
+            settings.bag,
+            controller=SLOT,
+            observation_size=observation_size,
+            action_size=action_size,
+            rate=manifest.rate,
+        )
+    link = ControllerLink(settings.network, observation_size, action_size, recorder, config.realtime_priority)
+    loop = ControlLoop(
+        slot,
+        link,
+        recorder,
+        period=1.0 / (manifest.rate * settings.real_time_factor),
+        observation_timeout=config.observation_timeout,
+        realtime_priority=config.realtime_priority,
+    )
+    if recorder is not None:
+        recorder.bundle(0.0, 0, slot.active.reference)
     server.start()
 
     def work() -> None:

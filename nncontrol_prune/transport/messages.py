@@ -14,6 +14,9 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 BundleFile = Literal["manifest.json", "weights.safetensors", "policy.onnx", "reference.npz"]
 assert set(BUNDLE_FILES) < set(BundleFile.__args__)  # type: ignore[attr-defined]
 
+MAX_REQUEST_BYTES = 64 * 1024
+"""Of a request's JSON; parsing more would hold up a loop in the same process."""
+
 CHUNK_BYTES = 256 * 1024
 """Bundles travel in pieces of this size, so that no request takes long."""
 
@@ -55,7 +58,7 @@ class Ticks(Spec):
 
     request: Literal["ticks"] = "ticks"
     start: Annotated[int, Field(ge=0)] = 0
-    """The first tick wanted, counted from the oldest kept."""
+    """Number of the first tick wanted, counted from the loop's start; older ones than are kept are left out."""
 
 
 class GetChunk(Spec):
@@ -143,6 +146,8 @@ def parse_request(adapter: TypeAdapter[Any], data: bytes) -> Spec:
     Raises:
         RequestError: It does not parse; the message names the field and what is allowed.
     """
+    if len(data) > MAX_REQUEST_BYTES:
+        raise RequestError(f"the request has {len(data)} bytes, allowed are {MAX_REQUEST_BYTES}", None)
     try:
         request: Spec = adapter.validate_json(data)
     except ValidationError as error:

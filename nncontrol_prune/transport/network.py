@@ -17,7 +17,7 @@ from pydantic import Field
 from zmq.auth.thread import ThreadAuthenticator
 
 from nncontrol_prune.controllers.specs import Spec
-from nncontrol_prune.runtime.scheduling import DEFAULT_PRIORITY
+from nncontrol_prune.runtime.scheduling import real_time_granted
 
 Service = Literal["state", "command", "plant", "controller", "pruning"]
 PORT_OFFSETS: dict[Service, int] = {"state": 0, "command": 1, "plant": 2, "controller": 3, "pruning": 4}
@@ -54,12 +54,13 @@ class Network(Spec):
         """Return host and port of a service."""
         return self.host, self.port + PORT_OFFSETS[service]
 
-    def real_time_context(self) -> zmq.Context[zmq.Socket[bytes]]:
+    def real_time_context(self, priority: int) -> zmq.Context[zmq.Socket[bytes]]:
         """Return a context whose own thread hands on messages in real time, where the operating system grants it."""
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        # libzmq leaves the thread as it is if it lacks the right.
-        context.set(zmq.THREAD_SCHED_POLICY, getattr(os, "SCHED_FIFO", 1))
-        context.set(zmq.THREAD_PRIORITY, DEFAULT_PRIORITY)
+        # Asked beforehand: libzmq aborts the process if it lacks the right.
+        if real_time_granted(priority):
+            context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_FIFO)
+            context.set(zmq.THREAD_PRIORITY, priority)
         return context
 
     def bind(self, context: zmq.Context[zmq.Socket[bytes]], service: Service, kind: int) -> zmq.Socket[bytes]:

@@ -17,7 +17,7 @@ from nncontrol_prune.plants.environments import PlantError
 from nncontrol_prune.plants.live import LivePlant
 from nncontrol_prune.plants.state import HEADER
 from nncontrol_prune.plants.tasks import Goal, task_of
-from nncontrol_prune.runtime.scheduling import DEFAULT_PRIORITY, run_in_real_time
+from nncontrol_prune.runtime.scheduling import run_in_real_time
 from nncontrol_prune.transport.messages import Pause, PlantRequest, Reset, Status
 from nncontrol_prune.transport.network import Network
 from nncontrol_prune.transport.process import run
@@ -38,8 +38,8 @@ class PlantLink:
     the action.
     """
 
-    def __init__(self, network: Network, goal: Goal | None) -> None:
-        self._context = network.real_time_context()
+    def __init__(self, network: Network, goal: Goal | None, realtime_priority: int = 0) -> None:
+        self._context = network.real_time_context(realtime_priority)
         self._authenticator = network.authenticate(self._context)
         self._states = network.bind(self._context, "state", zmq.PUB)
         self._commands = network.bind(self._context, "command", zmq.SUB)
@@ -50,7 +50,7 @@ class PlantLink:
         """How long the plant has been at the task's goal, in plant seconds."""
 
     def command(self, action: NDArray[np.float64]) -> float:
-        """Fill in the newest command; return the stamp it answers, NaN if there is none."""
+        """Fill in the newest command; return the stamp it answers, NaN if there is none or it answers none."""
         newest = None
         try:
             while True:
@@ -60,7 +60,7 @@ class PlantLink:
         if newest is None or len(newest) != 8 * (1 + len(action)):
             return math.nan
         values = np.frombuffer(newest)
-        if not np.isfinite(values).all():
+        if not np.isfinite(values[1:]).all():
             return math.nan
         action[:] = values[1:]
         return float(values[0])
@@ -86,7 +86,7 @@ def start(settings: PlantProcessSettings) -> tuple[Callable[[], None], Callable[
     """Prepare the plant; see `transport.process.run`."""
     config = settings.config
     task = task_of(config.env)
-    link = PlantLink(settings.network, task.goal)
+    link = PlantLink(settings.network, task.goal, config.realtime_priority)
     plant = LivePlant(
         config.env,
         link,
@@ -127,7 +127,7 @@ def start(settings: PlantProcessSettings) -> tuple[Callable[[], None], Callable[
     server.start()
 
     def work() -> None:
-        run_in_real_time(DEFAULT_PRIORITY)
+        run_in_real_time(config.realtime_priority)
         try:
             plant.run()
         finally:

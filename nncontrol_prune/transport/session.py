@@ -18,7 +18,7 @@ from nncontrol_prune.service.pruning_service import JobStatus
 from nncontrol_prune.transport.messages import Cancel, Deploy, Prune, Status
 from nncontrol_prune.transport.network import TransportError
 from nncontrol_prune.transport.requests import RequestFailedError
-from nncontrol_prune.transport.simulation import Simulation
+from nncontrol_prune.transport.simulation import Simulation, TickTrace
 
 POLL = 0.2
 GOAL_HELD = 1.0
@@ -57,6 +57,8 @@ class SessionResult(BaseModel):
     swap_tick: int | None = None
     swap_tick_compute: float | None = None
     """Compute time of the tick that carried out the swap, in seconds."""
+    active_by_swap: list[str]
+    """Which controller was active after how many swaps."""
     ticks: int
     skipped: int
     overruns: int
@@ -95,6 +97,11 @@ def run_session(
     job = JobStatus()
     while (now := time.monotonic()) < end or phase in ("pruning", "accepted"):
         simulation.check_alive()
+        if "pruning" in simulation.dead():
+            notes.append("the pruning process ended; it was started again, and its job is lost")
+            simulation.restart_pruning()
+            job = job.model_copy(update={"state": "failed", "message": "the pruning process ended"})
+            phase = "running"
         try:
             if phase == "waiting" and prune_after is not None and now - started >= prune_after:
                 simulation.pruning.request(Prune())
@@ -103,6 +110,8 @@ def run_session(
                 job = JobStatus.model_validate(simulation.pruning.request(Status()))
                 if job.state == "accepted":
                     phase, accepted_at = "accepted", now
+                    if _active(simulation) == _candidate(job):  # the service has deployed it by itself
+                        phase, end = "running", max(end, now + AFTER_SWAP)
                 elif job.state != "running":
                     phase = "running"
                     notes.append(f"pruning ended {job.state}: {job.message}")
@@ -116,13 +125,24 @@ def run_session(
         tell(_describe(phase, job, now - started), job.progress if phase == "pruning" else None)
         time.sleep(POLL)
     if job.state == "running":
-        simulation.pruning.request(Cancel())
+        try:
+            simulation.pruning.request(Cancel())
+        except (TransportError, RequestFailedError) as error:
+            notes.append(str(error))
     return _result(simulation, job, notes)
 
 
 def _may_swap(simulation: Simulation, waited: float) -> bool:
     plant = simulation.plant.request(Status())
     return not plant["has_goal"] or plant["goal_held"] >= GOAL_HELD or waited > GOAL_PATIENCE
+
+
+def _active(simulation: Simulation) -> str:
+    return str(simulation.controller.request(Status())["active"])
+
+
+def _candidate(job: JobStatus) -> str | None:
+    return None if job.outcome is None else job.outcome.candidate
 
 
 def _describe(phase: str, job: JobStatus, elapsed: float) -> str:
@@ -135,10 +155,10 @@ def _describe(phase: str, job: JobStatus, elapsed: float) -> str:
 
 def _result(simulation: Simulation, job: JobStatus, notes: list[str]) -> tuple[SessionResult, np.ndarray]:
     controller, plant = simulation.controller.request(Status()), simulation.plant.request(Status())
-    ticks = simulation.ticks()
+    trace = simulation.ticks()
+    ticks = trace.rows
     verdict = job.outcome.verdict if job.outcome is not None else None
     swap = controller["events"][0] if controller["events"] else None
-    kept_from = controller["ticks"]["ticks"] - len(ticks)
     dense = _figures(ticks, 0, simulation.dense.reference, simulation.dense.manifest.parameters, verdict, "dense")
     pruned = None
     if swap is not None:
@@ -149,9 +169,8 @@ def _result(simulation: Simulation, job: JobStatus, notes: list[str]) -> tuple[S
         job=job,
         swap_duration=swap["duration"] if swap else None,
         swap_tick=swap["tick"] if swap else None,
-        swap_tick_compute=float(ticks[swap["tick"] - kept_from, COMPUTE])
-        if swap and swap["tick"] >= kept_from
-        else None,
+        swap_tick_compute=_compute_of(trace, swap["tick"]) if swap else None,
+        active_by_swap=[simulation.dense.reference, *(event["reference"] for event in controller["events"])],
         ticks=controller["ticks"]["ticks"],
         skipped=controller["ticks"]["skipped"],
         overruns=controller["ticks"]["overruns"],
@@ -162,6 +181,11 @@ def _result(simulation: Simulation, job: JobStatus, notes: list[str]) -> tuple[S
         notes=notes,
     )
     return result, ticks
+
+
+def _compute_of(trace: TickTrace, tick: int) -> float | None:
+    index = tick - trace.first
+    return float(trace.rows[index, COMPUTE]) if 0 <= index < len(trace.rows) else None
 
 
 def _parameters(job: JobStatus, controller: dict[str, Any]) -> int:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nncontrol_prune.config import Config
+from nncontrol_prune.config import Config, ConfigError
 from nncontrol_prune.controllers.specs import Spec
-from nncontrol_prune.plants.environments import check_controller, check_rate, environment_specs
+from nncontrol_prune.plants.environments import PlantError, check_controller, check_rate, environment_specs
 from nncontrol_prune.runtime.slot import initial_reference
 from nncontrol_prune.runtime.statistics import COLUMNS
 from nncontrol_prune.runtime.store import BundleStore
@@ -36,6 +37,7 @@ class Simulation:
         bag: Where to record; None to record nothing.
 
     Raises:
+        ConfigError: The rate is not the environment's.
         ControllerError, PlantError: The controller does not exist, or does not fit the environment.
         ProcessError: A process cannot start; the message says which and why.
     """
@@ -47,7 +49,10 @@ class Simulation:
         store.check_accepted(bundle)
         check_controller(bundle.manifest, specs)
         if config.nn_controller.rate is not None:
-            check_rate(config.nn_controller.rate, specs)
+            try:
+                check_rate(config.nn_controller.rate, specs)
+            except PlantError as error:
+                raise ConfigError(f"nn_controller: {error}") from error
         self.report = out / "report.json"
         self.dense = bundle
         self.plant = Client(network, "plant")
@@ -69,20 +74,15 @@ class Simulation:
             environment=environment,
             report=self.report,
         )
-        self._planned: list[tuple[str, Spec]] = [
-            ("plant", plant),
-            ("controller", controller),
-            ("pruning", pruning),
-        ]
+        self._planned: dict[str, Spec] = {"plant": plant, "controller": controller, "pruning": pruning}
         self._logs = out / "logs"
         self._children: list[ChildProcess] = []
 
     def __enter__(self) -> Simulation:
         self._logs.mkdir(parents=True, exist_ok=True)
         try:
-            for name, settings in self._planned:
-                module = f"nncontrol_prune.transport.{name}_process"
-                self._children.append(ChildProcess(name, module, settings, self._logs / f"{name}.log"))
+            for name in self._planned:
+                self._children.append(self._start(name))
             for child in self._children:
                 child.wait_until_ready()
         except BaseException:
@@ -114,9 +114,21 @@ class Simulation:
             if name != "pruning":
                 raise ProcessError(f"the {name} process has ended; see {self._logs / name}.log")
 
-    def ticks(self) -> NDArray[np.float64]:
-        """Fetch the controller's ticks, (ticks, 5), columns as in `runtime.statistics.COLUMNS`."""
+    def restart_pruning(self) -> None:
+        """Start the pruning service again if it has ended; the loop has gone on without it."""
+        for index, child in enumerate(self._children):
+            if child.name == "pruning" and child.exit_code is not None:
+                child.finish_stop(0.0)
+                self._children[index] = self._start("pruning")
+                self._children[index].wait_until_ready()
+
+    def ticks(self) -> TickTrace:
+        """Fetch the controller's ticks."""
         return fetch_ticks(self.controller)
+
+    def _start(self, name: str) -> ChildProcess:
+        module = f"nncontrol_prune.transport.{name}_process"
+        return ChildProcess(name, module, self._planned[name], self._logs / f"{name}.log")
 
     def _stop(self) -> None:
         for client in (self.plant, self.controller, self.pruning):
@@ -129,13 +141,30 @@ class Simulation:
         self._children.clear()
 
 
-def fetch_ticks(controller: Client) -> NDArray[np.float64]:
+@dataclass(frozen=True)
+class TickTrace:
+    """Consecutive ticks of a loop.
+
+    Attributes:
+        first: Number of the first.
+        rows: (ticks, 5), columns as in `runtime.statistics.COLUMNS`.
+    """
+
+    first: int
+    rows: NDArray[np.float64]
+
+
+def fetch_ticks(controller: Client) -> TickTrace:
     """Fetch a loop's ticks, as many as it keeps, in pieces."""
     pieces: list[NDArray[np.float64]] = []
-    start = 0
+    first = start = 0
     while True:
         result, payload = controller.exchange(Ticks(start=start))
-        if not result["rows"]:
-            return np.concatenate(pieces) if pieces else np.zeros((0, len(COLUMNS)))
+        if not pieces:
+            first = result["first"]
+        elif result["first"] != start:
+            pieces, first = [], result["first"]  # the loop has gone round meanwhile: keep what is consecutive
         pieces.append(np.frombuffer(payload).reshape(-1, len(COLUMNS)))
-        start += result["rows"]
+        start = result["first"] + result["rows"]
+        if result["rows"] == 0:
+            return TickTrace(first, np.concatenate(pieces))

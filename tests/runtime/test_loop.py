@@ -110,13 +110,67 @@ def test_old_observations_lead_to_the_safe_command_until_new_ones_come(slot: Con
     assert commands[-1] != 0.0
 
 
-def test_non_finite_observation_is_counted_and_commands_nothing_wild(slot: ControllerSlot) -> None:
+def test_non_finite_observation_commands_nothing_wild_and_is_not_held_against_the_controller(
+    slot: ControllerSlot, store: BundleStore, make_cartpole_bundle
+) -> None:
+    second = make_cartpole_bundle(seed=4, name="second")
+    store.add(second)
+    slot.stage(second.reference)
     plant = FakePlant()
     plant.observation = np.full(5, np.nan)
     loop = ControlLoop(slot, plant)
     run_while(loop, lambda: time.sleep(0.1))
     assert loop.faults > 0
     assert {command for _, command in plant.commands} == {0.0}
+    assert slot.active.digest == second.digest
+
+
+def test_controller_that_raises_is_taken_back_and_the_loop_goes_on(
+    slot: ControllerSlot, store: BundleStore, small_bundle: Bundle, make_cartpole_bundle, monkeypatch
+) -> None:
+    second = make_cartpole_bundle(seed=4, name="second")
+    store.add(second)
+    slot.stage(second.reference)
+    staged = slot._staged
+    assert staged is not None
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(staged.bundle.policy, "act", fail)
+    plant = FakePlant()
+    loop = ControlLoop(slot, plant)
+    run_while(loop, lambda: time.sleep(0.2))
+    assert slot.active.digest == small_bundle.digest
+    assert loop.faults == 1
+    assert plant.commands[-2][1] != 0.0
+
+
+def test_probation_does_not_run_while_nothing_new_is_observed(
+    store: BundleStore, small_bundle: Bundle, make_cartpole_bundle
+) -> None:
+    slot = ControllerSlot(store, store.add(small_bundle), probation=0.1)
+    second = make_cartpole_bundle(seed=4, name="second")
+    store.add(second)
+    slot.stage(second.reference)
+    plant = FakePlant()
+    plant.frozen = True
+    run_while(ControlLoop(slot, plant, observation_timeout=0.05), lambda: time.sleep(0.4))
+    assert slot.on_probation
+
+
+def test_controller_too_slow_to_be_rehearsed_is_run_once_a_tick(slot: ControllerSlot, monkeypatch) -> None:
+    calls = []
+
+    def slow(observation: NDArray[np.float64], action: NDArray[np.float64]) -> None:
+        calls.append(1)
+        time.sleep(0.004)
+
+    monkeypatch.setattr(slot._policy, "act", slow)
+    loop = ControlLoop(slot, FakePlant())
+    run_while(loop, lambda: time.sleep(1.0))
+    assert loop.statistics.ticks > 50
+    assert len(calls) < 1.2 * loop.statistics.ticks
 
 
 def test_swap_happens_in_the_running_loop(slot: ControllerSlot, store: BundleStore, make_cartpole_bundle) -> None:

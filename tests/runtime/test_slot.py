@@ -18,7 +18,10 @@ def second(make_cartpole_bundle) -> Bundle:
 @pytest.fixture
 def slot(store: BundleStore, small_bundle: Bundle, second: Bundle) -> ControllerSlot:
     store.add(second)
-    return ControllerSlot(store, store.add(small_bundle), slot="loop", probation=0.03)
+    slot = ControllerSlot(store, store.add(small_bundle), slot="loop", probation=0.03)
+    assert store.slot("loop") is None, "nothing is written before the loop has its ports"
+    slot.commit_if_due()
+    return slot
 
 
 def pass_ticks(slot: ControllerSlot, count: int, healthy: bool = True) -> None:
@@ -100,6 +103,78 @@ def test_rollback_on_probation_returns_too(slot: ControllerSlot, small_bundle: B
     slot.rollback()
     pass_ticks(slot, 1)
     assert slot.active.digest == small_bundle.digest
+
+
+@pytest.fixture
+def third(store: BundleStore, make_cartpole_bundle) -> Bundle:
+    bundle = make_cartpole_bundle(seed=10, name="third")
+    store.add(bundle)
+    return bundle
+
+
+def test_fault_after_a_rollback_does_not_bring_the_bad_one_back(
+    slot: ControllerSlot, small_bundle: Bundle, second: Bundle
+) -> None:
+    slot.stage(second.reference)
+    pass_ticks(slot, 3)
+    slot.commit_if_due()
+    slot.rollback()
+    pass_ticks(slot, 1)
+    pass_ticks(slot, 3, healthy=False)
+    assert slot.active.digest == small_bundle.digest
+
+
+def test_second_rollback_does_not_bring_the_bad_one_back(
+    slot: ControllerSlot, small_bundle: Bundle, second: Bundle
+) -> None:
+    slot.stage(second.reference)
+    pass_ticks(slot, 1)
+    slot.rollback()
+    pass_ticks(slot, 1)
+    with pytest.raises(StagingError):
+        slot.rollback()
+    pass_ticks(slot, 1)
+    assert slot.active.digest == small_bundle.digest
+
+
+def test_fault_leads_to_the_last_proven_one_and_not_to_one_on_probation(
+    slot: ControllerSlot, small_bundle: Bundle, second: Bundle, third: Bundle
+) -> None:
+    slot.stage(second.reference)
+    pass_ticks(slot, 1)
+    slot.stage(third.reference)
+    pass_ticks(slot, 1)
+    pass_ticks(slot, 1, healthy=False)
+    assert slot.active.digest == small_bundle.digest
+
+
+def test_commit_that_cannot_be_written_is_tried_again(
+    slot: ControllerSlot, store: BundleStore, second: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot.stage(second.reference)
+    pass_ticks(slot, 3)
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "commit", fail)
+        with pytest.raises(OSError, match="disk full"):
+            slot.commit_if_due()
+    slot.commit_if_due()
+    assert current(store) == second.reference
+
+
+def test_staging_an_earlier_controller_is_no_rollback(
+    slot: ControllerSlot, store: BundleStore, small_bundle: Bundle, second: Bundle
+) -> None:
+    for bundle in (second, small_bundle):
+        slot.stage(bundle.reference)
+        pass_ticks(slot, 3)
+        slot.commit_if_due()
+    slot.rollback()
+    pass_ticks(slot, 1)
+    assert slot.active.digest == second.digest
 
 
 def test_rollback_without_predecessor_is_refused(slot: ControllerSlot) -> None:

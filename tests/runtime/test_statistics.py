@@ -19,6 +19,13 @@ def test_the_last_ticks_are_kept_in_order(ticks: int) -> None:
     np.testing.assert_allclose(filled(ticks).rows()[:, 2], kept)
 
 
+def test_ticks_that_did_not_ask_the_controller_do_not_spoil_its_times() -> None:
+    statistics = TickStatistics(8)
+    statistics.record(0, 0.01, 1e-4, 0.0, np.nan)
+    statistics.record(0, 0.01, 1e-4, 0.0, 7e-5)
+    assert summarize(statistics.rows()).inference.max == 7e-5
+
+
 def test_a_range_of_ticks_can_be_asked_for() -> None:
     statistics = filled(19)
     np.testing.assert_allclose(statistics.rows(13, 3)[:, 2], [0.013, 0.014, 0.015])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nncontrol_prune.config import Config
+from nncontrol_prune.config import Config, ConfigError
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.plants.environments import PlantError
 from nncontrol_prune.rollouts.reader import read_rollouts
@@ -68,8 +68,9 @@ def test_running_loop_prunes_its_own_controller_and_swaps_it_in(network: Network
         wait_until(lambda: (tmp_path / "store/slots/nn_controller.json").read_text().count(candidate) == 1)
         running.controller.request(Rollback())
         wait_until(lambda: running.controller.request(Status())["active"] == running.dense.reference)
-        ticks = running.ticks()
-        assert set(ticks[:, 0]) == {0.0, 1.0, 2.0}
+        trace = running.ticks()
+        assert trace.first == 0
+        assert set(trace.rows[:, 0]) == {0.0, 1.0, 2.0}
         pids = list(running.processes.values())
     assert all(gone(pid) for pid in pids)
     rollouts = read_rollouts(tmp_path / "bag")
@@ -93,6 +94,9 @@ def test_killed_pruning_process_leaves_the_loop_undisturbed(network: Network, tm
         running.check_alive()
         assert running.dead() == ["pruning"]
         assert [path.name for path in (tmp_path / "store/bundles").iterdir()] == [running.dense.digest]
+        running.restart_pruning()
+        running.pruning.request(Prune(settings={**QUICK, "sparsity": 0.3}))
+        assert wait_until(lambda: job_ended(running.pruning))["state"] == "accepted"
 
 
 def test_dead_plant_is_noticed(network: Network, tmp_path: Path) -> None:
@@ -109,6 +113,8 @@ def test_second_simulation_on_the_same_ports_is_refused_and_the_first_goes_on(ne
         with pytest.raises(ProcessError, match=r"port \d+ is taken.*--port"), simulation(network, tmp_path / "second"):
             pass
         assert first.dead() == []
+        assert not (tmp_path / "second" / "bag").exists()
+        assert not (tmp_path / "second" / "store" / "slots").exists()
         assert first.controller.request(Status())["faults"] == 0
 
 
@@ -151,7 +157,7 @@ def test_no_path_stages_a_pruned_controller_without_a_verdict(
 
 
 def test_another_rate_than_the_environments_is_refused(network: Network, tmp_path: Path) -> None:
-    with pytest.raises(PlantError, match=r"50 Hz .* 100 Hz"):
+    with pytest.raises(ConfigError, match=r"50 Hz .* 100 Hz"):
         simulation(network, tmp_path, CONFIG.override("nn_controller", rate=50.0))
 
 

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from nncontrol_prune.plants.state import HEADER
+from nncontrol_prune.transport.controller_process import ControllerLink
+from nncontrol_prune.transport.network import Network
+from nncontrol_prune.transport.plant_process import PlantLink
+
+
+@pytest.fixture
+def links(network: Network):
+    plant = PlantLink(network, None)
+    controller = ControllerLink(network, 3, 2)
+    action = np.zeros(2)
+    while math.isnan(plant.command(action)):  # a publisher drops what it sends before it knows of its subscriber
+        controller.write(0.0, action)
+        time.sleep(0.02)
+    while not math.isnan(plant.command(action)):
+        time.sleep(0.02)
+    yield plant, controller
+    controller.close()
+    plant.close()
+
+
+def received(plant: PlantLink) -> tuple[float, list[float]]:
+    action = np.full(2, 5.0)
+    for _ in range(100):
+        stamp = plant.command(action)
+        if action[0] != 5.0:
+            return stamp, action.tolist()
+        time.sleep(0.01)
+    return math.nan, action.tolist()
+
+
+def test_command_arrives_with_the_stamp_it_answers(links: tuple[PlantLink, ControllerLink]) -> None:
+    plant, controller = links
+    controller.write(1.25, np.array([1.0, -2.0]))
+    assert received(plant) == (1.25, [1.0, -2.0])
+
+
+def test_safe_command_that_answers_nothing_is_applied(links: tuple[PlantLink, ControllerLink]) -> None:
+    plant, controller = links
+    controller.write(math.nan, np.zeros(2))
+    stamp, action = received(plant)
+    assert math.isnan(stamp)
+    assert action == [0.0, 0.0]
+
+
+def test_command_that_is_no_number_is_not_applied(links: tuple[PlantLink, ControllerLink]) -> None:
+    plant, controller = links
+    controller.write(1.0, np.array([math.nan, 0.0]))
+    assert received(plant)[1] == [5.0, 5.0]
+
+
+def test_state_arrives_and_a_state_of_another_size_is_counted(
+    links: tuple[PlantLink, ControllerLink], network: Network
+) -> None:
+    plant, controller = links
+    plant.publish(np.zeros(len(HEADER) + 7))
+    plant.publish(np.arange(len(HEADER) + 3.0))
+    observation = np.zeros(3)
+    for _ in range(100):
+        if controller.read(observation) == 0.0:
+            break
+        time.sleep(0.01)
+    assert observation.tolist() == [7.0, 8.0, 9.0]
+    assert controller.unfit == 1
+
+
+WITHOUT_RIGHT = """
+import ctypes, os, resource, sys
+import zmq
+from nncontrol_prune.transport.network import Network
+PR_CAPBSET_DROP, CAP_SYS_NICE = 24, 23
+network = Network(port=int(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
+ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_SYS_NICE, 0, 0, 0)
+if os.getuid() == 0:
+    os.setgid(65534), os.setuid(65534)
+context = network.real_time_context(50)
+socket = context.socket(zmq.PUB)
+socket.bind(f"tcp://127.0.0.1:{sys.argv[1]}")
+socket.send(b"fine")
+context.destroy(linger=0)
+print("fine")
+"""
+
+
+def test_user_without_the_right_to_real_time_is_served_too(port: int) -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_RIGHT, str(port)], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "fine", done.stderr
