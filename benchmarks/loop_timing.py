@@ -32,7 +32,7 @@ from nncontrol_prune.rollouts.recorder import Recorder
 from nncontrol_prune.runtime.loop import ControlLoop
 from nncontrol_prune.runtime.scheduling import run_in_real_time
 from nncontrol_prune.runtime.slot import ControllerSlot
-from nncontrol_prune.runtime.statistics import TickStatistics
+from nncontrol_prune.runtime.statistics import COMPUTE, LATENESS, TickStatistics
 from nncontrol_prune.runtime.store import BundleStore
 
 TURN = 5.0
@@ -83,7 +83,11 @@ def bare_loop(period: float, seconds: float, priority: int) -> TickStatistics:
 
 
 def control_loop(period: float, seconds: float, priority: int, twin: Path) -> tuple[TickStatistics, list[float]]:
-    """Run the real loop, with a swap to a pruned twin in the middle; return its ticks and the swaps' compute times."""
+    """Run the real loop, with a swap to a twin in the middle; give its ticks.
+
+    Also given, for each swap, are the seconds from the deadline of its tick to the command.
+
+    """
     dense = load_bundle(shipped_controllers()[CONTROLLER])
     with tempfile.TemporaryDirectory() as directory:
         store = BundleStore(Path(directory) / "store")
@@ -101,7 +105,7 @@ def control_loop(period: float, seconds: float, priority: int, twin: Path) -> tu
         loop.run()
         recorder.close()
     rows = loop.statistics.rows()
-    return loop.statistics, [float(rows[event.tick, 2]) for event in slot.events]
+    return loop.statistics, [float(rows[event.tick, COMPUTE] + rows[event.tick, LATENESS]) for event in slot.events]
 
 
 def child(kind: str, rate: float, seconds: float, priority: int, twin: Path) -> None:
@@ -185,7 +189,9 @@ def report(rate: float, turns: dict[str, list[dict[str, Any]]]) -> None:
             values = [1e6 * np.percentile(np.concatenate([t[key] for t in turns[kind]]), quantile) for kind in turns]
             print(f"  {f'{key} p{quantile:g} [µs]':26}" + "".join(f"{value:>13.0f}" for value in values))
     swaps = [1e6 * swap for t in turns["loop"] for swap in t["swaps"]]
-    print(f"  tick that swaps [µs]: median {np.median(swaps):.0f}, all {[round(swap) for swap in swaps]}")
+    print(
+        f"  swapping ticks, deadline to command [µs]: {[round(swap) for swap in swaps]}, median {np.median(swaps):.0f}"
+    )
 
 
 def main() -> None:

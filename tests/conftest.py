@@ -88,6 +88,7 @@ def make_verdict() -> Callable[..., Verdict]:
             decision="accept" if accepted else "reject",
             criteria=(Criterion(name="test", passed=accepted, reason="a test said so"),),
             environment=CARTPOLE,
+            thresholds={},
             seed=0,
             dense=summary,
             pruned=summary,

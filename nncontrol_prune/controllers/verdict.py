@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat, model_validator
 
 from nncontrol_prune.controllers.specs import Spec
 
@@ -16,8 +16,8 @@ class EpisodeSummary(Spec):
     """`name@digest`."""
     episodes: int
     successes: int
-    return_mean: float
-    return_std: float
+    return_mean: FiniteFloat
+    return_std: FiniteFloat
 
 
 class Criterion(Spec):
@@ -40,12 +40,20 @@ class Verdict(Spec):
     decision: Literal["accept", "reject"]
     criteria: tuple[Criterion, ...]
     environment: str
+    thresholds: dict[str, FiniteFloat]
+    """What the gate was told to ask for."""
     seed: int
     """Seed of the first episode; episode i starts from seed + i, for both controllers."""
     dense: EpisodeSummary
     pruned: EpisodeSummary
     created: str
     """Time of the decision, ISO 8601, UTC."""
+
+    @model_validator(mode="after")
+    def _decision_follows_the_criteria(self) -> Verdict:
+        if self.accepted != (bool(self.criteria) and all(criterion.passed for criterion in self.criteria)):
+            raise ValueError(f"the decision is {self.decision}, which its criteria do not say")
+        return self
 
     @property
     def accepted(self) -> bool:

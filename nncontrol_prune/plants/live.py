@@ -101,7 +101,7 @@ class LivePlant:
         self._state[0] = 0.0
         while not self._stop.is_set():
             self._link.publish(self._state)
-            time.sleep(min(self._wall_period, 0.02))
+            time.sleep(self._wall_period)
             if self._link.command(self._action) == 0.0:
                 return True
         return False

@@ -68,7 +68,8 @@ def calibration_from(
     rows = np.flatnonzero(finite)
     if len(rows) < MIN_ROWS:
         raise PruningError(f"the rollouts hold {len(rows)} usable transitions; at least {MIN_ROWS} are needed")
-    weights = _transient_weights(rollouts.observation, rollouts.episode)
+    weights = np.zeros(len(finite))
+    weights[rows] = _transient_weights(rollouts.observation[rows], rollouts.episode[rows])
     held_out = _held_out(rollouts.episode[rows])
     rng = np.random.default_rng(seed)
     spread = perturbation * rollouts.observation[rows].std(axis=0)
@@ -88,16 +89,16 @@ def calibration_from(
 
 def _transient_weights(observation: NDArray[np.float64], episode: NDArray[np.int64]) -> NDArray[np.float64]:
     """Weight each row by its speed in standardized units, within a factor of ten of the mean."""
-    standardized = observation / np.maximum(np.nanstd(observation, axis=0), 1e-9)
+    standardized = observation / np.maximum(observation.std(axis=0), 1e-9)
     speed = np.linalg.norm(np.diff(standardized, axis=0, prepend=standardized[:1]), axis=1)
     starts = np.diff(episode, prepend=episode[0] - 1) != 0
-    speed[starts | ~np.isfinite(speed)] = 0.0
+    speed[starts] = 0.0
     mean = speed.mean()
     return np.clip(speed / mean, 0.1, 10.0) if mean > 0 else np.ones(len(speed))
 
 
 def _held_out(episode: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Hold out whole episodes; the end of the only one where there are too few."""
+    """Hold out whole episodes; blocks in turn where there are too few of them."""
     episodes = np.unique(episode)
     if len(episodes) >= 4:
         return np.isin(episode, episodes[:: round(1 / HELD_OUT_SHARE)])

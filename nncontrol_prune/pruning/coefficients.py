@@ -8,8 +8,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic
@@ -80,7 +81,7 @@ class CoefficientProblem(Generic[Module]):
     def land(self, coefficients: Sequence[float]) -> list[int]:
         """Return whole numbers of channels to keep, within the tolerance of the target, near some coefficients.
 
-        All coefficients are shifted by the same amount until the budget holds; then single channels are added or
+        All coefficients are shifted by the same amount until the budget holds; then some channels are added or
         removed where that brings the sparsity closer.
 
         Raises:
@@ -99,17 +100,13 @@ class CoefficientProblem(Generic[Module]):
             else:
                 high = shift
         kept = self._round(coefficients, high)
-        while True:
-            distance = abs(self.sparsity_of(kept) - self.sparsity)
-            neighbours = [
-                [*kept[:index], kept[index] + change, *kept[index + 1 :]]
-                for index, change in itertools.product(range(len(kept)), (-1, 1))
-                if 1 <= kept[index] + change <= self.groups[index].channels
-            ]
-            best = min(neighbours, key=lambda choice: abs(self.sparsity_of(choice) - self.sparsity), default=kept)
-            if abs(self.sparsity_of(best) - self.sparsity) >= distance:
-                break
-            kept = best
+        # As little as needed is changed, so that the result stays near the coefficients asked for.
+        choices = sorted(self._neighbours(kept), key=lambda choice: _changes(choice, kept))
+        near = [choice for choice in choices if _changes(choice, kept) <= 1]
+        best = min(near, key=self._distance)
+        if self._distance(best) > self.tolerance:
+            best = next((choice for choice in choices if self._distance(choice) <= self.tolerance), best)
+        kept, distance = best, self._distance(best)
         if distance > self.tolerance:
             raise PruningError(
                 f"no whole number of channels comes within {self.tolerance:g} of sparsity {self.sparsity:g}; "
@@ -131,11 +128,29 @@ class CoefficientProblem(Generic[Module]):
         error = (pruned(self.calibration.held_out) - self.dense_held_out) / self.action_range
         return float((self.calibration.held_out_weights * error.square().sum(dim=1)).mean())
 
+    def _distance(self, kept: Sequence[int]) -> float:
+        return abs(self.sparsity_of(kept) - self.sparsity)
+
+    def _neighbours(self, kept: Sequence[int]) -> Iterator[list[int]]:
+        """Yield the choices that differ by a few channels in one group or in two."""
+        indices = range(len(kept))
+        for first, second in itertools.product(indices, indices):
+            for change, other in itertools.product(range(-4, 5), range(-4, 5) if first < second else (0,)):
+                choice = list(kept)
+                choice[first] += change
+                choice[second] += other
+                if first <= second and all(1 <= k <= g.channels for k, g in zip(choice, self.groups, strict=True)):
+                    yield choice
+
     def _round(self, coefficients: Sequence[float], shift: float) -> list[int]:
         return [
             max(1, round(group.channels * (1.0 - min(max(coefficient + shift, 0.0), 1.0))))
             for coefficient, group in zip(coefficients, self.groups, strict=True)
         ]
+
+
+def _changes(choice: Sequence[int], kept: Sequence[int]) -> int:
+    return sum(abs(ours - theirs) for ours, theirs in zip(choice, kept, strict=True))
 
 
 Optimizer = Callable[[CoefficientProblem[Module], Progress], list[int]]
@@ -151,13 +166,14 @@ def uniform(problem: CoefficientProblem[Module], progress: Progress) -> list[int
 def grid(problem: CoefficientProblem[Module], progress: Progress) -> list[int]:
     """Try a grid of ratios between the groups' kept shares, each landed on the budget, on the true objective."""
     ratios = list(itertools.product(GRID_LEVELS, repeat=min(len(problem.groups), 6)))
-    candidates: list[list[int]] = []
-    base = np.asarray(problem.coefficients_of(uniform(problem, progress)))
+    candidates = [uniform(problem, progress)]
+    base = np.asarray(problem.coefficients_of(candidates[0]))
     for ratio in ratios[:: max(1, len(ratios) // GRID_POINTS)]:
         scale = np.resize(np.asarray(ratio), len(problem.groups))
-        kept = problem.land(list(np.clip(1.0 - (1.0 - base) * scale, 0.0, 1.0)))
-        if kept not in candidates:
-            candidates.append(kept)
+        with contextlib.suppress(PruningError):  # some ratios meet the budget at no whole number of channels
+            kept = problem.land(list(np.clip(1.0 - (1.0 - base) * scale, 0.0, 1.0)))
+            if kept not in candidates:
+                candidates.append(kept)
     errors = []
     for index, kept in enumerate(candidates):
         progress("coefficients", index / len(candidates))

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.coefficients import CoefficientProblem, uniform
+from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.hooks import capture
 from nncontrol_prune.pruning.reconstruction import consumers_of, weighted_ridge
@@ -42,7 +43,11 @@ SMALLEST_MASK = 1e-4
 def gradient(problem: CoefficientProblem[Module], progress: Progress) -> list[int]:
     """Descend on the soft objective from uniform coefficients; return the better of start and end, by the true one."""
     start = uniform(problem, progress)
-    found = problem.land(_descend(problem, problem.coefficients_of(start), progress))
+    descended = _descend(problem, problem.coefficients_of(start), progress)
+    try:
+        found = problem.land(descended)
+    except PruningError:  # near these coefficients no whole number of channels meets the budget
+        return start
     return min((start, found), key=lambda kept: problem.objective(problem.build(kept)))
 
 

@@ -51,7 +51,8 @@ def taylor(module: nn.Module, groups: Sequence[Group], observation: Tensor, weig
         for index in range(actions.shape[1]):
             gradients = torch.autograd.grad(actions[:, index].sum(), hidden, retain_graph=True)
             for group, (activation, gradient) in enumerate(zip(hidden, gradients, strict=True)):
-                effect = (activation - activation.mean(dim=0)).detach() * gradient
+                mean = (weights[:, None] * activation).mean(dim=0)
+                effect = (activation - mean).detach() * gradient
                 scores[group] += (weights[:, None] * effect.square()).mean(dim=0)
     return scores
 

@@ -125,6 +125,8 @@ class BundleStore:
         who = f"{short(bundle.reference)} cannot be staged: it was pruned from {short(bundle.manifest.parent)}"
         if verdict is None:
             raise NotAcceptedError(f"{who} and was never validated; run `nncontrol-prune validate` on it first")
+        if verdict.against != bundle.manifest.parent:
+            raise NotAcceptedError(f"{who} and was judged against another, {short(verdict.against)}")
         if not verdict.accepted:
             raise NotAcceptedError(f"{who} and the gate rejected it: {'; '.join(verdict.reasons)}")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -79,7 +82,6 @@ class PruningService:
                 raise ServiceError(f"busy: job {self._status.job} is in stage {self._status.stage}; cancel it or wait")
             self._store.remove_unfinished()  # what a job that was killed had half written
             self._cancelled = False
-            self._status = JobStatus(job=self._status.job + 1, state="running", stage="starting")
             # A session of its own, so that a Ctrl-C in the terminal does not reach it behind the service's back.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "nncontrol_prune.service.worker"],
@@ -88,6 +90,7 @@ class PruningService:
                 text=True,
                 start_new_session=True,
             )
+            self._status = JobStatus(job=self._status.job + 1, state="running", stage="starting")
             self._follower = threading.Thread(target=self._follow, args=(self._process, job), daemon=True)
             self._follower.start()
             return self._status.job
@@ -103,7 +106,7 @@ class PruningService:
                 raise ServiceError("there is no running job to cancel")
             self._cancelled = True
             process, follower, number = self._process, self._follower, self._status.job
-        process.kill()
+        _kill(process)
         follower.join()
         return number
 
@@ -135,13 +138,16 @@ class PruningService:
                         message="; ".join(outcome.verdict.reasons),
                         outcome=outcome,
                     )
-        except (BrokenPipeError, ValueError) as error:
+        except BrokenPipeError:
+            pass  # it has ended; its exit code tells more
+        except Exception as error:  # whatever it is, the service must not stay busy for ever
             final = JobStatus(state="failed", message=f"the worker said something unreadable: {error}")
         finally:
-            process.kill()
+            _kill(process)
             code = process.wait()
             process.stdout.close()
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
         if final is None:
             final = JobStatus(state="failed", message=f"the worker process ended with status {code} and no result")
         with self._lock:
@@ -154,3 +160,9 @@ class PruningService:
         with self._lock:
             self._status.stage = stage
             self._status.progress = max(self._status.progress, progress)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End a worker with all that it started: it leads a session, and so a process group, of its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

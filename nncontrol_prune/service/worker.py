@@ -56,6 +56,8 @@ def _stand_back() -> None:
 
 def _end_with_parent() -> None:
     sys.stdin.read()
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)  # with the processes that run episodes
     os._exit(1)
 
 

@@ -11,6 +11,9 @@ from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.transport.messages import CHUNK_BYTES, GetChunk, PutChunk, PutDone
 from nncontrol_prune.transport.requests import Client, Handler
 
+MAX_UPLOAD_BYTES = 128 * 1024 * 1024
+"""Of one bundle: it is held in the memory of the process that runs the loop until it is whole."""
+
 MAX_UPLOADS = 2
 """Unfinished uploads held at once; a further one drops the oldest."""
 
@@ -51,7 +54,10 @@ class BundleTransfer:
             )
         limit = MAX_MANIFEST_BYTES
         if request.file != MANIFEST:
-            limit = parse_manifest(bytes(upload[MANIFEST])).files[request.file].bytes
+            declared = parse_manifest(bytes(upload[MANIFEST])).files
+            limit = declared[request.file].bytes
+            if sum(entry.bytes for entry in declared.values()) > MAX_UPLOAD_BYTES:
+                raise BundleError(f"the bundle is larger than the {MAX_UPLOAD_BYTES} bytes that may be sent")
         if len(data) + len(payload) > limit:
             raise BundleError(f"{request.file} is larger than the {limit} bytes it may have")
         data += payload
@@ -66,6 +72,9 @@ class BundleTransfer:
             raise BundleError(f"the bundle that arrived has digest {bundle.digest}, not {request.digest}")
         if request.verdict is not None and request.verdict.candidate != bundle.reference:
             raise BundleError("the verdict that came with the bundle is about another")
+        known = self._store.verdict(bundle.digest)
+        if request.verdict is not None and known is not None and not known.accepted and request.verdict.accepted:
+            raise BundleError("the verdict that came with the bundle accepts what this store's own rejects")
         reference = self._store.add(bundle)
         if request.verdict is not None:
             self._store.write_verdict(request.verdict)

@@ -40,6 +40,9 @@ def run(settings: type[Settings], start: Callable[[Settings], tuple[Callable[[],
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, for all of them
     line = sys.stdin.readline()
+    # The parent reads one line. Whatever a library prints goes to the log, and cannot fill a pipe that nobody reads.
+    answer = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
         work, stop = start(settings.model_validate_json(line))
     except Exception as error:  # the process boundary: the parent tells the user
@@ -47,12 +50,12 @@ def run(settings: type[Settings], start: Callable[[Settings], tuple[Callable[[],
             import traceback
 
             traceback.print_exc()
-        print(json.dumps({"error": str(error) or type(error).__name__}), flush=True)
+        answer.write(json.dumps({"error": str(error) or type(error).__name__}) + "\n")
         sys.exit(1)
 
     signal.signal(signal.SIGTERM, lambda *_: stop())
     threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
-    print(json.dumps({"ready": True}), flush=True)
+    answer.write(json.dumps({"ready": True}) + "\n")
     work()
 
 

@@ -42,6 +42,7 @@ class PruningEndpoint:
         self._store = BundleStore(settings.store)
         self._service = PruningService(self._store)
         self._controller = Client(settings.network, "controller")
+        self._auto_deploy = settings.config.auto_deploy
         self._deployed_job = 0
 
     def status(self, _: Status) -> dict[str, Any]:
@@ -57,11 +58,11 @@ class PruningEndpoint:
             if loop["bag"] is None:
                 raise ServiceError("the controller records no rollouts; name bags, or set record to true")
             rollouts = (Path(loop["bag"]),)
-        self._have(loop["active"])
+        self._auto_deploy = config.auto_deploy
         return self._start(
             Job(
                 store=self._settings.store,
-                controller=loop["active"],
+                controller=self._dense(loop["active"]),
                 environment=self._settings.environment,
                 gate=_part(GateSettings, config),
                 pruning=_part(PruningSettings, config),
@@ -101,7 +102,7 @@ class PruningEndpoint:
     def deploy_if_wanted(self) -> None:
         """Deploy an accepted controller once, if the configuration says so."""
         status = self._service.status
-        if self._settings.config.auto_deploy and status.state == "accepted" and status.job != self._deployed_job:
+        if self._auto_deploy and status.state == "accepted" and status.job != self._deployed_job:
             self._deployed_job = status.job
             self.deploy(Deploy())
 
@@ -111,6 +112,12 @@ class PruningEndpoint:
 
     def _start(self, job: Job) -> dict[str, Any]:
         return {"job": self._service.start(job)}
+
+    def _dense(self, reference: str) -> str:
+        """Return the dense controller that one comes from; losses must not add up from pruning to pruning."""
+        self._have(reference)
+        parent = self._store.load(reference).manifest.parent
+        return reference if parent is None else self._dense(parent)
 
     def _have(self, reference: str) -> None:
         """Fetch a controller from the loop's store unless it is in ours."""

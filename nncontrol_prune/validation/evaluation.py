@@ -17,9 +17,6 @@ from nncontrol_prune.controllers.verdict import EpisodeSummary
 from nncontrol_prune.plants.environments import check_controller, environment_specs, make_environment
 from nncontrol_prune.plants.tasks import task_of
 
-TransitionHook = Callable[[int, int, Any, Any, float, bool, bool], None]
-"""Takes episode, step, observation, action, reward, terminated, truncated."""
-
 
 @dataclass(frozen=True)
 class Episode:

@@ -46,6 +46,15 @@ def test_nan_rows_are_skipped_and_counted(make_rollouts) -> None:
     assert data.warnings == ("skipped 40 transitions that hold NaN or infinity",)
 
 
+def test_one_infinite_row_does_not_switch_the_weighting_off(make_rollouts) -> None:
+    time = np.arange(1000) * 0.01
+    observation = np.where(time < 2, np.sin(5 * time), 0.0)[:, None] * np.ones((1, 2))
+    observation[700] = np.inf
+    data = calibration_from(make_rollouts(observation), perturbation=0.0)
+    moving = data.fit.abs().sum(dim=1) > 0
+    assert data.fit_weights[moving].mean() > 5 * data.fit_weights[~moving].mean()
+
+
 def test_mostly_nan_is_refused(make_rollouts) -> None:
     with pytest.raises(PruningError, match="400 of 400"):
         calibration_from(make_rollouts(np.full((400, 2), np.nan)))

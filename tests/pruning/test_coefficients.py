@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 
@@ -57,6 +60,16 @@ def test_redundant_layer_is_pruned_first(method: str, calibration: Calibration) 
     to_solve = problem(module, calibration, sparsity=0.6)
     first, second = METHODS[method](to_solve, Progress())
     assert first > second
+
+
+def test_small_networks_are_landed_wherever_a_whole_number_of_channels_allows_it(calibration: Calibration) -> None:
+    module = Mlp(MlpArchitecture(hidden=(16, 16)), 5, 2).eval()
+    to_solve = problem(module, calibration, sparsity=0.5, tolerance=0.01)
+    every = [to_solve.sparsity_of([a, b]) for a in range(1, 17) for b in range(1, 17)]
+    for target in np.arange(0.05, 0.95, 0.02):
+        if min(abs(found - target) for found in every) <= 0.01:
+            kept = uniform(dataclasses.replace(to_solve, sparsity=float(target)), Progress())
+            assert abs(to_solve.sparsity_of(kept) - target) <= 0.01
 
 
 def test_unreachable_sparsity_names_the_largest(module: Mlp, calibration: Calibration) -> None:

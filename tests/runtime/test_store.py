@@ -70,6 +70,24 @@ def test_verdict_about_another_bundle_does_not_count(
         store.check_accepted(pruned)
 
 
+def test_verdict_against_another_than_the_parent_does_not_count(
+    store: BundleStore, small_bundle, make_cartpole_bundle, make_verdict
+) -> None:
+    pruned = make_cartpole_bundle(hidden=(4, 4), parent=small_bundle)
+    store.write_verdict(make_verdict(pruned).model_copy(update={"against": pruned.reference}))
+    with pytest.raises(NotAcceptedError, match="judged against another"):
+        store.check_accepted(pruned)
+
+
+def test_verdict_that_contradicts_its_criteria_does_not_count(
+    store: BundleStore, small_bundle, make_cartpole_bundle, make_verdict
+) -> None:
+    pruned = make_cartpole_bundle(hidden=(4, 4), parent=small_bundle)
+    store.write_verdict(make_verdict(pruned, accepted=False).model_copy(update={"decision": "accept"}))
+    with pytest.raises(StoreError, match="criteria do not say"):
+        store.check_accepted(pruned)
+
+
 def test_damaged_verdict_does_not_count(store: BundleStore, small_bundle, make_cartpole_bundle) -> None:
     pruned = make_cartpole_bundle(hidden=(4, 4), parent=small_bundle)
     write_atomically(store.root / "verdicts" / f"{pruned.digest}.json", b'{"decision": "accept"}')

@@ -106,6 +106,33 @@ def test_cancelling_leaves_nothing_behind(service: PruningService, store: Bundle
     assert not list(store.root.glob("*/.writing-*"))
 
 
+def test_cancelling_ends_the_processes_that_run_episodes_too(service: PruningService, job: Job) -> None:
+    service.start(job.model_copy(update={"gate": GateSettings(episodes=5000, jobs=2)}))
+    wait_for(service, "validation")
+    assert service._process is not None
+    group = service._process.pid
+    end = time.monotonic() + 30
+    while len(members(group)) < 3 and time.monotonic() < end:
+        time.sleep(0.05)
+    assert len(members(group)) >= 3, "the worker and two that run episodes"
+    service.cancel()
+    time.sleep(0.5)
+    assert members(group) == []
+
+
+def members(group: int) -> list[int]:
+    """Return the living processes of a process group."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
 def test_cancelling_nothing_is_refused(service: PruningService) -> None:
     with pytest.raises(ServiceError, match="no running job"):
         service.cancel()

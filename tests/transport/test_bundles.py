@@ -81,6 +81,15 @@ def test_verdict_about_another_bundle_is_refused(
         push_bundle(client, small_bundle, make_verdict(other))
 
 
+def test_verdict_that_accepts_what_this_store_rejects_is_refused(
+    client: Client, far: BundleStore, shipped_bundle: Bundle, make_cartpole_bundle, make_verdict
+) -> None:
+    pruned = make_cartpole_bundle(hidden=(4, 4), parent=shipped_bundle)
+    far.write_verdict(make_verdict(pruned, accepted=False))
+    with pytest.raises(RequestFailedError, match="accepts what this store's own rejects"):
+        push_bundle(client, pruned, make_verdict(pruned))
+
+
 def test_upload_out_of_order_is_refused(client: Client, small_bundle: Bundle) -> None:
     digest = small_bundle.digest
     with pytest.raises(RequestFailedError, match=r"begins with manifest\.json"):

@@ -54,6 +54,7 @@ def raw(network: Network, *frames: bytes) -> dict[str, Any]:
         (b"", None),
         (b"\xff\x00", None),
         (b"[1, 2]", None),
+        (b"[" * 3_000_000, None),
         (b'{"request": "explode"}', None),
         (b'{"request": "pause"}', "paused"),
         (b'{"request": "pause", "paused": "perhaps"}', "paused"),

@@ -20,7 +20,7 @@ from nncontrol_prune.transport.requests import Client, RequestFailedError
 from nncontrol_prune.transport.simulation import Simulation
 
 CONFIG = Config().override("nn_controller", controller="cartpole_swingup_sac")
-QUICK = {"sparsity": 0.7, "method": "uniform", "episodes": 30}
+QUICK: dict[str, float | int | str] = {"sparsity": 0.7, "method": "uniform", "episodes": 30}
 
 
 def simulation(network: Network, tmp_path: Path, config: Config = CONFIG) -> Simulation:
@@ -66,6 +66,9 @@ def test_running_loop_prunes_its_own_controller_and_swaps_it_in(network: Network
         status = running.controller.request(Status())
         assert (status["swaps"], status["faults"], status["dropped"], status["unfit_states"]) == (1, 0, 0, 0)
         wait_until(lambda: (tmp_path / "store/slots/nn_controller.json").read_text().count(candidate) == 1)
+        running.pruning.request(Prune(settings={**QUICK, "sparsity": 0.5}))
+        again = wait_until(lambda: job_ended(running.pruning))
+        assert again["outcome"]["verdict"]["against"] == running.dense.reference, "not against the pruned one"
         running.controller.request(Rollback())
         wait_until(lambda: running.controller.request(Status())["active"] == running.dense.reference)
         trace = running.ticks()

@@ -62,6 +62,13 @@ def test_environment_that_does_not_fit_is_refused(shipped_bundle: Bundle) -> Non
         judge(shipped_bundle, shipped_bundle, "Hopper-v5", GateSettings())
 
 
+def test_margin_that_so_few_episodes_cannot_show_is_refused_before_any_is_run(shipped_bundle: Bundle) -> None:
+    with pytest.raises(GateError, match="ask for at least 59"):
+        judge(shipped_bundle, shipped_bundle, CARTPOLE, GateSettings(success_margin=0.05))
+    assert allowed_regressions(59, 0.05) == 0
+    assert allowed_regressions(58, 0.05) == -1
+
+
 def test_candidate_is_judged_against_its_parent_only(
     shipped_bundle: Bundle, small_bundle: Bundle, make_cartpole_bundle
 ) -> None:
