@@ -29,7 +29,6 @@ DESKTOP = [
     "onnx>=1.16",
     "scipy>=1.10",
     "torch>=2.2",
-    "torch-pruning>=1.5",
 ]
 
 
@@ -62,6 +61,7 @@ setup(
         "test": ["pytest>=7.0"],  # without this extra, `colcon test` finds no tests
         "train": ["stable-baselines3>=2.3"],
         "search": ["optuna>=3.5"],
+        "compare": ["optuna>=3.5", "torch-pruning>=1.5"],
     },
     entry_points={"console_scripts": ["nncontrol-prune = nncontrol_prune.cli:main"]},
     zip_safe=False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from nncontrol_prune.controllers.bundle import Bundle, short
 from nncontrol_prune.controllers.specs import Manifest
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.runtime.statistics import Quantiles
+from nncontrol_prune.service.boundary import BoundaryPoint
 from nncontrol_prune.transport.session import SessionResult
 
 out = Console()
@@ -55,8 +56,7 @@ def bundle_table(bundle: Bundle) -> Table:
     manifest = bundle.manifest
     table = Table(title=short(bundle.reference), show_header=False, title_justify="left")
     rows = {
-        "architecture": f"{manifest.architecture.kind}, hidden {list(manifest.architecture.hidden)}, "
-        f"{manifest.architecture.activation}, output {manifest.architecture.squash}",
+        "architecture": str(manifest.architecture),
         "parameters": f"{manifest.parameters:,}",
         "observation": ", ".join(f"{term.name} ({term.size})" for term in manifest.observation.terms),
         "action": ", ".join(f"{joint} [{lower:g}, {upper:g}]" for joint, lower, upper in _limits(manifest))
@@ -86,6 +86,25 @@ def groups_table(groups: list[dict[str, Any]], title: str = "groups") -> Table:
         if pruned:
             cells += [str(group["kept"]), f"{group['coefficient']:.3f}"]
         table.add_row(*cells, str(group["parameters_per_channel"]))
+    return table
+
+
+def boundary_table(curve: Sequence[BoundaryPoint]) -> Table:
+    """Return the sparsities that were tried on the way to the boundary."""
+    table = Table(title="boundary: the largest sparsity that passes validation", title_justify="left")
+    for heading in ("removed", "success", "return", "of the dense", ""):
+        table.add_column(heading, justify="right")
+    table.add_column("reason")
+    for point in curve:
+        kept = point.return_mean / point.dense_return_mean if point.dense_return_mean else float("nan")
+        table.add_row(
+            f"{point.sparsity:.1%}",
+            f"{point.successes} of {point.episodes}",
+            f"{point.return_mean:.4g}",
+            f"{kept:.1%}",
+            "passed" if point.accepted else "[bold red]failed[/]",
+            point.reason,
+        )
     return table
 
 

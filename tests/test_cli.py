@@ -96,6 +96,19 @@ def test_import_of_a_stable_baselines3_file(tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["prune", "cartpole_swingup_sac", "--sparsity", 1.0], 2, "sparsity = 1.0: input should be less than 1"),
+        (["prune", "cartpole_swingup_sac", "--sparsity", "most"], 2, "has to be a number or `auto`, not 'most'"),
+        (
+            ["prune", "cartpole_swingup_sac", "--term", "action"],
+            2,
+            "--term has to be NAME=NUMBER, such as action=1, not ''",
+        ),
+        (
+            ["prune", "cartpole_swingup_sac", "--term", "reward=1"],
+            1,
+            "no term 'reward' for this network; there are action",
+        ),
+        (["prune", "cartpole_swingup_sac", "--sparsity", "auto", "--cost", "latency"], 2, "leave --cost out"),
+        (["prune", "cartpole_swingup_sac", "--on-policy-rounds", 1], 1, "need an environment to run in"),
         (["prune", "cartpole_swingup_sac", "--sparsity", -0.1], 2, "sparsity = -0.1"),
         (["prune", "cartpole_swingup_sac", "--sparsity", "nan"], 2, "sparsity = nan"),
         (["prune", "cartpole_swingup_sac", "--sparsity", 0.99999, "--tolerance", 0.00001], 1, "which is the largest"),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from nncontrol_prune.controllers.errors import BundleError
-from nncontrol_prune.controllers.policy import OnnxPolicy
+from nncontrol_prune.controllers.policy import Policy, load_policy
 from nncontrol_prune.controllers.specs import (
     BUNDLE_FILES,
     FORMAT_VERSION,
@@ -33,7 +33,7 @@ from nncontrol_prune.controllers.specs import (
 from nncontrol_prune.files import new_directory, write_synced
 
 if TYPE_CHECKING:
-    from nncontrol_prune.controllers.mlp import Mlp
+    from nncontrol_prune.controllers.modules import ControllerModule
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 1024 * 1024
@@ -59,7 +59,7 @@ class Bundle:
     manifest: Manifest
     digest: str
     files: dict[str, bytes]
-    policy: OnnxPolicy
+    policy: Policy
 
     @property
     def reference(self) -> str:
@@ -72,14 +72,14 @@ class Bundle:
         observations, _ = _read_reference(self.files[REFERENCE], self.manifest)
         return observations
 
-    def module(self) -> Mlp:
+    def module(self) -> ControllerModule:
         """Return a new torch module with the bundle's weights, to prune further."""
         import torch  # the robot's computer runs the policy without torch
 
-        from nncontrol_prune.controllers.mlp import Mlp
+        from nncontrol_prune.controllers.modules import build_module
 
         manifest = self.manifest
-        module = Mlp(manifest.architecture, manifest.observation.size, manifest.action.size)
+        module = build_module(manifest.architecture, manifest.observation.size, manifest.action.size)
         tensors = safetensors.numpy.load(self.files[WEIGHTS])
         module.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in tensors.items()})
         return module.eval()
@@ -102,7 +102,7 @@ def short(reference: str) -> str:
 
 
 def make_bundle(
-    module: Mlp,
+    module: ControllerModule,
     *,
     name: str,
     observation: ObservationSpec,
@@ -132,16 +132,16 @@ def make_bundle(
     """
     import torch
 
-    from nncontrol_prune.controllers.export import export_onnx
     from nncontrol_prune.controllers.mlp import parameter_count
+    from nncontrol_prune.controllers.modules import export_onnx, first_actions
 
+    architecture = module.current_architecture()
     model = export_onnx(module, observation.size)
-    policy = OnnxPolicy(model, observation.size, action.size)
+    policy = load_policy(model, architecture, observation.size, action.size)
     pick = np.linspace(0, len(reference_observations) - 1, REFERENCE_PAIRS).round().astype(int)
     references = np.asarray(reference_observations, dtype=np.float32)[pick]
     actions = policy.batch(references)
-    with torch.no_grad():
-        torch_actions = module(torch.from_numpy(references)).numpy()
+    torch_actions = first_actions(module, torch.from_numpy(references)).numpy()
     _compare_actions(actions, torch_actions, action, EXPORT_TOLERANCE, "the exported policy and its torch module")
 
     buffer = io.BytesIO()
@@ -150,7 +150,7 @@ def make_bundle(
     files = {WEIGHTS: safetensors.numpy.save(tensors), POLICY: model, REFERENCE: buffer.getvalue()}
     manifest = Manifest(
         name=name,
-        architecture=module.current_architecture(),
+        architecture=architecture,
         observation=observation,
         action=action,
         rate=rate,
@@ -192,7 +192,7 @@ def check_bundle(files: dict[str, bytes]) -> Bundle:
             raise BundleError(f"{name} is damaged: its sha256 is not the one in the manifest")
     _check_weights(files[WEIGHTS], manifest)
     observations, actions = _read_reference(files[REFERENCE], manifest)
-    policy = OnnxPolicy(files[POLICY], manifest.observation.size, manifest.action.size)
+    policy = load_policy(files[POLICY], manifest.architecture, manifest.observation.size, manifest.action.size)
     _compare_actions(
         policy.batch(observations), actions, manifest.action, REFERENCE_TOLERANCE, f"{POLICY} and {REFERENCE}"
     )

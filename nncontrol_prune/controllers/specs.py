@@ -103,14 +103,12 @@ class MlpArchitecture(Spec):
     observation_clip: Annotated[FiniteFloat, Field(gt=0)] | None = None
     """Bound on the normalized observation; None for no bound."""
 
+    def __str__(self) -> str:
+        return f"mlp, hidden {list(self.hidden)}, {self.activation}, output {self.squash}"
+
     def tensor_shapes(self, observation_size: int, action_size: int) -> dict[str, tuple[int, ...]]:
         """Return the name and shape of every tensor of the network."""
-        shapes: dict[str, tuple[int, ...]] = {
-            "normalizer.mean": (observation_size,),
-            "normalizer.inverse_std": (observation_size,),
-            "output.center": (action_size,),
-            "output.half_range": (action_size,),
-        }
+        shapes = _input_output_shapes(observation_size, action_size)
         widths = (observation_size, *self.hidden, action_size)
         for index, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
             shapes[f"layers.{index}.weight"] = (outputs, inputs)
@@ -118,7 +116,125 @@ class MlpArchitecture(Spec):
         return shapes
 
 
-Architecture = MlpArchitecture
+class PlannerSpec(Spec):
+    """How a `tdmpc` controller plans: model predictive path integral control with proposals of the policy.
+
+    Each tick, `iterations` times: action sequences are drawn around a mean that is carried from tick to tick, and with
+    the policy's own are rolled out over `horizon` steps of the model; the `elites` best make the next mean.
+    """
+
+    horizon: Annotated[int, Field(ge=1, le=100)] = 3
+    """Steps that are planned ahead."""
+    samples: Annotated[int, Field(ge=2, le=10_000)] = 24
+    """Sequences drawn around the mean."""
+    policy_samples: Annotated[int, Field(ge=0, le=10_000)] = 8
+    """Sequences that the policy proposes."""
+    elites: Annotated[int, Field(ge=1, le=10_000)] = 8
+    """Sequences that make the next mean."""
+    iterations: Annotated[int, Field(ge=1, le=100)] = 2
+    temperature: Annotated[FiniteFloat, Field(gt=0)] = 0.5
+    """How much more the better elites count: weights are softmax(temperature * return)."""
+    min_std: Annotated[FiniteFloat, Field(gt=0)] = 0.05
+    """Least spread of the sequences, in action units of ±1."""
+    max_std: Annotated[FiniteFloat, Field(gt=0)] = 2.0
+    """Spread of the first iteration."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the noise, which is the same in every tick, so that the action follows from observation and mean alone."""
+
+    @model_validator(mode="after")
+    def _elites_are_samples(self) -> PlannerSpec:
+        if self.elites > self.samples + self.policy_samples:
+            raise ValueError(f"{self.elites} elites are more than the sequences they are chosen from")
+        return self
+
+
+Widths = tuple[Annotated[int, Field(ge=1, le=65_536)], ...]
+
+
+TDMPC_PARTS = ("encoder", "dynamics", "reward", "policy", "q")
+"""The components of a `tdmpc` controller."""
+
+
+class TdMpcArchitecture(Spec):
+    """A world model and a planner: TD-MPC2 (Hansen et al. 2024, arXiv 2310.16828), for state observations.
+
+    Every hidden layer is linear, LayerNorm, Mish. The latent is made of simplices (SimNorm); reward and value are
+    distributions over bins that are even in symlog space. Actions inside are in ±1.
+    """
+
+    kind: Literal["tdmpc"] = "tdmpc"
+    encoder: Widths
+    """Widths of the encoder's hidden layers, and so on."""
+    dynamics: Widths
+    reward: Widths
+    policy: Widths
+    q: Widths
+    """Of each member of the ensemble of value functions."""
+    latent: Annotated[int, Field(ge=1, le=65_536)]
+    simplex: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Entries of one simplex of the latent."""
+    q_members: Annotated[int, Field(ge=1, le=100)] = 2
+    bins: Annotated[int, Field(ge=2, le=10_000)] = 51
+    v_min: FiniteFloat = -10.0
+    """First bin, as symlog of the value."""
+    v_max: FiniteFloat = 10.0
+    """Last bin."""
+    log_std_min: FiniteFloat = -10.0
+    log_std_max: FiniteFloat = 2.0
+    discount: Annotated[FiniteFloat, Field(gt=0, lt=1)] = 0.99
+    observation_clip: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    """Bound on the normalized observation; None for no bound."""
+    planner: PlannerSpec = PlannerSpec()
+
+    @model_validator(mode="after")
+    def _latent_is_made_of_simplices(self) -> TdMpcArchitecture:
+        if self.latent % self.simplex:
+            raise ValueError(f"a latent of {self.latent} cannot be divided into simplices of {self.simplex}")
+        return self
+
+    def __str__(self) -> str:
+        planner = self.planner
+        hidden = ", ".join(f"{name} {list(getattr(self, name))}" for name in TDMPC_PARTS)
+        return (
+            f"tdmpc, latent {self.latent}, {hidden}, {self.q_members} q; plans {planner.horizon} steps, "
+            f"{planner.iterations} times with {planner.samples} + {planner.policy_samples} sequences"
+        )
+
+    def layer_widths(self, observation_size: int, action_size: int) -> dict[str, tuple[int, ...]]:
+        """Return the widths, inputs first, of every stack of layers, by name."""
+        joint = self.latent + action_size
+        return {
+            "encoder": (observation_size, *self.encoder, self.latent),
+            "dynamics": (joint, *self.dynamics, self.latent),
+            "reward": (joint, *self.reward, self.bins),
+            "policy": (self.latent, *self.policy, 2 * action_size),
+            **{f"q.{member}": (joint, *self.q, self.bins) for member in range(self.q_members)},
+        }
+
+    def tensor_shapes(self, observation_size: int, action_size: int) -> dict[str, tuple[int, ...]]:
+        """Return the name and shape of every tensor of the network."""
+        shapes = _input_output_shapes(observation_size, action_size)
+        for name, widths in self.layer_widths(observation_size, action_size).items():
+            # Linear, LayerNorm and activation take three places each; heads end with a linear layer alone.
+            for index, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+                shapes[f"{name}.{3 * index}.weight"] = (outputs, inputs)
+                shapes[f"{name}.{3 * index}.bias"] = (outputs,)
+                if index < len(widths) - 2 or name in ("encoder", "dynamics"):
+                    shapes[f"{name}.{3 * index + 1}.weight"] = (outputs,)
+                    shapes[f"{name}.{3 * index + 1}.bias"] = (outputs,)
+        return shapes
+
+
+def _input_output_shapes(observation_size: int, action_size: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "normalizer.mean": (observation_size,),
+        "normalizer.inverse_std": (observation_size,),
+        "output.center": (action_size,),
+        "output.half_range": (action_size,),
+    }
+
+
+Architecture = Annotated[MlpArchitecture | TdMpcArchitecture, Field(discriminator="kind")]
 """Every architecture a bundle may hold."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.network import Batch, joined, rows_of
 from nncontrol_prune.rollouts.reader import Rollouts
 
 HELD_OUT_SHARE = 0.25
@@ -20,25 +21,37 @@ PERTURBED_WEIGHT = 0.1
 
 @dataclass(frozen=True)
 class Calibration:
-    """Observations with weights that sum to their number.
+    """Rows of data with weights that sum to their number.
 
     Attributes:
-        fit: Observations (rows, n) that layers are fitted on.
+        fit: The rows that layers are fitted on.
         fit_weights: Their weights (rows,).
-        held_out: Observations of other episodes, for judging.
+        held_out: Rows of other episodes, for judging.
         held_out_weights: Their weights.
         warnings: What the user should know of the data.
     """
 
-    fit: Tensor
+    fit: Batch
     fit_weights: Tensor
-    held_out: Tensor
+    held_out: Batch
     held_out_weights: Tensor
     warnings: tuple[str, ...] = ()
 
+    def with_more(self, batch: Batch) -> Calibration:
+        """Return the same with further rows to fit, of weight 1."""
+        weights = torch.cat([self.fit_weights, torch.ones(rows_of(batch))])
+        return replace(self, fit=joined(self.fit, batch), fit_weights=weights / weights.mean())
+
 
 def calibration_from(
-    rollouts: Rollouts, *, max_rows: int = 8192, perturbation: float = 1.0, seed: int = 0
+    rollouts: Rollouts,
+    *,
+    horizon: int = 0,
+    directions: bool = False,
+    rewards: bool = False,
+    max_rows: int = 8192,
+    perturbation: float = 1.0,
+    seed: int = 0,
 ) -> Calibration:
     """Make calibration data from rollouts.
 
@@ -49,42 +62,100 @@ def calibration_from(
     any observation, and a pruned one that agrees with it only on the few states that were logged leaves them and
     falls. docs/pruning.md has what that is worth.
 
+    A batch holds `observation` (rows, n); with a horizon also `action` (rows, horizon, m), `reward` (rows, horizon),
+    `next_observation` (rows, horizon, n) and `logged` (rows,), 1 where observation and actions are as they were logged
+    and 0 where noise was added to both; with directions also `direction` (rows, n).
+
     Args:
         rollouts: What the loop logged.
+        horizon: Steps that follow each observation within its episode, for models of the dynamics.
+        directions: Whether to draw random directions of one standard deviation, for the policy's Jacobian.
+        rewards: Whether only steps whose reward was logged are of use.
         max_rows: More logged rows than this are thinned out at random.
-        perturbation: Standard deviation of the noise, in each observation's own; 0 for none.
-        seed: Of the thinning and the noise.
+        perturbation: Standard deviation of the noise, in each observation's (and action's) own; 0 for none.
+        seed: Of the thinning, the noise and the directions.
 
     Raises:
-        PruningError: Too few transitions, or most of them hold NaN.
+        PruningError: Too few transitions, most of them hold NaN, or there are no rewards where they are needed.
     """
     finite: NDArray[np.bool_] = np.all(np.isfinite(rollouts.observation), axis=1)
+    if horizon:
+        finite &= np.all(np.isfinite(rollouts.action), axis=1)
+    if rewards:
+        if not rollouts.has_rewards:
+            raise PruningError(
+                "a term compares rewards with those logged, and the rollouts hold none (a robot logs none); record "
+                "them in a simulator, or use the term reward, which compares with what the dense model expects"
+            )
+        finite &= np.isfinite(rollouts.reward)
     warnings = []
     if not finite.all():
         skipped = int((~finite).sum())
         if skipped > len(finite) / 2:
             raise PruningError(f"{skipped} of {len(finite)} transitions hold NaN or infinity; record new rollouts")
         warnings.append(f"skipped {skipped} transitions that hold NaN or infinity")
-    rows = np.flatnonzero(finite)
+    usable = np.flatnonzero(finite)
+    rows = usable if not horizon else _followed(finite, rollouts.successors, horizon)
     if len(rows) < MIN_ROWS:
-        raise PruningError(f"the rollouts hold {len(rows)} usable transitions; at least {MIN_ROWS} are needed")
+        followed = f" with {horizon} more after them in their episode" if horizon else ""
+        raise PruningError(
+            f"the rollouts hold {len(rows)} usable transitions{followed}; at least {MIN_ROWS} are needed"
+        )
     weights = np.zeros(len(finite))
-    weights[rows] = _transient_weights(rollouts.observation[rows], rollouts.episode[rows])
+    weights[usable] = _transient_weights(rollouts.observation[usable], rollouts.episode[usable])
     held_out = _held_out(rollouts.episode[rows])
     rng = np.random.default_rng(seed)
-    spread = perturbation * rollouts.observation[rows].std(axis=0)
-    parts: list[tuple[Tensor, Tensor]] = []
+    spread = rollouts.observation[usable].std(axis=0)
+    parts: list[tuple[Batch, Tensor]] = []
     for part, share in ((rows[~held_out], 1 - HELD_OUT_SHARE), (rows[held_out], HELD_OUT_SHARE)):
         limit = max(MIN_ROWS // 2, round(max_rows * share))
         chosen = part if len(part) <= limit else np.sort(rng.choice(part, limit, replace=False))
-        observation, weight = rollouts.observation[chosen], weights[chosen]
+        batch = _batch(rollouts, chosen, horizon)
+        weight = weights[chosen]
         if perturbation > 0:
-            noisy = observation + spread * rng.normal(size=observation.shape)
-            observation, weight = np.concatenate([observation, noisy]), np.append(weight, PERTURBED_WEIGHT * weight)
+            noisy = dict(batch)
+            noisy["observation"] = _with_noise(batch["observation"], perturbation * spread, rng)
+            if horizon:
+                # A planner asks its model about actions that were never taken.
+                noisy["action"] = _with_noise(batch["action"], perturbation * rollouts.action[usable].std(axis=0), rng)
+                noisy["logged"] = np.zeros(len(chosen))
+            batch = {name: np.concatenate([values, noisy[name]]) for name, values in batch.items()}
+            weight = np.append(weight, PERTURBED_WEIGHT * weight)
+        if directions:
+            batch["direction"] = spread * rng.normal(size=batch["observation"].shape)
         weight = weight / weight.mean()
-        parts.append((torch.from_numpy(observation.astype(np.float32)), torch.from_numpy(weight.astype(np.float32))))
+        tensors = {name: torch.from_numpy(values.astype(np.float32)) for name, values in batch.items()}
+        parts.append((tensors, torch.from_numpy(weight.astype(np.float32))))
     (fit, fit_weights), (judge, judge_weights) = parts
     return Calibration(fit, fit_weights, judge, judge_weights, tuple(warnings))
+
+
+def _with_noise(
+    values: NDArray[np.float64], spread: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    return values + spread * rng.normal(size=values.shape)
+
+
+def _batch(rollouts: Rollouts, rows: NDArray[np.intp], horizon: int) -> dict[str, NDArray[np.float64]]:
+    batch = {"observation": rollouts.observation[rows]}
+    if horizon:
+        steps = rows[:, None] + np.arange(horizon)
+        batch["action"] = rollouts.action[steps]
+        batch["next_observation"] = rollouts.observation[steps + 1]
+        batch["reward"] = np.nan_to_num(rollouts.reward[steps])
+        batch["logged"] = np.ones(len(rows))
+    return batch
+
+
+def _followed(finite: NDArray[np.bool_], successors: NDArray[np.intp], horizon: int) -> NDArray[np.intp]:
+    """Return the rows that have `horizon` further finite ones after them in their episode, with nothing missing."""
+    follows = np.zeros(len(finite), dtype=bool)
+    follows[successors] = True
+    fits = finite.copy()
+    for step in range(horizon):
+        fits[: len(fits) - step - 1] &= follows[step : len(fits) - 1] & finite[step + 1 :]
+        fits[len(fits) - step - 1 :] = False
+    return np.flatnonzero(fits)
 
 
 def _transient_weights(observation: NDArray[np.float64], episode: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -1,35 +1,49 @@
 """The coefficient problem: which share of each group's channels to remove.
 
-    minimize over α    E(α) = Σ_i ω_i ‖(π_α(o_i) - π(o_i)) / a_range‖²   on held-out rollouts, after reconstruction
-    subject to         | 1 - parameters(α) / parameters(0) - ρ | ≤ ε,    0 ≤ α_g ≤ α_max
+    minimize over α    E(α) = Σ_t w_t mean_i ω_i e_t(i; α)        on held-out rollouts, after reconstruction
+    subject to         | 1 - C(α) / C(0) - ρ | ≤ ε                C: parameters, multiplications or latency
+                       mean_i ω_i e_t(i; α) ≤ limit_t             for each term t that has a limit
+                       0 ≤ α_g < 1,  α_g = α_h where g and h are tied
 
-α_g is the pruning coefficient of group g, ρ the target sparsity and ε its tolerance (arXiv 2507.14882).
+α_g is the pruning coefficient of group g, ρ the target sparsity and ε its tolerance (arXiv 2507.14882); e_t(i) is the
+error of term t on row i, ω_i the row's weight. docs/pruning.md explains it at length.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Generic
+from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.groups import Group, ParameterCount
-from nncontrol_prune.pruning.reconstruction import reconstruct
+from nncontrol_prune.pruning.groups import Group
+from nncontrol_prune.pruning.network import Network, Outputs, take
+from nncontrol_prune.pruning.reconstruction import dense_targets, reconstruct
 from nncontrol_prune.pruning.surgery import Module, most_important, remove_channels
+from nncontrol_prune.pruning.terms import Term, weighted_sum
 
-TRACE_ROWS = 8
-GRID_LEVELS = (0.7, 0.85, 1.0, 1.15, 1.3)
-GRID_POINTS = 50
-"""A grid over many groups is thinned to about this many points."""
+Value = TypeVar("Value", int, float, Tensor)
+
+LARGE = 1e6
+"""Weight of a violated limit in the objective: any choice that violates less is better."""
+
+
+class CostModel(Protocol):
+    """What the budget is about: parameters, multiplications or latency; see costs.py."""
+
+    dense: float
+
+    def removed(self, shares: Sequence[Any]) -> Any:
+        """Return the share of the dense network's cost that is gone when group g keeps `shares[g]`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,46 +51,80 @@ class CoefficientProblem(Generic[Module]):
     """One network to be pruned to one sparsity.
 
     Attributes:
-        module: The dense network.
+        network: The dense network.
         groups: Its groups.
         scores: Importance of the channels, by group.
         calibration: The data of the objective.
-        action_range: Width (m,) of each action's limits.
+        terms: What matters.
+        cost: What the budget is about.
         sparsity: ρ.
         tolerance: ε.
+        seed: Of the optimizers that draw.
+        reconstructed: Whether the layers are refitted after surgery; only comparisons turn it off.
+        teacher: Whose outputs to keep, where that is not the network itself, as in a later round.
+        warnings: What the user should know of what was built, as sentences.
     """
 
-    module: Module
+    network: Network[Module]
     groups: Sequence[Group]
     scores: Sequence[Tensor]
     calibration: Calibration
-    action_range: Tensor
+    terms: Sequence[Term]
+    cost: CostModel
     sparsity: float
     tolerance: float
+    seed: int = 0
+    reconstructed: bool = True
+    teacher: Network[Module] | None = None
+    warnings: list[str] = field(default_factory=list)
 
     @cached_property
-    def count(self) -> ParameterCount:
-        """Parameters as a function of the shares kept."""
-        return ParameterCount(self.module, self.groups)
+    def ties(self) -> list[list[int]]:
+        """The groups, by index, that share a coefficient; the problem has as many variables."""
+        return self.network.tied(self.groups)
 
     @cached_property
-    def dense_held_out(self) -> Tensor:
-        """The dense network's actions on the held-out observations."""
+    def targets(self) -> dict[str, Tensor]:
+        """What the layers to be refitted give out in the dense network."""
+        return dense_targets(self.network, self.groups, self.calibration.fit)
+
+    @cached_property
+    def dense_held_out(self) -> Outputs:
+        """The outputs to keep, on the held-out part."""
+        teacher = self.teacher or self.network
         with torch.no_grad():
-            return self.module(self.calibration.held_out)
+            return teacher.run(teacher.module, self.calibration.held_out)
+
+    @property
+    def channels(self) -> list[int]:
+        """Channels of each variable's groups."""
+        return [self.groups[members[0]].channels for members in self.ties]
 
     @property
     def largest_sparsity(self) -> float:
         """The sparsity with one channel left in every group."""
-        return self.sparsity_of([1] * len(self.groups))
+        return self.sparsity_of([1] * len(self.ties))
+
+    def by_group(self, values: Sequence[Value]) -> list[Value]:
+        """Return a value for each group from one for each variable."""
+        spread = list(values[:1]) * len(self.groups)
+        for value, members in zip(values, self.ties, strict=True):
+            for member in members:
+                spread[member] = value
+        return spread
+
+    def kept_of(self, kept: Sequence[int]) -> list[int]:
+        """Return the channels to keep of each group from those of each variable."""
+        return self.by_group(kept)
 
     def sparsity_of(self, kept: Sequence[int]) -> float:
-        """Return the sparsity with this many channels kept in each group."""
-        return self.count.sparsity([k / group.channels for k, group in zip(kept, self.groups, strict=True)])
+        """Return the sparsity with this many channels kept in the groups of each variable."""
+        shares = [count / channels for count, channels in zip(kept, self.channels, strict=True)]
+        return float(self.cost.removed(self.by_group(shares)))
 
     def coefficients_of(self, kept: Sequence[int]) -> list[float]:
-        """Return the coefficients with this many channels kept in each group."""
-        return [1.0 - k / group.channels for k, group in zip(kept, self.groups, strict=True)]
+        """Return each variable's coefficient with this many channels kept."""
+        return [1.0 - count / channels for count, channels in zip(kept, self.channels, strict=True)]
 
     def land(self, coefficients: Sequence[float]) -> list[int]:
         """Return whole numbers of channels to keep, within the tolerance of the target, near some coefficients.
@@ -90,7 +138,7 @@ class CoefficientProblem(Generic[Module]):
         if self.sparsity > self.largest_sparsity + self.tolerance:
             raise PruningError(
                 f"sparsity {self.sparsity:g} cannot be reached: with one channel left in every group "
-                f"it is {self.largest_sparsity:.4g}, which is the largest for this controller"
+                f"it is {self.largest_sparsity:.4g}, which is the largest for this controller; the smallest is 0"
             )
         low, high = -1.0, 1.0
         for _ in range(40):
@@ -101,81 +149,103 @@ class CoefficientProblem(Generic[Module]):
                 high = shift
         kept = self._round(coefficients, high)
         # As little as needed is changed, so that the result stays near the coefficients asked for.
-        choices = sorted(self._neighbours(kept), key=lambda choice: _changes(choice, kept))
-        near = [choice for choice in choices if _changes(choice, kept) <= 1]
-        best = min(near, key=self._distance)
+        best = min([kept, *self._changed(kept, 1, 1)], key=self._distance)
         if self._distance(best) > self.tolerance:
-            best = next((choice for choice in choices if self._distance(choice) <= self.tolerance), best)
-        kept, distance = best, self._distance(best)
-        if distance > self.tolerance:
+            near = (choice for size in (1, 2) for choice in self._changed(kept, size, 4))
+            best = next((choice for choice in near if self._distance(choice) <= self.tolerance), best)
+        if self._distance(best) > self.tolerance:
             raise PruningError(
                 f"no whole number of channels comes within {self.tolerance:g} of sparsity {self.sparsity:g}; "
-                f"the nearest found is {self.sparsity_of(kept):.4g}; ask for that, or allow a larger tolerance"
+                f"the nearest found is {self.sparsity_of(best):.4g}; ask for that, or allow a larger tolerance"
             )
-        return kept
+        return best
 
     def build(self, kept: Sequence[int]) -> Module:
-        """Return the pruned and reconstructed network that keeps this many channels of each group."""
-        keep = most_important(self.scores, kept)
+        """Return the pruned and reconstructed network that keeps this many channels of each variable's groups.
+
+        Raises:
+            PruningError: It does not run, since some size is written into its forward pass.
+        """
+        keep = most_important(self.scores, self.kept_of(kept))
         data = self.calibration
-        pruned = remove_channels(self.module, self.groups, keep, data.fit[:TRACE_ROWS])
-        reconstruct(pruned, self.module, self.groups, keep, data.fit, data.fit_weights)
+        pruned = remove_channels(self.network.module, self.groups, keep)
+        try:
+            with torch.no_grad():
+                self.network.run(pruned, take(data.fit, torch.arange(2)))
+        except RuntimeError as error:
+            raise PruningError(
+                f"the pruned network does not run, since its forward pass has a size written into it: {error}"
+            ) from error
+        if self.reconstructed:
+            warnings = reconstruct(pruned, self.network, self.groups, keep, data.fit, data.fit_weights, self.targets)
+            self.warnings.extend(warning for warning in warnings if warning not in self.warnings)
         return pruned
 
-    @torch.no_grad()
+    def errors(self, pruned: Module) -> tuple[float, dict[str, float]]:
+        """Return E on the held-out part, and each term's mean error by name."""
+        return held_out_errors(self.network, pruned, self.calibration, self.terms, self.dense_held_out)
+
     def objective(self, pruned: Module) -> float:
-        """Return E, the weighted mean squared action error on the held-out part, in squared action ranges."""
-        error = (pruned(self.calibration.held_out) - self.dense_held_out) / self.action_range
-        return float((self.calibration.held_out_weights * error.square().sum(dim=1)).mean())
+        """Return E, with what exceeds a limit added so heavily that less of it is always better."""
+        total, means = self.errors(pruned)
+        for term in self.terms:
+            if term.limit is not None:
+                total += LARGE * max(0.0, means[term.label] / term.limit - 1.0)
+        return total if math.isfinite(total) else math.inf
+
+    def score(self, kept: Sequence[int]) -> float:
+        """Return the objective of what `build` makes of a choice."""
+        return self.objective(self.build(kept))
+
+    def violated(self, pruned: Module) -> list[str]:
+        """Return the names of the terms whose limit is exceeded."""
+        _, means = self.errors(pruned)
+        return [t.label for t in self.terms if t.limit is not None and means[t.label] > t.limit]
 
     def _distance(self, kept: Sequence[int]) -> float:
         return abs(self.sparsity_of(kept) - self.sparsity)
 
-    def _neighbours(self, kept: Sequence[int]) -> Iterator[list[int]]:
-        """Yield the choices that differ by a few channels in one group or in two."""
-        indices = range(len(kept))
-        for first, second in itertools.product(indices, indices):
-            for change, other in itertools.product(range(-4, 5), range(-4, 5) if first < second else (0,)):
+    def _changed(self, kept: Sequence[int], variables: int, largest: int) -> Iterator[list[int]]:
+        """Yield choices with up to `largest` channels more or less of so many variables, small changes first."""
+        steps = [step for size in range(1, largest + 1) for step in (size, -size)]
+        for chosen in itertools.combinations(range(len(kept)), variables):
+            for changes in itertools.product(steps, repeat=variables):
                 choice = list(kept)
-                choice[first] += change
-                choice[second] += other
-                if first <= second and all(1 <= k <= g.channels for k, g in zip(choice, self.groups, strict=True)):
+                for variable, change in zip(chosen, changes, strict=True):
+                    choice[variable] += change
+                if all(1 <= choice[variable] <= self.channels[variable] for variable in chosen):
                     yield choice
 
     def _round(self, coefficients: Sequence[float], shift: float) -> list[int]:
         return [
-            max(1, round(group.channels * (1.0 - min(max(coefficient + shift, 0.0), 1.0))))
-            for coefficient, group in zip(coefficients, self.groups, strict=True)
+            max(1, round(channels * (1.0 - min(max(coefficient + shift, 0.0), 1.0))))
+            for coefficient, channels in zip(coefficients, self.channels, strict=True)
         ]
 
 
-def _changes(choice: Sequence[int], kept: Sequence[int]) -> int:
-    return sum(abs(ours - theirs) for ours, theirs in zip(choice, kept, strict=True))
+@torch.no_grad()
+def held_out_errors(
+    network: Network[Module], pruned: Module, calibration: Calibration, terms: Sequence[Term], dense: Outputs
+) -> tuple[float, dict[str, float]]:
+    """Return E of a pruned network on the held-out part, and each term's mean error by name.
+
+    Args:
+        network: How it is run.
+        pruned: The pruned network.
+        calibration: The data.
+        terms: What matters.
+        dense: The outputs to keep, on the held-out part.
+    """
+    found = network.run(pruned, calibration.held_out)
+    total, means = weighted_sum(terms, found, dense, calibration.held_out, calibration.held_out_weights)
+    return float(total), {name: float(mean) for name, mean in means.items()}
 
 
 Optimizer = Callable[[CoefficientProblem[Module], Progress], list[int]]
-"""Takes the problem; returns how many channels of each group to keep."""
+"""Takes the problem and returns how many channels of each variable's groups to keep, within the budget."""
 
 
 def uniform(problem: CoefficientProblem[Module], progress: Progress) -> list[int]:
     """The same coefficient for every group: the baseline, and what generic tools do."""
     progress("coefficients", 0.0)
-    return problem.land([problem.sparsity] * len(problem.groups))
-
-
-def grid(problem: CoefficientProblem[Module], progress: Progress) -> list[int]:
-    """Try a grid of ratios between the groups' kept shares, each landed on the budget, on the true objective."""
-    ratios = list(itertools.product(GRID_LEVELS, repeat=min(len(problem.groups), 6)))
-    candidates = [uniform(problem, progress)]
-    base = np.asarray(problem.coefficients_of(candidates[0]))
-    for ratio in ratios[:: max(1, len(ratios) // GRID_POINTS)]:
-        scale = np.resize(np.asarray(ratio), len(problem.groups))
-        with contextlib.suppress(PruningError):  # some ratios meet the budget at no whole number of channels
-            kept = problem.land(list(np.clip(1.0 - (1.0 - base) * scale, 0.0, 1.0)))
-            if kept not in candidates:
-                candidates.append(kept)
-    errors = []
-    for index, kept in enumerate(candidates):
-        progress("coefficients", index / len(candidates))
-        errors.append(problem.objective(problem.build(kept)))
-    return candidates[int(np.argmin(errors))]
+    return problem.land([problem.sparsity] * len(problem.ties))

@@ -1,65 +1,77 @@
-"""Distillation: the pruned network learns the dense one's actions on the rollouts."""
+"""Distillation: the pruned network learns what the dense one gives out on the rollouts."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration
+from nncontrol_prune.pruning.network import Network, rows_of, take
 from nncontrol_prune.pruning.surgery import Module
+from nncontrol_prune.pruning.terms import Term, weighted_sum
 
 BATCH_ROWS = 256
 LEARNING_RATE = 1e-3
 JUDGED_EVERY = 50
+PATIENCE = 20
+"""Judgements in a row without a better one, after which it stops."""
 
 
 def distill(
     pruned: Module,
-    dense: Module,
+    teacher: Network[Any],
     calibration: Calibration,
-    action_range: Tensor,
+    terms: Sequence[Term],
     *,
     steps: int,
     seed: int,
     progress: Progress,
+    learning_rate: float = LEARNING_RATE,
 ) -> Module:
     """Return a copy of `pruned`, trained by Adam; of all its states the one with the least held-out error.
 
     Args:
         pruned: The network after surgery and reconstruction.
-        dense: The teacher.
-        calibration: Observations to learn on and to judge by.
-        action_range: Width (m,) of each action's limits; errors are measured in it.
-        steps: Gradient steps.
+        teacher: The dense network and how it is run.
+        calibration: Rows to learn on and to judge by.
+        terms: What matters.
+        steps: Gradient steps at the most; it stops early once the held-out error stays where it is.
         seed: Of the minibatches.
         progress: Told after every few steps.
+        learning_rate: Of the first step; it falls to zero along a cosine.
     """
     student = copy.deepcopy(pruned)
     with torch.no_grad():
-        fit_target, judge_target = dense(calibration.fit), dense(calibration.held_out)
-
-    def loss(rows: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-        error = (student(rows) - target) / action_range
-        return (weights * error.square().sum(dim=1)).mean()
-
-    optimizer = torch.optim.Adam(student.parameters(), lr=LEARNING_RATE)
+        targets = teacher.run(teacher.module, calibration.fit)
+        judged = teacher.run(teacher.module, calibration.held_out)
+    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
-    best, best_loss = copy.deepcopy(student.state_dict()), float("inf")
+    best, best_loss, stale = copy.deepcopy(student.state_dict()), float("inf"), 0
     for step in range(steps + 1):
         if step % JUDGED_EVERY == 0 or step == steps:
             progress("distillation", step / steps)
             with torch.no_grad():
-                judged = float(loss(calibration.held_out, judge_target, calibration.held_out_weights))
-            if judged < best_loss:
-                best, best_loss = copy.deepcopy(student.state_dict()), judged
+                found = teacher.run(student, calibration.held_out)
+            loss, _ = weighted_sum(terms, found, judged, calibration.held_out, calibration.held_out_weights)
+            stale += 1
+            if float(loss) < best_loss:
+                best, best_loss, stale = copy.deepcopy(student.state_dict()), float(loss), 0
+            if stale > PATIENCE:
+                break
         if step < steps:
-            rows = torch.randint(len(calibration.fit), (BATCH_ROWS,), generator=generator)
+            rows = torch.randint(rows_of(calibration.fit), (BATCH_ROWS,), generator=generator)
+            batch = take(calibration.fit, rows)
             optimizer.zero_grad()
-            loss(calibration.fit[rows], fit_target[rows], calibration.fit_weights[rows]).backward()
+            with torch.enable_grad():
+                found = teacher.run(student, batch)
+                loss, _ = weighted_sum(terms, found, take(targets, rows), batch, calibration.fit_weights[rows])
+            loss.backward()
             optimizer.step()
             schedule.step()
     student.load_state_dict(best)

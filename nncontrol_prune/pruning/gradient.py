@@ -8,18 +8,20 @@ and τ is annealed, so that the masks become hard. A mask that only scales activ
 next layer's least squares; so the layer is fitted to *random* masks b_j ~ Bernoulli(m_j) in expectation, which is
 again least squares, with u = W·m and the Gram matrix G of the centred activations:
 
-    E‖W (b ∘ h) - z‖²  is least for  (G + diag((1 - m_j) / m_j · G_jj)) u = H^T Z
+    E‖W (b ∘ h) - z‖²  is least for  (G + S ∘ ((1 - m) / m) ∘ G) u = H^T Z
 
-(the expected Gram matrix is M G M + diag(m (1 - m) G_jj); compare dropout as adaptive regularization, Wager et al.
-2013). The solution is exact for m_j = 1, drops channels as m_j → 0, and is differentiable in α throughout. The
-budget is met by an augmented Lagrangian.
+where S is one for entries of the same channel, which stay or leave as one (compare dropout as adaptive
+regularization, Wager et al. 2013). The solution is exact for m_j = 1, drops channels as m_j → 0, and is differentiable
+in α throughout. Norms over channels take statistics weighted by m, as over the channels that are kept. Budget and
+constraints are met by an augmented Lagrangian (Nocedal and Wright 2006, ch. 17).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,100 +30,211 @@ from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.coefficients import CoefficientProblem, uniform
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Group
-from nncontrol_prune.pruning.hooks import capture
-from nncontrol_prune.pruning.reconstruction import consumers_of, weighted_ridge
+from nncontrol_prune.pruning.layers import (
+    NORMS,
+    as_outputs,
+    by_channel,
+    capture,
+    is_regression,
+    places_in,
+    regressors,
+    responses,
+    taps,
+)
+from nncontrol_prune.pruning.network import joined, rows_of, spread_rows, take
+from nncontrol_prune.pruning.reconstruction import (
+    affine_fit,
+    fitted_layers,
+    regression_rows,
+    weighted_ridge,
+)
 from nncontrol_prune.pruning.surgery import Module
+from nncontrol_prune.pruning.terms import weighted_sum
 
-STEPS = 80
-LEARNING_RATE = 0.15
-FIT_ROWS, HELD_OUT_ROWS = 1200, 400
-TEMPERATURES = (0.10, 0.01)
+STEPS = 60
+JUDGED_EVERY = 10
+LEARNING_RATE = 0.2
+FIT_ROWS, HELD_OUT_ROWS = 1600, 500
+TEMPERATURES = (0.08, 0.01)
 """First and last τ, as a share of the group's channels."""
 SMALLEST_MASK = 1e-4
 
 
 def gradient(problem: CoefficientProblem[Module], progress: Progress) -> list[int]:
-    """Descend on the soft objective from uniform coefficients; return the better of start and end, by the true one."""
+    """Descend on the soft objective from uniform coefficients; return the best point on the way, by the true one."""
     start = uniform(problem, progress)
-    descended = _descend(problem, problem.coefficients_of(start), progress)
-    try:
-        found = problem.land(descended)
-    except PruningError:  # near these coefficients no whole number of channels meets the budget
-        return start
-    return min((start, found), key=lambda kept: problem.objective(problem.build(kept)))
+    best, least = start, problem.score(start)
+    seen = [start]
+    for coefficients in _descend(problem, problem.coefficients_of(start), progress):
+        with contextlib.suppress(PruningError):  # near some points no whole number of channels meets the budget
+            kept = problem.land(coefficients)
+            if kept not in seen:
+                seen.append(kept)
+                score = problem.score(kept)
+                best, least = (kept, score) if score < least else (best, least)
+    return best
 
 
-def _descend(problem: CoefficientProblem[Module], start: Sequence[float], progress: Progress) -> list[float]:
-    data = problem.calibration
-    fit = _thin(len(data.fit), FIT_ROWS)
-    held_out = _thin(len(data.held_out), HELD_OUT_ROWS)
-    observation = torch.cat([data.fit[fit], data.held_out[held_out]])
-    fit_weights, judge_weights = data.fit_weights[fit], data.held_out_weights[held_out]
-    names = consumers_of(problem.groups)
-    with torch.no_grad(), capture(problem.module, names, "output") as targets:
-        actions = problem.module(observation)
+def _descend(problem: CoefficientProblem[Module], start: Sequence[float], progress: Progress) -> Iterator[list[float]]:
+    """Yield the coefficients reached, every few steps."""
+    network, groups, data = problem.network, list(problem.groups), problem.calibration
+    fit = spread_rows(rows_of(data.fit), FIT_ROWS)
+    held_out = spread_rows(rows_of(data.held_out), HELD_OUT_ROWS)
+    judge, judge_weights = take(data.held_out, held_out), data.held_out_weights[held_out]
+    batch, fit_weights = joined(take(data.fit, fit), judge), data.fit_weights[fit]
+    with torch.no_grad(), capture(network.module, fitted_layers(network.module, groups)) as targets:
+        network.run(network.module, batch)
+    teacher = problem.teacher or network
+    with torch.no_grad():
+        dense = teacher.run(teacher.module, judge)
     ranks = [torch.argsort(torch.argsort(score, stable=True)) for score in problem.scores]
     logits = torch.logit(torch.tensor(start).clamp(0.02, 0.98)).requires_grad_(True)
     optimizer = torch.optim.Adam([logits], lr=LEARNING_RATE)
     multiplier, stiffness = 0.0, 100.0
+    limited = [term for term in problem.terms if term.limit is not None]
+    pressures = {term.label: 0.0 for term in limited}
+    layers = _SoftLayers(network.module, groups, targets, fit_weights)
     for step in range(STEPS):
         progress("coefficients", step / STEPS)
         share = step / (STEPS - 1)
         temperature = TEMPERATURES[0] ** (1 - share) * TEMPERATURES[1] ** share
-        coefficients = torch.sigmoid(logits)
+        variables = torch.sigmoid(logits)
+        coefficients = problem.by_group(variables.unbind())
         masks = [
             torch.sigmoid((rank / len(rank) + 0.5 / len(rank) - coefficient) / temperature).clamp_min(SMALLEST_MASK)
             for rank, coefficient in zip(ranks, coefficients, strict=True)
         ]
-        with _soft_masks(problem.module, problem.groups, masks, targets, fit_weights):
-            error = (problem.module(observation) - actions)[len(fit) :] / problem.action_range
-        objective = (judge_weights * error.square().sum(dim=1)).mean()
-        removed = 1.0 - problem.count(1.0 - coefficients) / problem.count.dense
-        assert isinstance(removed, Tensor)
-        excess = removed - problem.sparsity
+        with layers.masked(masks):
+            outputs = network.run(network.module, batch)
+        found = {name: output[len(fit) :] for name, output in outputs.items()}
+        objective, means = weighted_sum(problem.terms, found, dense, judge, judge_weights)
+        excess = problem.cost.removed([1.0 - coefficient for coefficient in coefficients]) - problem.sparsity
         # The logarithm makes a step independent of the error's scale, which spans orders of magnitude.
         loss = torch.log(objective + 1e-10) + multiplier * excess + 0.5 * stiffness * excess**2
+        for term in limited:
+            violation = torch.log(means[term.label] + 1e-12) - torch.log(torch.tensor(term.limit))
+            pressed = torch.relu(violation + pressures[term.label])
+            loss = loss + 0.5 * pressed**2
+            pressures[term.label] = float(pressed.detach())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         multiplier += stiffness * float(excess.detach()) * 0.1
-    return torch.sigmoid(logits).tolist()
+        if (step + 1) % JUDGED_EVERY == 0:
+            yield torch.sigmoid(logits).tolist()
 
 
-@contextmanager
-def _soft_masks(
-    module: nn.Module,
-    groups: Sequence[Group],
-    masks: Sequence[Tensor],
-    targets: dict[str, Tensor],
-    fit_weights: Tensor,
-) -> Iterator[None]:
-    """Within the block, each consumer gives out its reconstruction from softly masked inputs.
+class _SoftLayers:
+    """Layers that give out their reconstruction from softly masked inputs.
 
-    The first `len(fit_weights)` rows of the batch fit it; it is applied to all.
+    Args:
+        module: The dense network.
+        groups: Its groups.
+        targets: What each layer to fit gave out in the dense network.
+        fit_weights: Weights of the first rows of each batch, which the layers are fitted on; they are applied to all.
     """
-    rows = len(fit_weights)
 
-    def fitted(inputs: Tensor, mask: Tensor, target: Tensor) -> Tensor:
-        hidden = inputs.double()
-        penalty = (1.0 - mask.double()) / mask.double()
-        weight, bias = weighted_ridge(hidden[:rows], target[:rows].double(), fit_weights.double(), penalty)
-        return (hidden @ weight + bias).to(inputs.dtype)
+    def __init__(
+        self, module: nn.Module, groups: list[Group], targets: Mapping[str, Tensor], fit_weights: Tensor
+    ) -> None:
+        self._module = module
+        self._targets = targets
+        self._weights = fit_weights
+        self._rows = len(fit_weights)
+        self._places: dict[str, tuple[Tensor, Tensor]] = {}
+        for name in fitted_layers(module, groups):
+            layer = module.get_submodule(name)
+            dim = int(is_regression(layer) and not isinstance(layer, nn.ConvTranspose2d))
+            weight: Any = layer.weight
+            group, channel = places_in(groups, f"{name}.weight", dim, weight.shape[dim])
+            if is_regression(layer):
+                group, channel = group.repeat_interleave(taps(layer)), channel.repeat_interleave(taps(layer))
+            self._places[name] = group, channel
 
-    hooks = [
-        module.get_submodule(name).register_forward_hook(
-            lambda _, inputs, output, mask=mask, name=name: fitted(inputs[0], mask, targets[name])
-        )
-        for group, mask in zip(groups, masks, strict=True)
-        for name in group.consumers
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    @contextmanager
+    def masked(self, masks: Sequence[Tensor]) -> Iterator[None]:
+        """Within the block the module computes what the masks, one for each group, leave of it."""
+        fitted: dict[str, tuple[Tensor, Tensor]] = {}
 
+        def hook(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            mask = self._mask(name, masks)
+            if isinstance(layer, NORMS):
+                return self._norm(name, layer, inputs[0], output, mask, fitted)
+            return self._regression(name, layer, inputs[0], output, mask, fitted)
 
-def _thin(rows: int, limit: int) -> Tensor:
-    """Return at most `limit` row numbers, evenly spread."""
-    return torch.arange(0, rows, max(1, math.ceil(rows / limit)))
+        hooks = [
+            self._module.get_submodule(name).register_forward_hook(
+                lambda layer, inputs, output, name=name: hook(name, layer, inputs, output)
+            )
+            for name in self._places
+        ]
+        try:
+            yield
+        finally:
+            for handle in hooks:
+                handle.remove()
+
+    def _mask(self, name: str, masks: Sequence[Tensor]) -> Tensor:
+        group, channel = self._places[name]
+        mask = torch.ones(len(group))
+        for number in group.unique().tolist():
+            if number >= 0:
+                mask = torch.where(group == number, masks[number][channel * (group == number)], mask)
+        return mask
+
+    def _regression(
+        self,
+        name: str,
+        layer: nn.Module,
+        inputs: Tensor,
+        output: Tensor,
+        mask: Tensor,
+        fitted: dict[str, tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        if name not in fitted:
+            rows = regression_rows(layer, inputs[: self._rows])
+            held = regressors(layer, inputs[rows]).double()
+            group, channel = self._places[name]
+            same = (group[:, None] == group) & (channel[:, None] == channel) & (group[:, None] >= 0)
+            doubt = (1.0 - mask.double()) / mask.double()
+            fitted[name] = weighted_ridge(
+                held,
+                responses(layer, self._targets[name][rows]).double(),
+                self._weights[rows].double().repeat_interleave(len(held) // len(rows)),
+                same * doubt[:, None],
+                intercept=getattr(layer, "bias", None) is not None,
+            )
+        weight, bias = fitted[name]
+        flat = regressors(layer, inputs) @ weight.to(inputs.dtype) + bias.to(inputs.dtype)
+        return as_outputs(layer, flat, output)
+
+    def _norm(
+        self,
+        name: str,
+        layer: nn.Module,
+        inputs: Tensor,
+        output: Tensor,
+        mask: Tensor,
+        fitted: dict[str, tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
+            share = mask / mask.sum()
+            mean = (share * inputs).sum(-1, keepdim=True) if isinstance(layer, nn.LayerNorm) else 0.0
+            variance = (share * (inputs - mean).square()).sum(-1, keepdim=True)
+            eps = layer.eps if layer.eps is not None else torch.finfo(inputs.dtype).eps
+            output = (inputs - mean) * torch.rsqrt(variance + eps) * layer.weight
+            bias = getattr(layer, "bias", None)
+            output = output if bias is None else output + bias
+        if name not in fitted:
+            fitted[name] = affine_fit(
+                by_channel(layer, output[: self._rows]),
+                by_channel(layer, self._targets[name][: self._rows]),
+                self._weights,
+                intercept=getattr(layer, "bias", None) is not None,
+            )
+        scale, offset = fitted[name]
+        shape = [
+            -1 if dim == (output.dim() - 1 if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)) else 1) else 1
+            for dim in range(output.dim())
+        ]
+        return output * scale.view(shape) + offset.view(shape)

@@ -1,21 +1,54 @@
-"""Groups: the channels that can only leave together, found from a dependency graph.
-
-The graph is torch-pruning's; what is ours is which component each group belongs to, and what a channel costs.
-"""
+"""Groups: the channels that can only leave together, and what they belong to."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import torch_pruning
+import torch
 from torch import Tensor, nn
 
 from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.tracing import trace
+
+Components = Mapping[str, Sequence[str]]
+"""Names of the modules that each component holds."""
+
+LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-@dataclass(frozen=True)
+class NothingToPrune(PruningError):
+    """A network has no channels that could leave."""
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """Where the channels of a group lie in one dimension of one tensor.
+
+    Attributes:
+        tensor: Name of the parameter or buffer.
+        dim: The dimension.
+        positions: Entries (channels, width) along it: channel j takes the entries `positions[j]`.
+    """
+
+    tensor: str
+    dim: int
+    positions: Tensor
+
+    @property
+    def width(self) -> int:
+        """Entries that one channel takes: a simplex of a latent, say, or the pixels of a flattened image."""
+        return self.positions.shape[1]
+
+    @property
+    def module(self) -> str:
+        """Name of the module that holds the tensor."""
+        return self.tensor.rpartition(".")[0]
+
+
+@dataclass(frozen=True, eq=False)
 class Group:
     """Coupled channels: removing channel j means removing it from every member.
 
@@ -23,13 +56,15 @@ class Group:
         name: Name of the module whose outputs the channels are.
         components: The components the members belong to.
         channels: How many channels there are.
-        producers: Names of the modules that lose output channels.
-        consumers: Names of the modules that lose input channels, in the order they are run.
+        members: Where they lie.
+        producers: Names of the modules that lose outputs, in the order they are run.
+        consumers: Names of the modules that lose inputs, in the order they are run.
     """
 
     name: str
     components: tuple[str, ...]
     channels: int
+    members: tuple[Member, ...]
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
 
@@ -40,134 +75,159 @@ class Group:
 
     def parameters_per_channel(self, module: nn.Module) -> int:
         """Count the parameters that leave with one channel while all others stay."""
-        modules = dict(module.named_modules())
-        produced = sum(_out_parameters(modules[name]) for name in self.producers)
-        consumed = sum(_weight(modules[name]).shape[0] for name in self.consumers)
-        return produced + consumed
+        tensors = dict(module.named_parameters())
+        taken: dict[str, list[tuple[int, int]]] = {}
+        for member in self.members:
+            if member.tensor in tensors:
+                taken.setdefault(member.tensor, []).append((member.dim, member.width))
+        total = 0
+        for name, dims in taken.items():
+            left = list(tensors[name].shape)
+            for dim, width in dims:
+                left[dim] -= width
+            total += tensors[name].numel() - torch.Size(left).numel()
+        return total
 
 
-def find_groups(module: nn.Module, components: Mapping[str, Sequence[str]], observation: Tensor) -> list[Group]:
-    """Find the groups of a module whose channels may be removed; inputs and actions are never among them.
+def find_groups(module: nn.Module, components: Components, run: Callable[[nn.Module], Any]) -> list[Group]:
+    """Find the groups of a module whose channels may be removed; inputs and outputs are never among them.
 
     Args:
         module: The network.
         components: Names of the modules of each component.
-        observation: Observations (batch, n) for the forward pass that is traced.
+        run: Runs the network on some rows and returns every output. A network that is applied to its own output,
+            such as a model of dynamics, has to be unrolled over two steps at least.
 
     Returns:
         The groups, in the order in which the forward pass meets them.
 
     Raises:
-        PruningError: There is nothing to prune, or a member belongs to no component.
+        PruningError: There is nothing to prune, the forward pass cannot be traced, or the components do not
+            fit the module.
     """
-    graph = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=observation)
-    names = {id(submodule): name for name, submodule in module.named_modules()}
-    order = {name: position for position, name in enumerate(_execution_order(module, observation))}
-    groups = []
-    for coupled in graph.get_all_groups(ignored_layers=_output_layers(module, order), root_module_types=[nn.Linear]):
-        producers: list[str] = []
-        consumers: list[str] = []
-        for dependency, _ in coupled:
-            name = names.get(id(dependency.target.module))
-            if name is None or not isinstance(dependency.target.module, nn.Linear):
-                continue  # activations and the like hold no parameters
-            side = producers if graph.is_out_channel_pruning_fn(dependency.handler) else consumers
-            side.append(name)
-        producers.sort(key=order.__getitem__)
-        consumers.sort(key=order.__getitem__)
-        members = (*producers, *consumers)
-        groups.append(
-            Group(
-                name=producers[0],
-                components=tuple(
-                    dict.fromkeys(component_of(name, components) for name in sorted(members, key=order.__getitem__))
-                ),
-                channels=len(coupled[0].idxs),
-                producers=tuple(producers),
-                consumers=tuple(consumers),
-            )
-        )
+    check_components(module, components)
+    order: list[str] = []
+    hooks = [
+        submodule.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+        for name, submodule in module.named_modules()
+    ]
+    try:
+        coupling = trace(module, lambda: run(module))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    position = {name: index for index, name in enumerate(dict.fromkeys(order))}
+    shapes = {name: tensor.shape for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+
+    # Channels that lie in the same tensors in the same way are one group.
+    found: dict[tuple[tuple[str, int, int], ...], list[dict[tuple[str, int], list[int]]]] = {}
+    for entries in coupling.classes():
+        places: dict[tuple[str, int], list[int]] = {}
+        for tensor, dim, index in entries:
+            places.setdefault((tensor, dim), []).append(index)
+        # A channel that nothing makes, or that nothing takes in, is not one: the trace did not use the tensor.
+        if sum(len(shapes[tensor]) > 1 for tensor, _ in places) >= 2:
+            signature = tuple(sorted((*place, len(indices)) for place, indices in places.items()))
+            found.setdefault(signature, []).append(places)
+    groups = [_group(module, components, channels, position) for channels in found.values()]
     if not groups:
-        raise PruningError("the controller has no hidden layer, so there is nothing to prune")
-    return sorted(groups, key=lambda group: order[group.name])
+        raise NothingToPrune("the network has no hidden layer, so there is nothing to prune")
+    return sorted(groups, key=lambda group: position.get(group.name, len(position)))
 
 
-def component_of(name: str, components: Mapping[str, Sequence[str]]) -> str:
+def check_components(module: nn.Module, components: Components) -> None:
+    """Check that components are parts of the module and do not overlap.
+
+    Raises:
+        PruningError: They are not, or they do.
+    """
+    names = dict(module.named_modules())
+    owner: dict[str, str] = {}
+    for component, prefixes in components.items():
+        for prefix in prefixes:
+            if prefix not in names:
+                raise PruningError(f"component {component} names {prefix!r}, and the network has no such module")
+            for name in names:
+                if _within(name, prefix) and owner.setdefault(name, component) != component:
+                    raise PruningError(f"the components {owner[name]} and {component} overlap: both hold {name}")
+
+
+def component_of(name: str, components: Components) -> str:
     """Return the component that a module belongs to.
 
     Raises:
         PruningError: It belongs to none.
     """
     for component, prefixes in components.items():
-        if any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes):
+        if any(_within(name, prefix) for prefix in prefixes):
             return component
     raise PruningError(f"module {name} belongs to none of the components {', '.join(components)}")
 
 
-class ParameterCount:
-    """Counts parameters from the share of channels that each group keeps, without touching the module.
-
-    A linear layer's weights shrink with its input's group and with its output's; so the count is a sum of
-    products, `sum_t numel_t * prod_{g in t} share_g`, exact at whole channels and smooth between.
-
-    Args:
-        module: The dense network.
-        groups: Its groups.
-    """
-
-    def __init__(self, module: nn.Module, groups: Sequence[Group]) -> None:
-        self.dense = sum(parameter.numel() for parameter in module.parameters())
-        produced_by = {name: index for index, group in enumerate(groups) for name in group.producers}
-        consumed_by = {name: index for index, group in enumerate(groups) for name in group.consumers}
-        self._terms: list[tuple[int, tuple[int, ...]]] = []
-        for name, submodule in module.named_modules():
-            for key, parameter in submodule.named_parameters(recurse=False):
-                of_input = consumed_by.get(name) if key == "weight" else None
-                tied = tuple(index for index in (produced_by.get(name), of_input) if index is not None)
-                self._terms.append((parameter.numel(), tied))
-
-    def __call__(self, shares: Sequence[float] | Tensor) -> float | Tensor:
-        """Return the parameters left when group g keeps `shares[g]` of its channels."""
-        total: float | Tensor = 0.0
-        for size, tied in self._terms:
-            term: float | Tensor = float(size)
-            for index in tied:
-                term = term * shares[index]
-            total = total + term
-        return total
-
-    def sparsity(self, shares: Sequence[float]) -> float:
-        """Return the share of the dense network's parameters that is gone."""
-        return 1.0 - float(self(shares)) / self.dense
+def leaving_entries(groups: Sequence[Group], keep: Sequence[Tensor]) -> dict[tuple[str, int], Tensor]:
+    """Return the indices of the entries that leave, by (tensor, dimension)."""
+    leaving: dict[tuple[str, int], list[Tensor]] = {}
+    for group, indices in zip(groups, keep, strict=True):
+        gone = torch.ones(group.channels, dtype=torch.bool)
+        gone[indices] = False
+        for member in group.members:
+            leaving.setdefault((member.tensor, member.dim), []).append(member.positions[gone].flatten())
+    return {place: torch.cat(entries) for place, entries in leaving.items()}
 
 
-def _execution_order(module: nn.Module, observation: Tensor) -> list[str]:
-    """Return the names of the linear layers in the order the forward pass runs them."""
-    order: list[str] = []
-    hooks = [
-        submodule.register_forward_hook(lambda *_, name=name: order.append(name))
-        for name, submodule in module.named_modules()
-        if isinstance(submodule, nn.Linear)
+def _within(name: str, prefix: str) -> bool:
+    return prefix == "" or name == prefix or name.startswith(f"{prefix}.")
+
+
+def _group(
+    module: nn.Module,
+    components: Components,
+    channels: list[dict[tuple[str, int], list[int]]],
+    position: Mapping[str, int],
+) -> Group:
+    members = [
+        Member(tensor, dim, torch.tensor([places[tensor, dim] for places in channels]))
+        for tensor, dim in sorted(channels[0])
     ]
-    try:
-        module(observation)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return list(dict.fromkeys(order))
+    modules = sorted({member.module for member in members}, key=lambda name: position.get(name, len(position)))
+    producers = [name for name in modules if any(_makes(module, m) for m in members if m.module == name)]
+    consumers = [name for name in modules if any(_takes(module, m) for m in members if m.module == name)]
+    # Tensors that no known layer holds, such as those of an ensemble in one tensor, go by their own name.
+    shapes = {name: tensor.shape for name, tensor in module.named_parameters()}
+    name = (
+        producers[0] if producers else max((m.tensor for m in members), key=lambda tensor: len(shapes.get(tensor, ())))
+    )
+    return Group(
+        name=name,
+        components=tuple(dict.fromkeys(component_of(name, components) for name in modules)),
+        channels=len(channels),
+        members=tuple(members),
+        producers=tuple(producers),
+        consumers=tuple(consumers),
+    )
 
 
-def _output_layers(module: nn.Module, order: Mapping[str, int]) -> list[nn.Module]:
-    """The layer run last computes the action, whose size the plant dictates."""
-    last = max(order, key=order.__getitem__)
-    return [module.get_submodule(last)]
+def _makes(module: nn.Module, member: Member) -> bool:
+    owner = module.get_submodule(member.module)
+    if not member.tensor.endswith("weight"):
+        return False
+    return (isinstance(owner, LINEAR) and member.dim == 0) or (isinstance(owner, TRANSPOSED) and member.dim == 1)
 
 
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight
+def _takes(module: nn.Module, member: Member) -> bool:
+    owner = module.get_submodule(member.module)
+    if not member.tensor.endswith("weight"):
+        return False
+    return (isinstance(owner, LINEAR) and member.dim == 1) or (isinstance(owner, TRANSPOSED) and member.dim == 0)
 
 
-def _out_parameters(module: nn.Module) -> int:
-    return _weight(module).shape[1] + (0 if getattr(module, "bias", None) is None else 1)
+def describe(groups: Sequence[Group], module: nn.Module) -> Iterator[dict[str, Any]]:
+    """Yield a table of groups, a row each."""
+    for group in groups:
+        yield {
+            "name": group.name,
+            "components": group.components,
+            "kind": group.kind,
+            "channels": group.channels,
+            "parameters_per_channel": group.parameters_per_channel(module),
+        }

@@ -1,67 +1,352 @@
-"""Importance of channels within their group. Every metric returns one score a channel; the least leave first."""
+"""Importance of channels. Every metric gives one score a channel; within a group, the least leave first.
+
+Scores of `taylor`, `fisher` and `obs` are in units of the objective, so they compare between groups as they are;
+`normalized` makes those of any metric comparable, and weights them by component.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Group
-from nncontrol_prune.pruning.hooks import capture
+from nncontrol_prune.pruning.layers import by_channel, is_regression, regressors, solution_of, taps
+from nncontrol_prune.pruning.network import Batch, Network, rows_of, spread_rows, take
+from nncontrol_prune.pruning.reconstruction import moments, regression_rows
+from nncontrol_prune.pruning.terms import Term
 
-Importance = Callable[[nn.Module, Sequence[Group], Tensor, Tensor], list[Tensor]]
-"""Takes the module, its groups, observations (rows, n) and their weights (rows,); returns scores by group."""
-
+MINIBATCH = 256
 GRADIENT_ROWS = 2048
-"""Rows that Taylor scores are averaged over; one minibatch of a few hundred is mostly noise."""
+"""Rows that gradient scores are averaged over; one minibatch of a few hundred is mostly noise."""
+EXACT_OUTPUTS = 8
+"""Outputs with more entries than this are differentiated along as many random directions instead."""
 
 
-def magnitude(module: nn.Module, groups: Sequence[Group], observation: Tensor, weights: Tensor) -> list[Tensor]:
-    """Norm of everything that leaves with channel j: `sqrt(sum_members ||W_member[j]||²)` (Li et al. 2017)."""
+@dataclass(frozen=True)
+class Evidence:
+    """What importance is judged from.
+
+    Attributes:
+        network: The dense network.
+        groups: Its groups.
+        batch: Rows of data.
+        weights: Their weights (rows,).
+        terms: What matters of the outputs; a score differentiates the outputs that have a weight, in their scales.
+        seed: Of the random directions and of `random`.
+    """
+
+    network: Network[Any]
+    groups: Sequence[Group]
+    batch: Batch
+    weights: Tensor
+    terms: Sequence[Term]
+    seed: int = 0
+
+
+Importance = Callable[[Evidence], list[Tensor]]
+"""Takes the evidence and returns scores (channels,) by group."""
+
+
+def magnitude(evidence: Evidence) -> list[Tensor]:
+    """Norm of everything that leaves with channel j: `sqrt(Σ_members ‖W_member[j]‖²)` (Li et al. 2017)."""
+    tensors = dict(evidence.network.module.named_parameters())
     scores = []
-    for group in groups:
+    for group in evidence.groups:
         total = torch.zeros(group.channels)
-        for name in group.producers:
-            layer = _linear(module, name)
-            total += layer.weight.detach().square().sum(dim=1)
-            if layer.bias is not None:
-                total += layer.bias.detach().square()
-        for name in group.consumers:
-            total += _linear(module, name).weight.detach().square().sum(dim=0)
+        for member in group.members:
+            if member.tensor in tensors:
+                squares = tensors[member.tensor].detach().square()
+                others = [dim for dim in range(squares.dim()) if dim != member.dim]
+                total += (squares.sum(others) if others else squares)[member.positions].sum(dim=1)
         scores.append(total.sqrt())
     return scores
 
 
-def taylor(module: nn.Module, groups: Sequence[Group], observation: Tensor, weights: Tensor) -> list[Tensor]:
-    """First-order change of the actions when a channel is replaced by its mean.
+def random(evidence: Evidence) -> list[Tensor]:
+    """Chance: what any metric has to beat."""
+    generator = torch.Generator().manual_seed(evidence.seed)
+    return [torch.rand(group.channels, generator=generator) for group in evidence.groups]
 
-    `score_j = E_x[ sum_k ( (h_j(x) - mean h_j) ∂a_k/∂h_j(x) )² ]`, after Molchanov et al. 2017. What is
-    differentiated is the action itself: the gradient of a distillation loss vanishes at the dense controller. The
-    mean stays since reconstruction puts it into the next layer's bias.
+
+def taylor(evidence: Evidence) -> list[Tensor]:
+    """First-order change of the outputs when a channel is replaced by its mean.
+
+    `score_j = E_x Σ_k ( Σ_c (h_c(x) - mean h_c) ∂y_k/∂h_c(x) )²`, after Molchanov et al. 2017, with y the outputs in
+    the terms' scales and c all entries in which channel j is taken in. What is differentiated is the output itself:
+    the gradient of a distillation loss vanishes at the dense network. The mean stays since reconstruction puts it
+    into the bias of the layer after.
     """
-    rows = torch.linspace(0, len(observation) - 1, min(GRADIENT_ROWS, len(observation))).long()
-    observation, weights = observation[rows], weights[rows] / weights[rows].mean()
-    inputs = {group.name: group.consumers[0] for group in groups}
-    with torch.enable_grad(), capture(module, inputs.values(), "input") as captured:
-        # A leaf at the input, so that every hidden activation has a gradient even if the weights are frozen.
-        actions = module(observation.clone().requires_grad_(True))
-        hidden = [captured[consumer] for consumer in inputs.values()]
-        scores = [torch.zeros(group.channels) for group in groups]
-        for index in range(actions.shape[1]):
-            gradients = torch.autograd.grad(actions[:, index].sum(), hidden, retain_graph=True)
-            for group, (activation, gradient) in enumerate(zip(hidden, gradients, strict=True)):
-                mean = (weights[:, None] * activation).mean(dim=0)
-                effect = (activation - mean).detach() * gradient
-                scores[group] += (weights[:, None] * effect.square()).mean(dim=0)
-    return scores
+    return _gate_scores(evidence, centred=True)
 
 
-IMPORTANCES: dict[str, Importance] = {"taylor": taylor, "l2": magnitude}
+def fisher(evidence: Evidence) -> list[Tensor]:
+    """Fisher information of a gate on the channel, for outputs with Gaussian noise of one scale.
+
+    `score_j = E_x Σ_k ( Σ_c h_c(x) ∂y_k/∂h_c(x) )²`: the loss is `½ ‖y - y_dense - noise‖²`, and the expectation over
+    the noise is taken exactly (Theis et al. 2018, for the squared error). Channels that are constant count here.
+    """
+    return _gate_scores(evidence, centred=False)
+
+
+def _gate_scores(evidence: Evidence, *, centred: bool) -> list[Tensor]:
+    groups, module = evidence.groups, evidence.network.module
+    if not any(group.consumers for group in groups):
+        return magnitude(evidence)
+    rows = spread_rows(rows_of(evidence.batch), GRADIENT_ROWS)
+    means: dict[str, list[Tensor]] = {}
+    if centred:
+        share = evidence.weights[rows] / evidence.weights[rows].sum()
+        with torch.no_grad(), _inputs_of(module, groups) as inputs:
+            evidence.network.run(module, take(evidence.batch, rows))
+        for name, calls in inputs.items():
+            layer = module.get_submodule(name)
+            means[name] = [torch.einsum("r,rcp->cp", share, by_channel(layer, call)) for call in calls]
+    scores = [torch.zeros(group.channels) for group in groups]
+    generator = torch.Generator().manual_seed(evidence.seed)
+    for part in rows.split(MINIBATCH):
+        batch, weights = take(evidence.batch, part), evidence.weights[part]
+        with torch.enable_grad(), _inputs_of(module, groups) as inputs:
+            outputs = evidence.network.run(module, batch)
+            taken = [(name, number, call) for name, calls in inputs.items() for number, call in enumerate(calls)]
+            for direction in _directions(outputs, evidence.terms, generator):
+                gradients = torch.autograd.grad(
+                    direction, [call for _, _, call in taken], retain_graph=True, allow_unused=True
+                )
+                effects = [torch.zeros(len(part), group.channels) for group in groups]
+                for (name, call_number, call), gradient in zip(taken, gradients, strict=True):
+                    if gradient is None:
+                        continue
+                    layer = module.get_submodule(name)
+                    held = by_channel(layer, call.detach())
+                    if centred:
+                        held = held - means[name][call_number]
+                    effect = (held * by_channel(layer, gradient)).sum(dim=2)
+                    for number, group in enumerate(groups):
+                        for member in group.members:
+                            if member.module == name and name in group.consumers and member.dim == _inward(layer):
+                                effects[number] += effect[:, member.positions].sum(dim=2)
+                for number, effect in enumerate(effects):
+                    scores[number] += (weights[:, None] * effect.square()).sum(dim=0)
+    total = evidence.weights[rows].sum()
+    return _with_fallback(evidence, [score / total for score in scores])
+
+
+def obs(evidence: Evidence) -> list[Tensor]:
+    """The error left after reconstruction, by greedy removal (optimal brain surgeon on channels).
+
+    Of the layers c that take the group in, with centred regressors of Gram matrix G_c, weights W_c and sensitivity
+    s_c (mean squared gradient of the scaled outputs with respect to each output of the layer), removing the entries B
+    of a channel and refitting the rest costs
+
+        Σ_c tr( (G_c⁻¹[B, B])⁻¹ · W_c[B] diag(s_c) W_c[B]ᵀ )
+
+    (Hassibi and Stork 1993; for whole columns Frantar and Alistarh 2022). The cheapest channel leaves, W and G⁻¹
+    are updated, and so on; a channel's score is the total error at the time it leaves.
+    """
+    groups, module = evidence.groups, evidence.network.module
+    if not any(group.consumers for group in groups):
+        return magnitude(evidence)
+    sensitivity = _output_sensitivity(evidence)
+    scores = []
+    for number, group in enumerate(groups):
+        problems = []
+        for name in group.consumers:
+            layer = module.get_submodule(name)
+            if name in sensitivity and is_regression(layer):
+                inverse, weight, places = _regression(evidence, name, number)
+                problems.append((inverse, weight * sensitivity[name].sqrt(), places))
+        scores.append(_greedy_removal(problems, group.channels) if problems else torch.zeros(group.channels))
+    return _with_fallback(evidence, scores)
+
+
+def _greedy_removal(problems: list[tuple[Tensor, Tensor, Tensor]], channels: int) -> Tensor:
+    """Return the total error when each channel leaves; problems are (G⁻¹, W, positions (channels, width))."""
+    total, score = 0.0, torch.zeros(channels)
+    left = torch.ones(channels, dtype=torch.bool)
+    for order in range(channels):
+        costs = torch.zeros(channels, dtype=torch.float64)
+        for inverse, weight, places in problems:
+            if places.shape[1] == 1:
+                at = places[:, 0]
+                costs += weight[at].square().sum(dim=1) / inverse.diagonal()[at].clamp_min(1e-300)
+            else:
+                blocks = inverse[places[:, :, None], places[:, None, :]]
+                blocks = torch.where(left[:, None, None], blocks, torch.eye(blocks.shape[1], dtype=blocks.dtype))
+                block = weight[places]
+                costs += (block * torch.linalg.solve(blocks, block)).sum(dim=(1, 2))
+        costs[~left] = math.inf
+        leaving = int(costs.argmin())
+        total += max(0.0, float(costs[leaving]))
+        # The order decides where the error does not, as between channels that are never active.
+        score[leaving] = total * (1.0 + 1e-6 * order) + 1e-30 * order
+        left[leaving] = False
+        for inverse, weight, places in problems:
+            at = places[leaving]
+            correction = torch.linalg.solve(inverse[at][:, at], torch.cat([inverse[at], weight[at]], dim=1))
+            size = inverse.shape[0]
+            column = inverse[:, at].clone()
+            weight.sub_(column @ correction[:, size:])
+            inverse.sub_(column @ correction[:, :size])
+            inverse[at, at] += 1.0  # keeps the entries that have left out of harm's way
+    return score
+
+
+def _regression(evidence: Evidence, name: str, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the inverse Gram matrix of a layer, its weights, and where a group's channels lie in both."""
+    module = evidence.network.module
+    layer = module.get_submodule(name)
+    with torch.no_grad(), _inputs_of(module, evidence.groups, first_only=True) as inputs:
+        evidence.network.run(module, evidence.batch)
+    call = inputs[name][0]
+    rows = regression_rows(layer, call)
+    held = regressors(layer, call[rows]).double()
+    weights = evidence.weights[rows].double().repeat_interleave(len(held) // len(rows))
+    gram, _, _, _ = moments(held, held[:, :1], weights, intercept=getattr(layer, "bias", None) is not None)
+    ridge = 1e-6 * gram.diagonal().mean() + torch.finfo(torch.float64).tiny ** 0.5
+    inverse = torch.linalg.inv(gram + ridge * torch.eye(len(gram), dtype=torch.float64))
+    member = next(
+        m
+        for m in evidence.groups[group].members
+        if m.module == name and m.dim == _inward(layer) and m.tensor.endswith("weight")
+    )
+    kernel = taps(layer)
+    places = (member.positions[:, :, None] * kernel + torch.arange(kernel)).flatten(1)
+    return inverse, solution_of(layer).double(), places
+
+
+def _output_sensitivity(evidence: Evidence) -> dict[str, Tensor]:
+    """Return, for each consumer, the mean over rows of `Σ_k (∂y_k/∂z)²` for each of its outputs z."""
+    module, groups = evidence.network.module, evidence.groups
+    names = list(dict.fromkeys(name for group in groups for name in group.consumers))
+    rows = spread_rows(rows_of(evidence.batch), GRADIENT_ROWS)
+    found: dict[str, Tensor] = {}
+    generator = torch.Generator().manual_seed(evidence.seed)
+    total = evidence.weights[rows].sum()
+    for part in rows.split(MINIBATCH):
+        batch, weights = take(evidence.batch, part), evidence.weights[part]
+        calls: list[tuple[str, Tensor]] = []
+
+        def note(name: str, output: Tensor, calls: list[tuple[str, Tensor]] = calls) -> Tensor:
+            leaf = output + 0.0 if output.requires_grad else output.detach().requires_grad_(True)
+            calls.append((name, leaf))
+            return leaf
+
+        hooks = [
+            module.get_submodule(name).register_forward_hook(lambda _, inputs, output, name=name: note(name, output))
+            for name in names
+        ]
+        try:
+            with torch.enable_grad():
+                outputs = evidence.network.run(module, batch)
+                for direction in _directions(outputs, evidence.terms, generator):
+                    gradients = torch.autograd.grad(
+                        direction, [leaf for _, leaf in calls], retain_graph=True, allow_unused=True
+                    )
+                    for (name, _), gradient in zip(calls, gradients, strict=True):
+                        if gradient is not None:
+                            layer = module.get_submodule(name)
+                            squares = by_channel(layer, gradient).square().sum(dim=2)
+                            found[name] = found.get(name, 0.0) + (weights[:, None] * squares).sum(dim=0) / total
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return {name: value.double() for name, value in found.items()}
+
+
+def _directions(outputs: Mapping[str, Tensor], terms: Sequence[Term], generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield scalars whose gradients are, row by row, those of the scaled outputs: each entry, or random signs."""
+    for term in terms:
+        output = outputs[term.output]
+        if term.weight <= 0 or not output.requires_grad:
+            continue
+        assert term.scale is not None
+        scaled = (output / term.scale).flatten(1) if output.dim() > 1 else (output / term.scale)[:, None]
+        scaled = scaled * math.sqrt(term.weight)
+        if scaled.shape[1] <= EXACT_OUTPUTS:
+            for entry in range(scaled.shape[1]):
+                yield scaled[:, entry].sum()
+        else:
+            for _ in range(EXACT_OUTPUTS):
+                signs = torch.randint(0, 2, scaled.shape, generator=generator) * 2.0 - 1.0
+                yield (scaled * signs).sum() / math.sqrt(EXACT_OUTPUTS)
+
+
+@contextmanager
+def _inputs_of(
+    module: nn.Module, groups: Sequence[Group], *, first_only: bool = False
+) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect what each consumer takes in, call by call; each a tensor of its own that only this consumer uses."""
+    inputs: dict[str, list[Tensor]] = {}
+
+    def note(name: str, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        held = arguments[0]
+        if torch.is_grad_enabled():
+            held = held + 0.0 if held.requires_grad else held.detach().requires_grad_(True)
+        calls = inputs.setdefault(name, [])
+        if not (first_only and calls):
+            calls.append(held)
+        return (held, *arguments[1:])
+
+    hooks = [
+        module.get_submodule(name).register_forward_pre_hook(lambda _, arguments, name=name: note(name, arguments))
+        for name in dict.fromkeys(name for group in groups for name in group.consumers)
+    ]
+    try:
+        yield inputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _inward(layer: nn.Module) -> int:
+    """Return the dimension of a layer's weight that its inputs lie in."""
+    return 0 if isinstance(layer, nn.ConvTranspose2d) else 1
+
+
+def _with_fallback(evidence: Evidence, scores: list[Tensor]) -> list[Tensor]:
+    """Rank by magnitude where no known layer takes the group in, such as an ensemble in one tensor."""
+    if all(group.consumers for group in evidence.groups):
+        return scores
+    norms = magnitude(evidence)
+    return [
+        score if group.consumers else norm for score, norm, group in zip(scores, norms, evidence.groups, strict=True)
+    ]
+
+
+IMPORTANCES: dict[str, Importance] = {
+    "taylor": taylor,
+    "fisher": fisher,
+    "obs": obs,
+    "l2": magnitude,
+    "random": random,
+}
 """Metrics by the name users give."""
 
 
-def _linear(module: nn.Module, name: str) -> nn.Linear:
-    layer = module.get_submodule(name)
-    assert isinstance(layer, nn.Linear)
-    return layer
+def normalized(
+    groups: Sequence[Group], scores: Sequence[Tensor], component_weights: Mapping[str, float]
+) -> list[Tensor]:
+    """Return scores in units of their group's mean, times the mean weight of the group's components.
+
+    Raises:
+        PruningError: A weight is for a component that there is not.
+    """
+    known = {component for group in groups for component in group.components}
+    for component, weight in component_weights.items():
+        if component not in known:
+            raise PruningError(f"there is a weight for component {component!r}; there are {', '.join(sorted(known))}")
+        if weight <= 0:
+            raise PruningError(f"the weight of component {component!r} is {weight:g}; it has to be above 0")
+    weighted = []
+    for group, score in zip(groups, scores, strict=True):
+        weight = sum(component_weights.get(component, 1.0) for component in group.components) / len(group.components)
+        mean = float(score.mean())
+        weighted.append(weight * (score / mean if mean > 0 else torch.ones_like(score)))
+    return weighted

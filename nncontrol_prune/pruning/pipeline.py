@@ -1,27 +1,31 @@
-"""The pruning pipeline: groups, importance, coefficients, surgery, reconstruction, distillation."""
+"""Pruning a controller: from a bundle and its rollouts to a smaller bundle."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from nncontrol_prune.controllers.bundle import Bundle, make_bundle
-from nncontrol_prune.controllers.mlp import Mlp
 from nncontrol_prune.controllers.specs import Provenance, Spec
 from nncontrol_prune.progress import Progress
+from nncontrol_prune.pruning.architectures import Recipe, recipe_for, sample_batch
 from nncontrol_prune.pruning.calibration import Calibration, calibration_from
-from nncontrol_prune.pruning.coefficients import CoefficientProblem, Optimizer, grid, uniform
-from nncontrol_prune.pruning.distillation import distill
+from nncontrol_prune.pruning.costs import parameter_cost
+from nncontrol_prune.pruning.engine import Pruned, prune_network
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.gradient import gradient
-from nncontrol_prune.pruning.groups import find_groups
-from nncontrol_prune.pruning.importance import IMPORTANCES
-from nncontrol_prune.pruning.settings import Method, PruningSettings
+from nncontrol_prune.pruning.network import Batch
+from nncontrol_prune.pruning.settings import PruningSettings
+from nncontrol_prune.pruning.terms import Term, chosen_terms
 from nncontrol_prune.rollouts.reader import Rollouts
 
-METHODS: dict[Method, Optimizer[Mlp]] = {"uniform": uniform, "grid": grid, "gradient": gradient}
-"""Optimizers of the coefficients by the name users give."""
+LATENCY_RUNS = 400
+"""Runs of a policy that its latency is the median of, after a tenth as many that do not count."""
 
 
 class GroupReport(Spec):
@@ -41,22 +45,29 @@ class PruningReport(Spec):
 
     dense_parameters: int
     pruned_parameters: int
+    cost: str
+    """What the sparsity is a share of."""
     sparsity: float
+    """Share of it that is gone."""
     groups: tuple[GroupReport, ...]
     errors: dict[str, float]
-    """Mean squared action error on held-out rollouts, in squared action ranges, by candidate."""
+    """Objective on held-out rollouts by candidate: the weighted sum of the terms."""
+    terms: dict[str, dict[str, float]]
+    """Mean error of each term, by candidate."""
     chosen: str
     """The candidate that became the controller."""
     rollouts: str
     rows: int
     """Transitions in the rollouts."""
     warnings: tuple[str, ...]
+    search_seconds: float
+    """Time that finding the coefficients took."""
     seconds: float
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A pruned network: `reconstructed`, or `distilled` in addition."""
+    """A pruned controller: `reconstructed`, or `distilled` in addition."""
 
     name: str
     bundle: Bundle
@@ -66,9 +77,12 @@ class Candidate:
 Choose = Callable[[Sequence[Candidate]], int]
 """Takes the candidates and returns the index of the best; in closed loop, where there is one."""
 
+Observe = Callable[[Bundle], NDArray[np.float64]]
+"""Runs a controller in its environment and returns the observations (rows, n) it met."""
+
 
 def least_error(candidates: Sequence[Candidate]) -> int:
-    """Choose by the held-out action error; for when there is no closed loop to ask."""
+    """Choose by the held-out error; for when there is no closed loop to ask."""
     return min(range(len(candidates)), key=lambda index: candidates[index].error)
 
 
@@ -79,6 +93,7 @@ def prune_bundle(
     *,
     name: str | None = None,
     choose: Choose = least_error,
+    observe: Observe | None = None,
     progress: Progress | None = None,
 ) -> tuple[Bundle, PruningReport]:
     """Prune a controller from its rollouts.
@@ -89,6 +104,7 @@ def prune_bundle(
         settings: How much to remove and how.
         name: Of the new controller; by default the dense one's with the sparsity.
         choose: Picks among the candidates before and after distillation.
+        observe: Runs a candidate in its environment, for on-policy rounds of distillation.
         progress: Told of every stage, and asked whether to stop.
 
     Raises:
@@ -98,99 +114,145 @@ def prune_bundle(
     progress = progress or Progress()
     started = time.monotonic()
     manifest = dense.manifest
-    if rollouts.observation.shape[1] != manifest.observation.size:
+    recipe = recipe_for(dense.module())
+    terms = chosen_terms(recipe.terms, settings.terms, settings.limits)
+    calibration = controller_calibration(dense, rollouts, recipe, terms, settings)
+    if settings.on_policy_rounds and (observe is None or recipe.horizon):
         raise PruningError(
-            f"the rollouts have {rollouts.observation.shape[1]} observation values, "
-            f"{manifest.name} observes {manifest.observation.size}; record rollouts of this controller"
+            "on-policy rounds need an environment to run in"
+            if observe is None
+            else f"on-policy rounds are not possible for {manifest.architecture.kind} controllers"
         )
-    module = dense.module()
-    calibration = calibration_from(
-        rollouts, max_rows=settings.max_rows, perturbation=settings.perturbation, seed=settings.seed
-    )
-    problem = coefficient_problem(module, calibration, settings, progress)
-    kept = METHODS[settings.method](problem, progress)
-    progress("reconstruction", 0.0)
-    modules = {"reconstructed": problem.build(kept)}
-    if settings.distill_steps:
-        modules["distilled"] = distill(
-            modules["reconstructed"],
+
+    def bundle_of(module: Any, provenance: Provenance | None = None) -> Bundle:
+        return make_bundle(
             module,
-            calibration,
-            problem.action_range,
-            steps=settings.distill_steps,
-            seed=settings.seed,
-            progress=progress,
+            name=name or f"{manifest.name}_{round(100 * (provenance.sparsity if provenance else 0))}",
+            observation=manifest.observation,
+            action=manifest.action,
+            rate=manifest.rate,
+            environment=manifest.environment,
+            reference_observations=calibration.fit["observation"].numpy(),
+            parent=dense.reference if provenance else None,
+            provenance=provenance,
         )
-    sparsity = problem.sparsity_of(kept)
-    coefficients = problem.coefficients_of(kept)
+
+    def met_by(module: Any) -> Batch:
+        assert observe is not None
+        return _like(calibration.fit, observe(bundle_of(module)))
+
+    pruned = prune_network(
+        recipe.network,
+        calibration,
+        terms,
+        settings,
+        progress=progress,
+        latency=lambda module: latency_of(bundle_of(module)),
+        more_data=None if observe is None or not settings.on_policy_rounds else met_by,
+    )
     candidates = [
         Candidate(
             name=label,
-            error=problem.objective(candidate),
-            bundle=make_bundle(
-                candidate,
-                name=name or f"{manifest.name}_{round(100 * sparsity)}",
-                observation=manifest.observation,
-                action=manifest.action,
-                rate=manifest.rate,
-                environment=manifest.environment,
-                reference_observations=calibration.fit.numpy(),
-                parent=dense.reference,
-                provenance=Provenance(
-                    rollouts=rollouts.digest,
-                    method=settings.method,
-                    importance=settings.importance,
-                    coefficients={group.name: c for group, c in zip(problem.groups, coefficients, strict=True)},
-                    sparsity=sparsity,
-                    distill_steps=settings.distill_steps if label == "distilled" else 0,
-                    seed=settings.seed,
-                ),
-            ),
+            error=pruned.objectives[label],
+            bundle=bundle_of(module, _provenance(rollouts, settings, pruned, distilled=label == "distilled")),
         )
-        for label, candidate in modules.items()
+        for label, module in pruned.modules.items()
     ]
     progress("choice", 0.0)
     chosen = candidates[choose(candidates) if len(candidates) > 1 else 0]
     report = PruningReport(
         dense_parameters=manifest.parameters,
         pruned_parameters=chosen.bundle.manifest.parameters,
-        sparsity=sparsity,
+        cost=settings.cost,
+        sparsity=pruned.sparsity,
         groups=tuple(
             GroupReport(
-                name=group.name,
-                components=group.components,
-                kind=group.kind,
-                channels=group.channels,
-                kept=count,
-                coefficient=coefficient,
-                parameters_per_channel=group.parameters_per_channel(module),
+                name=outcome.group.name,
+                components=outcome.group.components,
+                kind=outcome.group.kind,
+                channels=outcome.group.channels,
+                kept=outcome.kept,
+                coefficient=outcome.coefficient,
+                parameters_per_channel=outcome.parameters_per_channel,
             )
-            for group, count, coefficient in zip(problem.groups, kept, coefficients, strict=True)
+            for outcome in pruned.groups
         ),
-        errors={candidate.name: candidate.error for candidate in candidates},
+        errors=pruned.objectives,
+        terms=pruned.errors,
         chosen=chosen.name,
         rollouts=rollouts.digest,
         rows=len(rollouts.stamp),
-        warnings=(*rollouts.warnings, *calibration.warnings),
+        warnings=(*rollouts.warnings, *calibration.warnings, *pruned.warnings),
+        search_seconds=pruned.search_seconds,
         seconds=time.monotonic() - started,
     )
     return chosen.bundle, report
 
 
-def coefficient_problem(
-    module: Mlp, calibration: Calibration, settings: PruningSettings, progress: Progress
-) -> CoefficientProblem[Mlp]:
-    """Find the groups, score their channels, and put the coefficient problem together."""
-    progress("groups", 0.0)
-    groups = find_groups(module, module.components(), calibration.fit[:8])
-    progress("importance", 0.0)
-    scores = IMPORTANCES[settings.importance](module, groups, calibration.fit, calibration.fit_weights)
-    return CoefficientProblem(
-        module=module,
-        groups=groups,
-        scores=[score.detach() for score in scores],
-        calibration=calibration,
-        action_range=2 * module.output.half_range,
-        sparsity=settings.sparsity,
-        tolerance=settings.tolerance,
+def controller_calibration(
+    dense: Bundle, rollouts: Rollouts, recipe: Recipe, terms: Sequence[Term], settings: PruningSettings
+) -> Calibration:
+    """Make the calibration data of a controller from its rollouts.
+
+    Raises:
+        PruningError: The rollouts do not fit or are too few.
+    """
+    manifest = dense.manifest
+    if rollouts.observation.shape[1] != manifest.observation.size:
+        raise PruningError(
+            f"the rollouts have {rollouts.observation.shape[1]} observation values, "
+            f"{manifest.name} observes {manifest.observation.size}; record rollouts of this controller"
+        )
+    return calibration_from(
+        rollouts,
+        horizon=recipe.horizon,
+        directions=any(term.output == "jacobian" for term in terms),
+        rewards=any(term.target == "reward" for term in terms),
+        max_rows=settings.max_rows,
+        perturbation=settings.perturbation,
+        seed=settings.seed,
     )
+
+
+def largest_sparsity(dense: Bundle) -> float:
+    """Return the share of a controller's parameters that is gone with one channel left in every group.
+
+    Raises:
+        PruningError: It has nothing to prune.
+    """
+    recipe = recipe_for(dense.module())
+    groups = recipe.network.groups(sample_batch(recipe, dense.reference_observations, dense.manifest.action.size))
+    cost = parameter_cost(recipe.network.module, groups)
+    return float(cost.removed([1.0 / group.channels for group in groups]))
+
+
+def latency_of(bundle: Bundle) -> float:
+    """Return the median seconds that the deployed policy takes for an observation, on this machine."""
+    observations = bundle.reference_observations.astype(np.float64)
+    action = np.zeros(bundle.manifest.action.size)
+    seconds = np.zeros(LATENCY_RUNS)
+    for run in range(-LATENCY_RUNS // 10, LATENCY_RUNS):
+        start = time.perf_counter()
+        bundle.policy.act(observations[run % len(observations)], action)
+        if run >= 0:
+            seconds[run] = time.perf_counter() - start
+    return float(np.median(seconds))
+
+
+def _provenance(rollouts: Rollouts, settings: PruningSettings, pruned: Pruned[Any], *, distilled: bool) -> Provenance:
+    return Provenance(
+        rollouts=rollouts.digest,
+        method=settings.method,
+        importance=settings.importance,
+        coefficients={outcome.group.name: outcome.coefficient for outcome in pruned.groups},
+        sparsity=pruned.sparsity,
+        distill_steps=settings.distill_steps if distilled else 0,
+        seed=settings.seed,
+    )
+
+
+def _like(batch: Batch, observations: NDArray[np.float64]) -> Batch:
+    """Return rows with these observations and, as they concern them, the batch's other entries."""
+    rows = torch.from_numpy(observations.astype(np.float32))
+    again = torch.arange(len(rows)) % len(batch["observation"])
+    return {name: rows if name == "observation" else values[again] for name, values in batch.items()}

@@ -1,70 +1,207 @@
-"""Closed-form least-squares reconstruction: the layer after a removal takes over what the channels did.
+"""Closed-form least-squares reconstruction: the layers after a removal take over what the channels did.
 
-For each layer that lost inputs, in the order they run, with h the activations it still gets in the *pruned*
-network and z what it gave out in the *dense* one, both over the rollouts with row weights ω:
+One pass over the rollouts, layer by layer in the order they run, so that each layer is fitted to what the layers
+before it, already fitted, now give it. With h_i what a layer takes in in the *pruned* network, z_i what it gave out in
+the *dense* one and ω_i the weight of row i,
 
     (W, b) = argmin Σ_i ω_i ‖W h_i + b - z_i‖² + λ ‖W‖²,    λ = ridge · mean diagonal of the Gram matrix
 
-This is the least-squares step of He et al. 2017 (channel pruning), for every layer of a controller.
+(He et al. 2017, channel pruning). A convolution is fitted on its patches. A norm that lost channels has other
+statistics now; its affine part is fitted channel by channel, (γ, β) → (aγ, aβ + b) with (a, b) = argmin Σ_i ω_i (a n_i
++ b - m_i)² for what it gives out, n, and gave out, m. A layer that runs several times, as when dynamics are unrolled,
+is fitted the first time, where its inputs are logged states and not yet its own predictions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nncontrol_prune.pruning.groups import Group
-from nncontrol_prune.pruning.hooks import capture
+from nncontrol_prune.pruning.groups import Group, leaving_entries
+from nncontrol_prune.pruning.layers import (
+    NORMS,
+    by_channel,
+    capture,
+    channel_dimension,
+    is_regression,
+    load_solution,
+    regressors,
+    responses,
+    solution_of,
+)
+from nncontrol_prune.pruning.network import Batch, Network, spread_rows
 
 RIDGE = 1e-6
 """Keeps the problem well posed where activations are dependent, without changing a solution that is."""
+SCARCE_RIDGE = 1e-2
+"""The ridge where there are fewer rows than a layer has inputs."""
+REGRESSION_ROWS = 20_000
+"""Rows times positions that a layer is fitted on at the most; the patches of images are many and alike."""
 
 
-def consumers_of(groups: Sequence[Group]) -> list[str]:
-    """Return the layers that lose inputs with the groups, in the order they run."""
-    return list(dict.fromkeys(name for group in groups for name in group.consumers))
+def fitted_layers(module: nn.Module, groups: Sequence[Group]) -> list[str]:
+    """Return the names of the layers to fit: those that take a group in, and norms that a group passes through."""
+    names = [name for group in groups for name in group.consumers if is_regression(module.get_submodule(name))]
+    for group in groups:
+        names += [m.module for m in group.members if isinstance(module.get_submodule(m.module), NORMS)]
+    return list(dict.fromkeys(names))
+
+
+@torch.no_grad()
+def dense_targets(network: Network[Any], groups: Sequence[Group], batch: Batch) -> dict[str, Tensor]:
+    """Return what each layer to fit gives out in the dense network, by name."""
+    with capture(network.module, fitted_layers(network.module, groups)) as targets:
+        network.run(network.module, batch)
+    return targets
 
 
 @torch.no_grad()
 def reconstruct(
     pruned: nn.Module,
-    dense: nn.Module,
+    network: Network[Any],
     groups: Sequence[Group],
     keep: Sequence[Tensor],
-    observation: Tensor,
+    batch: Batch,
     weights: Tensor,
-) -> None:
-    """Refit, in place, every layer of `pruned` that lost inputs.
+    targets: Mapping[str, Tensor] | None = None,
+) -> list[str]:
+    """Refit, in place, every layer of `pruned` that lost inputs, and every norm that lost channels.
 
     Args:
         pruned: The network after surgery.
-        dense: The network before.
+        network: The dense network and how it is run.
         groups: The groups that lost channels.
         keep: Indices of the channels that stayed, by group.
-        observation: Observations (rows, n) of the rollouts.
+        batch: Rows of the rollouts.
         weights: Their weights (rows,).
+        targets: What `dense_targets` returned for them; None to find out.
+
+    Returns:
+        Warnings, as sentences.
     """
-    names = consumers_of(groups)
-    kept_outputs = {name: indices for group, indices in zip(groups, keep, strict=True) for name in group.producers}
-    with capture(dense, names, "output") as targets:
-        dense(observation)
-    for name in names:
-        with capture(pruned, [name], "input") as inputs:
-            pruned(observation)
+    targets = dense_targets(network, groups, batch) if targets is None else targets
+    leaving = leaving_entries(groups, keep)
+    warnings: list[str] = []
+
+    def refit(name: str, layer: nn.Module, held: Tensor, output: Tensor) -> None:
         target = targets[name]
-        if name in kept_outputs:
-            target = target[:, kept_outputs[name]]
-        weight, bias = weighted_ridge(inputs[name].double(), target.double(), weights.double())
-        layer = pruned.get_submodule(name)
-        assert isinstance(layer, nn.Linear)
-        layer.weight.copy_(weight.T)
-        layer.bias.copy_(bias)
+        gone = leaving.get((f"{name}.weight", 1 if isinstance(layer, nn.ConvTranspose2d) else 0))
+        if gone is not None:
+            channel = channel_dimension(layer, target)
+            stays = torch.ones(target.shape[channel], dtype=torch.bool)
+            stays[gone] = False
+            target = target.index_select(channel, torch.nonzero(stays)[:, 0])
+        if isinstance(layer, NORMS):
+            _refit_norm(layer, output, target, weights)
+            return
+        columns = solution_of(layer).shape[0]
+        rows = regression_rows(layer, held)
+        inputs, wanted = regressors(layer, held[rows]).double(), responses(layer, target[rows]).double()
+        repeated = weights[rows].double().repeat_interleave(len(inputs) // len(rows))
+        scarce = len(inputs) < 2 * columns
+        if scarce:
+            warnings.append(
+                f"{name} has {columns} inputs and is fitted on {len(inputs)} rows only, so it is regularized strongly; "
+                "record more rollouts"
+            )
+        weight, bias = weighted_ridge(
+            inputs,
+            wanted,
+            repeated,
+            ridge=SCARCE_RIDGE if scarce else RIDGE,
+            intercept=getattr(layer, "bias", None) is not None,
+        )
+        load_solution(layer, weight, bias)
+
+    with _first_calls(pruned, fitted_layers(pruned, groups), refit):
+        network.run(pruned, batch)
+    return warnings
+
+
+@contextmanager
+def _first_calls(
+    module: nn.Module, names: Sequence[str], refit: Callable[[str, nn.Module, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """Within the block, refit each layer when it is first run, given its input and output; then run it again."""
+    seen: set[str] = set()
+
+    def hook(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if name in seen:
+            return None
+        seen.add(name)
+        refit(name, layer, inputs[0], output)
+        result: Tensor = layer.forward(inputs[0])
+        return result
+
+    hooks = [
+        module.get_submodule(name).register_forward_hook(
+            lambda layer, inputs, output, name=name: hook(name, layer, inputs, output)
+        )
+        for name in names
+    ]
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def regression_rows(layer: nn.Module, held: Tensor) -> Tensor:
+    """Return the rows to fit a layer on: all, or fewer where each comes with many positions."""
+    positions = len(regressors(layer, held[:1]))
+    return spread_rows(len(held), max(1, REGRESSION_ROWS // positions))
+
+
+def _refit_norm(layer: nn.Module, output: Tensor, target: Tensor, weights: Tensor) -> None:
+    found, wanted = by_channel(layer, output), by_channel(layer, target)
+    scale, offset = affine_fit(found, wanted, weights, intercept=getattr(layer, "bias", None) is not None)
+    gain: Any = layer.weight
+    shift: Any = getattr(layer, "bias", None)
+    gain.mul_(scale)
+    if shift is not None:
+        shift.mul_(scale).add_(offset)
+
+
+def affine_fit(found: Tensor, wanted: Tensor, weights: Tensor, *, intercept: bool) -> tuple[Tensor, Tensor]:
+    """Fit `a · found + b` to what is wanted, channel by channel; both (rows, channels, positions). Differentiable."""
+    share = (weights / weights.sum())[:, None, None] / found.shape[2]
+    mean = (share * found).sum(dim=(0, 2), keepdim=True) * float(intercept)
+    wanted_mean = (share * wanted).sum(dim=(0, 2), keepdim=True) * float(intercept)
+    variance = (share * (found - mean).square()).sum(dim=(0, 2))
+    covariance = (share * (found - mean) * (wanted - wanted_mean)).sum(dim=(0, 2))
+    # A channel that never changes keeps its scale, and only its offset is fitted.
+    constant = variance <= 1e-12
+    scale = torch.where(constant, torch.ones_like(variance), covariance / variance.clamp_min(1e-12))
+    return scale, wanted_mean[0, :, 0] - scale * mean[0, :, 0]
+
+
+def moments(
+    inputs: Tensor, targets: Tensor, weights: Tensor, *, intercept: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the Gram matrix (k, k), the cross moments (k, m), and the means of inputs and targets.
+
+    With an intercept the moments are about the means; without, the means are zero.
+    """
+    share = (weights / weights.sum())[:, None]
+    input_mean, target_mean = (share * inputs).sum(0), (share * targets).sum(0)
+    if not intercept:
+        input_mean, target_mean = torch.zeros_like(input_mean), torch.zeros_like(target_mean)
+    centred = inputs - input_mean
+    return centred.T @ (share * centred), centred.T @ (share * (targets - target_mean)), input_mean, target_mean
 
 
 def weighted_ridge(
-    inputs: Tensor, targets: Tensor, weights: Tensor, penalty: Tensor | None = None
+    inputs: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    penalty: Tensor | None = None,
+    *,
+    ridge: float = RIDGE,
+    intercept: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Solve the weighted ridge regression above; differentiable.
 
@@ -72,18 +209,15 @@ def weighted_ridge(
         inputs: h, (rows, k).
         targets: z, (rows, m).
         weights: ω, (rows,).
-        penalty: A further penalty on each input's weights, (k,), in units of that input's own Gram entry.
+        penalty: Factors (k, k) of the Gram matrix's entries that are added to it.
+        ridge: λ, as a share of the mean diagonal of the Gram matrix.
+        intercept: Whether there is a b.
 
     Returns:
         The weight, (k, m), and the bias, (m,).
     """
-    share = (weights / weights.sum())[:, None]
-    input_mean, target_mean = (share * inputs).sum(0), (share * targets).sum(0)
-    centred = inputs - input_mean
-    gram = centred.T @ (share * centred)
-    cross = centred.T @ (share * (targets - target_mean))
-    diagonal = gram.diagonal()
-    ridge = RIDGE * diagonal.mean() + torch.finfo(gram.dtype).tiny ** 0.5
-    damping = ridge + (0.0 if penalty is None else penalty * diagonal)
-    weight = torch.linalg.solve(gram + torch.diag(damping.expand_as(diagonal)), cross)
+    gram, cross, input_mean, target_mean = moments(inputs, targets, weights, intercept=intercept)
+    damping = ridge * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny ** 0.5
+    damped = gram + damping * torch.eye(len(gram), dtype=gram.dtype)
+    weight = torch.linalg.solve(damped if penalty is None else damped + penalty * gram, cross)
     return weight, target_mean - input_mean @ weight

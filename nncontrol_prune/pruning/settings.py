@@ -8,23 +8,42 @@ from pydantic import Field, FiniteFloat
 
 from nncontrol_prune.controllers.specs import Spec
 
-Method = Literal["uniform", "grid", "gradient"]
-ImportanceName = Literal["taylor", "l2"]
+Method = Literal["uniform", "threshold", "grid", "gradient", "tpe"]
+ImportanceName = Literal["taylor", "fisher", "obs", "l2", "random"]
+CostName = Literal["parameters", "multiplications", "latency"]
+
+Positive = Annotated[FiniteFloat, Field(gt=0.0)]
 
 
 class PruningSettings(Spec):
-    """What to make of a controller."""
+    """What to make of a network."""
 
     sparsity: Annotated[FiniteFloat, Field(ge=0.0, lt=1.0)] = 0.7
-    """Share of the parameters to remove."""
+    """Share of the cost to remove."""
     tolerance: Annotated[FiniteFloat, Field(gt=0.0, le=0.5)] = 0.01
     """How far the sparsity may be off."""
+    cost: CostName = "parameters"
+    """What the sparsity is a share of."""
     method: Method = "gradient"
-    importance: ImportanceName = "taylor"
+    """How the coefficients are found."""
+    importance: ImportanceName = "obs"
+    """How the channels of a group are ranked."""
+    terms: dict[str, Annotated[FiniteFloat, Field(ge=0.0)]] | None = None
+    """Weights of what the application asks for, by name; None for the architecture's own."""
+    limits: dict[str, Positive] = Field(default_factory=dict)
+    """Largest mean errors allowed, by the name of the term."""
+    component_weights: dict[str, Positive] = Field(default_factory=dict)
+    """How much more the channels of a component matter, for the method `threshold`; 1 where nothing is said."""
+    rounds: Annotated[int, Field(ge=1, le=20)] = 1
+    """Gradual pruning: surgery and reconstruction in so many steps."""
     distill_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Gradient steps of distillation; 0 for none."""
+    on_policy_rounds: Annotated[int, Field(ge=0, le=20)] = 0
+    """Times that distillation is repeated with states the pruned controller itself gets into, in the environment."""
     max_rows: Annotated[int, Field(ge=256, le=1_000_000)] = 8192
     """Transitions used at the most."""
     perturbation: Annotated[FiniteFloat, Field(ge=0.0, le=10.0)] = 1.0
     """Noise on a second copy of the transitions, in standard deviations of each observation; 0 for no copy."""
+    jobs: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Choices that the grid judges at the same time."""
     seed: Annotated[int, Field(ge=0)] = 0

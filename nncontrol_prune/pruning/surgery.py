@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-import torch_pruning
 from torch import Tensor, nn
 
-from nncontrol_prune.pruning.groups import Group
+from nncontrol_prune.pruning.groups import LINEAR, TRANSPOSED, Group, leaving_entries
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -23,20 +22,57 @@ def most_important(scores: Sequence[Tensor], kept: Sequence[int]) -> list[Tensor
     ]
 
 
-def remove_channels(module: Module, groups: Sequence[Group], keep: Sequence[Tensor], observation: Tensor) -> Module:
+def remove_channels(module: Module, groups: Sequence[Group], keep: Sequence[Tensor]) -> Module:
     """Return a copy of a module that has only the channels to keep, physically smaller.
 
     Args:
         module: The dense network.
         groups: Its groups.
         keep: Sorted indices of the channels that stay, by group.
-        observation: Observations (batch, n) for the forward pass that is traced.
     """
     pruned = copy.deepcopy(module)
-    graph = torch_pruning.DependencyGraph().build_dependency(pruned, example_inputs=observation)
-    for group, indices in zip(groups, keep, strict=True):
-        leaving = sorted(set(range(group.channels)) - set(indices.tolist()))
-        if leaving:
-            producer = pruned.get_submodule(group.producers[0])
-            graph.get_pruning_group(producer, torch_pruning.prune_linear_out_channels, idxs=leaving).prune()
+    tensors = {**dict(pruned.named_parameters()), **dict(pruned.named_buffers())}
+    smaller: dict[str, Tensor] = {}
+    for (name, dim), leaving in leaving_entries(groups, keep).items():
+        tensor = smaller.get(name, tensors[name]).detach()
+        stays = torch.ones(tensor.shape[dim], dtype=torch.bool)
+        stays[leaving] = False
+        smaller[name] = tensor.index_select(dim, torch.nonzero(stays)[:, 0]).contiguous()
+    replacements = {id(tensors[name]): tensor for name, tensor in smaller.items()}
+    for submodule in pruned.modules():
+        # By identity and not by name, so that a tensor that two modules share stays shared.
+        for name, parameter in submodule.named_parameters(recurse=False, remove_duplicate=False):
+            if id(parameter) in replacements:
+                replacement = replacements[id(parameter)]
+                if not isinstance(replacement, nn.Parameter):
+                    replacement = nn.Parameter(replacement, requires_grad=parameter.requires_grad)
+                    replacements[id(parameter)] = replacement
+                setattr(submodule, name, replacement)
+        for name, buffer in submodule.named_buffers(recurse=False, remove_duplicate=False):
+            if id(buffer) in replacements:
+                setattr(submodule, name, replacements[id(buffer)])
+        _correct_sizes(submodule)
     return pruned
+
+
+def _correct_sizes(module: nn.Module) -> None:
+    """Make the sizes that a layer remembers those that its tensors have."""
+    weight: Any = getattr(module, "weight", None)
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, LINEAR):
+        groups: Any = module.groups
+        if groups > 1:  # depthwise
+            module.groups = module.in_channels = module.out_channels = weight.shape[0]
+        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, TRANSPOSED):
+        module.in_channels, module.out_channels = weight.shape[:2]
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+        known = weight if weight is not None else module.running_mean
+        if known is not None:
+            module.num_features = known.shape[0]
+    elif isinstance(module, nn.GroupNorm) and weight is not None:
+        module.num_groups = module.num_groups * weight.shape[0] // module.num_channels
+        module.num_channels = weight.shape[0]

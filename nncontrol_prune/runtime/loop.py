@@ -175,6 +175,8 @@ class ControlLoop:
 
             statistics.record(slot.swaps, start - started_before, end - start, start - deadline, inference)
             plant.after_tick()
+            if fresh:
+                slot.advance()
             if recorder is not None and new:
                 recorder.transition(stamp, slot.swaps, observation, action)
             if new:

@@ -153,6 +153,10 @@ class ControllerSlot:
         """Compute the action (m,) for an observation (n,), in place."""
         self._policy.act(observation, action)
 
+    def advance(self) -> None:
+        """Go on to the next tick: the action computed last was sent."""
+        self._policy.advance()
+
     def tick_passed(self, tick: int, healthy: bool) -> None:
         """Count down the probation, or end it by a rollback if the controller was at fault.
 
@@ -191,6 +195,7 @@ class ControllerSlot:
         start = time.perf_counter()
         self._retired.append(self._active)
         self._active = bundle
+        bundle.policy.take_over(self._policy)
         self._policy = bundle.policy
         self.swaps += 1
         duration = time.perf_counter() - start

@@ -14,7 +14,7 @@ from nncontrol_prune.controllers.specs import Activation
 from nncontrol_prune.plants.environments import environment_specs, make_environment
 
 if TYPE_CHECKING:
-    from nncontrol_prune.controllers.mlp import Mlp
+    from nncontrol_prune.controllers.modules import ControllerModule
 
 OBSERVATIONS = 2000
 """Observations met in closed loop that reference pairs are taken from."""
@@ -56,19 +56,20 @@ def bundle_from_sb3(
     )
 
 
-def _observations(module: Mlp, environment: str) -> NDArray[np.float64]:
+def _observations(module: ControllerModule, environment: str) -> NDArray[np.float64]:
     """Collect the observations that a controller meets in its environment."""
     import torch
+
+    from nncontrol_prune.controllers.modules import first_actions
 
     env = make_environment(environment)
     found = []
     observation, _ = env.reset(seed=0)
-    with torch.no_grad():
-        for _ in range(OBSERVATIONS):
-            found.append(observation)
-            action = module(torch.from_numpy(observation[None].astype(np.float32)))[0].numpy()
-            observation, _, terminated, truncated, _ = env.step(action)
-            if terminated or truncated:
-                observation, _ = env.reset()
+    for _ in range(OBSERVATIONS):
+        found.append(observation)
+        action = first_actions(module, torch.from_numpy(observation[None].astype(np.float32)))[0].numpy()
+        observation, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            observation, _ = env.reset()
     env.close()
     return np.array(found)

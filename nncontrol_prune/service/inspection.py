@@ -13,26 +13,15 @@ from nncontrol_prune.rollouts.reader import read_rollouts
 
 def inspect_groups(bundle: Bundle) -> list[dict[str, Any]]:
     """Return a controller's prunable groups: components, kind, channels, and parameters a channel costs."""
-    import torch
+    from nncontrol_prune.pruning.architectures import recipe_for, sample_batch
+    from nncontrol_prune.pruning.groups import NothingToPrune, describe
 
-    from nncontrol_prune.pruning.errors import PruningError
-    from nncontrol_prune.pruning.groups import find_groups
-
-    module = bundle.module()
+    recipe = recipe_for(bundle.module())
     try:
-        groups = find_groups(module, module.components(), torch.from_numpy(bundle.reference_observations[:8]))
-    except PruningError:
-        return []  # a network without hidden layers is a controller too, it only has nothing to prune
-    return [
-        {
-            "name": group.name,
-            "components": group.components,
-            "kind": group.kind,
-            "channels": group.channels,
-            "parameters_per_channel": group.parameters_per_channel(module),
-        }
-        for group in groups
-    ]
+        groups = recipe.network.groups(sample_batch(recipe, bundle.reference_observations, bundle.manifest.action.size))
+    except NothingToPrune:
+        return []  # a network without hidden layers is a controller too
+    return list(describe(groups, recipe.network.module))
 
 
 def inspect_rollouts(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.rollouts.reader import read_rollouts
 from nncontrol_prune.runtime.store import BundleStore, StoreError
 from nncontrol_prune.validation.gate import judge
-from nncontrol_prune.validation.selection import best_in_closed_loop
+from nncontrol_prune.validation.selection import best_in_closed_loop, observations_in
 from nncontrol_prune.validation.settings import GateSettings
 
 if TYPE_CHECKING:
@@ -103,8 +103,15 @@ def prune(
     progress("rollouts", 0.0)
     manifest = dense.manifest
     data = read_rollouts(rollouts, observation_size=manifest.observation.size, action_size=manifest.action.size)
-    choose = least_error if environment is None else best_in_closed_loop(environment)
-    return prune_bundle(dense, data, settings, name=name, choose=choose, progress=progress)
+    return prune_bundle(
+        dense,
+        data,
+        settings,
+        name=name,
+        choose=least_error if environment is None else best_in_closed_loop(environment),
+        observe=None if environment is None else observations_in(environment),
+        progress=progress,
+    )
 
 
 def validate(

@@ -11,7 +11,7 @@ import numpy as np
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.limits import ActionLimits
-from nncontrol_prune.controllers.policy import OnnxPolicy
+from nncontrol_prune.controllers.policy import Policy, load_policy
 from nncontrol_prune.controllers.specs import POLICY, Manifest
 from nncontrol_prune.controllers.verdict import EpisodeSummary
 from nncontrol_prune.plants.environments import check_controller, environment_specs, make_environment
@@ -60,7 +60,7 @@ def run_episodes(bundle: Bundle, environment: str, seeds: Sequence[int], *, jobs
 
 
 def _run_episodes(model: bytes, manifest: Manifest, environment: str, seeds: Sequence[int]) -> list[Episode]:
-    policy = OnnxPolicy(model, manifest.observation.size, manifest.action.size)
+    policy = load_policy(model, manifest.architecture, manifest.observation.size, manifest.action.size)
     env = make_environment(environment)
     try:
         return [run_episode(policy, manifest, env, environment, seed) for seed in seeds]
@@ -69,7 +69,7 @@ def _run_episodes(model: bytes, manifest: Manifest, environment: str, seeds: Seq
 
 
 def run_episode(
-    policy: OnnxPolicy,
+    policy: Policy,
     manifest: Manifest,
     env: Any,
     environment: str,
@@ -91,9 +91,11 @@ def run_episode(
     limits = ActionLimits(manifest.action)
     action = np.zeros(manifest.action.size)
     observation, _ = env.reset(seed=seed)
+    policy.reset()
     total, step, away, done, terminated = 0.0, 0, 0, False, False
     while not done:
         policy.act(observation, action)
+        policy.advance()
         limits.apply(action)
         before = observation
         observation, reward, terminated, truncated, _ = env.step(action)

@@ -1,14 +1,22 @@
-"""Choosing among candidates in closed loop, on seeds that the gate does not use."""
+"""What pruning asks of the closed loop, on seeds that the gate does not use: which candidate, and which states."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from nncontrol_prune.pruning.pipeline import Candidate, Choose
-from nncontrol_prune.validation.evaluation import run_episodes, summarize
+import numpy as np
+from numpy.typing import NDArray
+
+from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.plants.environments import make_environment
+from nncontrol_prune.pruning.pipeline import Candidate, Choose, Observe
+from nncontrol_prune.validation.evaluation import run_episode, run_episodes, summarize
 
 SELECTION_SEED = 50_000
 SELECTION_EPISODES = 10
+OBSERVATION_SEED = 60_000
+OBSERVATION_EPISODES = 5
 
 
 def best_in_closed_loop(environment: str, episodes: int = SELECTION_EPISODES) -> Choose:
@@ -22,3 +30,23 @@ def best_in_closed_loop(environment: str, episodes: int = SELECTION_EPISODES) ->
         return max(range(len(summaries)), key=lambda index: (summaries[index].successes, summaries[index].return_mean))
 
     return choose
+
+
+def observations_in(environment: str, episodes: int = OBSERVATION_EPISODES) -> Observe:
+    """Return a function that runs a controller and returns the observations (rows, n) it met."""
+
+    def observe(bundle: Bundle) -> NDArray[np.float64]:
+        met: list[NDArray[np.float64]] = []
+
+        def note(step: int, observation: Any, *_: Any) -> None:
+            met.append(np.array(observation, dtype=np.float64))
+
+        env = make_environment(environment)
+        try:
+            for seed in range(OBSERVATION_SEED, OBSERVATION_SEED + episodes):
+                run_episode(bundle.policy, bundle.manifest, env, environment, seed, on_transition=note)
+        finally:
+            env.close()
+        return np.array(met)
+
+    return observe

@@ -8,7 +8,9 @@ import torch
 
 from nncontrol_prune.controllers.mlp import Mlp
 from nncontrol_prune.controllers.specs import MlpArchitecture
+from nncontrol_prune.pruning.architectures import recipe_for
 from nncontrol_prune.pruning.calibration import Calibration
+from nncontrol_prune.pruning.network import Network
 from nncontrol_prune.rollouts.reader import Rollouts
 
 
@@ -22,7 +24,9 @@ def observations() -> torch.Tensor:
 @pytest.fixture
 def calibration(observations: torch.Tensor) -> Calibration:
     """The same, split in two with equal weights."""
-    return Calibration(observations[:450], torch.ones(450), observations[450:], torch.ones(150))
+    return Calibration(
+        {"observation": observations[:450]}, torch.ones(450), {"observation": observations[450:]}, torch.ones(150)
+    )
 
 
 @pytest.fixture
@@ -32,6 +36,12 @@ def module() -> Mlp:
     network = Mlp(MlpArchitecture(hidden=(24, 16), activation="tanh"), 5, 2)
     network.output.half_range.copy_(torch.tensor([1.0, 10.0]))
     return network.eval()
+
+
+@pytest.fixture
+def network(module: Mlp) -> Network[Mlp]:
+    """The same, with how it is run."""
+    return recipe_for(module).network
 
 
 @pytest.fixture

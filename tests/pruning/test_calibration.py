@@ -12,21 +12,21 @@ def test_whole_episodes_are_held_out(make_rollouts) -> None:
     observation = np.random.default_rng(0).normal(size=(400, 3))
     observation[:, 0] = episode
     data = calibration_from(make_rollouts(observation, episode), perturbation=0.0)
-    assert set(data.fit[:, 0].tolist()).isdisjoint(data.held_out[:, 0].tolist())
-    assert len(data.held_out) == 100
+    assert set(data.fit["observation"][:, 0].tolist()).isdisjoint(data.held_out["observation"][:, 0].tolist())
+    assert len(data.held_out["observation"]) == 100
 
 
 def test_few_episodes_are_split_in_blocks(make_rollouts) -> None:
     data = calibration_from(make_rollouts(np.random.default_rng(0).normal(size=(400, 3))), perturbation=0.0)
-    assert len(data.fit) == 300
-    assert len(data.held_out) == 100
+    assert len(data.fit["observation"]) == 300
+    assert len(data.held_out["observation"]) == 100
 
 
 def test_transients_weigh_more_than_rest(make_rollouts) -> None:
     time = np.arange(1000) * 0.01
     observation = np.where(time < 2, np.sin(5 * time), 0.0)[:, None] * np.ones((1, 2))
     data = calibration_from(make_rollouts(observation), perturbation=0.0)
-    moving = data.fit.abs().sum(dim=1) > 0
+    moving = data.fit["observation"].abs().sum(dim=1) > 0
     assert data.fit_weights[moving].mean() > 5 * data.fit_weights[~moving].mean()
     assert data.fit_weights.mean() == pytest.approx(1.0)
 
@@ -35,14 +35,14 @@ def test_rows_are_thinned_to_the_limit(make_rollouts) -> None:
     data = calibration_from(
         make_rollouts(np.random.default_rng(0).normal(size=(5000, 2))), max_rows=400, perturbation=0.0
     )
-    assert len(data.fit) + len(data.held_out) == 400
+    assert len(data.fit["observation"]) + len(data.held_out["observation"]) == 400
 
 
 def test_nan_rows_are_skipped_and_counted(make_rollouts) -> None:
     observation = np.random.default_rng(0).normal(size=(400, 2))
     observation[::10] = np.nan
     data = calibration_from(make_rollouts(observation), perturbation=0.0)
-    assert len(data.fit) + len(data.held_out) == 360
+    assert len(data.fit["observation"]) + len(data.held_out["observation"]) == 360
     assert data.warnings == ("skipped 40 transitions that hold NaN or infinity",)
 
 
@@ -51,7 +51,7 @@ def test_one_infinite_row_does_not_switch_the_weighting_off(make_rollouts) -> No
     observation = np.where(time < 2, np.sin(5 * time), 0.0)[:, None] * np.ones((1, 2))
     observation[700] = np.inf
     data = calibration_from(make_rollouts(observation), perturbation=0.0)
-    moving = data.fit.abs().sum(dim=1) > 0
+    moving = data.fit["observation"].abs().sum(dim=1) > 0
     assert data.fit_weights[moving].mean() > 5 * data.fit_weights[~moving].mean()
 
 
@@ -68,9 +68,37 @@ def test_too_few_rows_are_refused(make_rollouts) -> None:
 def test_every_row_comes_again_with_noise_and_little_weight(make_rollouts) -> None:
     rollouts = make_rollouts(np.random.default_rng(0).normal(size=(400, 3)) * np.array([1.0, 100.0, 0.0]))
     plain, data = (calibration_from(rollouts, perturbation=amount) for amount in (0.0, 0.5))
-    rows = len(plain.fit)
-    assert len(data.fit) == 2 * rows
-    assert (data.fit[:rows] == plain.fit).all()
-    noise = (data.fit[rows:] - plain.fit).std(dim=0)
+    rows = len(plain.fit["observation"])
+    assert len(data.fit["observation"]) == 2 * rows
+    assert (data.fit["observation"][:rows] == plain.fit["observation"]).all()
+    noise = (data.fit["observation"][rows:] - plain.fit["observation"]).std(dim=0)
     assert noise.numpy() == pytest.approx([0.5, 50.0, 0.0], rel=0.2)
     np.testing.assert_allclose(data.fit_weights[rows:], 0.1 * data.fit_weights[:rows], rtol=1e-5)
+
+
+def test_models_of_the_dynamics_get_the_steps_that_follow_within_the_episode(make_rollouts) -> None:
+    episode = np.repeat(np.arange(8), 50)
+    observation = np.arange(400.0)[:, None] * np.ones((1, 2))
+    rollouts = make_rollouts(observation, episode)
+    rollouts.action[:, 0] = np.arange(400) + 0.5
+    data = calibration_from(rollouts, horizon=3, perturbation=0.5)
+    rows = len(data.fit["observation"]) // 2
+    assert rows == 6 * 47
+    start = data.fit["observation"][:rows, 0]
+    np.testing.assert_allclose(data.fit["action"][:rows, :, 0], start[:, None] + np.array([0.5, 1.5, 2.5]))
+    np.testing.assert_allclose(data.fit["next_observation"][:rows, :, 0], start[:, None] + np.array([1, 2, 3]))
+    assert data.fit["logged"].tolist() == [1.0] * rows + [0.0] * rows
+
+
+def test_a_step_with_nan_in_it_is_not_followed(make_rollouts) -> None:
+    rollouts = make_rollouts(np.random.default_rng(0).normal(size=(400, 2)))
+    rollouts.action[100] = np.nan
+    data = calibration_from(rollouts, horizon=2, perturbation=0.0)
+    assert len(data.fit["action"]) + len(data.held_out["action"]) == 400 - 2 - 3
+    assert data.warnings == ("skipped 1 transitions that hold NaN or infinity",)
+
+
+def test_directions_are_of_the_size_of_the_states_spread(make_rollouts) -> None:
+    rollouts = make_rollouts(np.random.default_rng(0).normal(size=(800, 3)) * np.array([1.0, 50.0, 0.0]))
+    data = calibration_from(rollouts, directions=True)
+    assert data.fit["direction"].std(dim=0).numpy() == pytest.approx([1.0, 50.0, 0.0], rel=0.2)

@@ -2,16 +2,22 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from nncontrol_prune.controllers.mlp import Mlp, parameter_count
+from nncontrol_prune.controllers.mlp import Mlp
 from nncontrol_prune.controllers.specs import MlpArchitecture
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.groups import ParameterCount, find_groups
-from nncontrol_prune.pruning.surgery import most_important, remove_channels
+from nncontrol_prune.pruning.groups import check_components, describe, find_groups
+from nncontrol_prune.pruning.network import Network
+from tests.pruning.networks import ConvNet, ResidualNet, StackedEnsemble, WorldModel
 
 
-def test_each_hidden_layer_is_a_group_with_the_layer_after_it(module: Mlp, observations: torch.Tensor) -> None:
-    groups = find_groups(module, module.components(), observations[:4])
+def groups_of(network: Network[Mlp], observations: Tensor):
+    return network.groups({"observation": observations})
+
+
+def test_each_hidden_layer_is_a_group_with_the_layer_after_it(network: Network[Mlp], observations: Tensor) -> None:
+    groups = groups_of(network, observations)
     assert [(g.name, g.producers, g.consumers, g.channels) for g in groups] == [
         ("layers.0", ("layers.0",), ("layers.1",), 24),
         ("layers.1", ("layers.1",), ("layers.2",), 16),
@@ -20,36 +26,127 @@ def test_each_hidden_layer_is_a_group_with_the_layer_after_it(module: Mlp, obser
     assert {g.kind for g in groups} == {"intra-component"}
 
 
-def test_cost_of_a_channel_is_what_leaves_with_it(module: Mlp, observations: torch.Tensor) -> None:
-    groups = find_groups(module, module.components(), observations[:4])
-    for index, group in enumerate(groups):
-        kept = [g.channels - (position == index) for position, g in enumerate(groups)]
-        keep = most_important([torch.arange(g.channels) for g in groups], kept)
-        smaller = remove_channels(module, groups, keep, observations[:4])
-        assert parameter_count(module) - parameter_count(smaller) == group.parameters_per_channel(module)
+def test_the_latent_of_a_world_model_is_one_group_of_whole_simplices() -> None:
+    module = WorldModel()
+    groups = find_groups(module, module.components, lambda m: m(torch.randn(3, 5), torch.randn(3, 2, 2)))
+    by_name = {group.name: group for group in groups}
+    latent = by_name["encoder.3"]
+    assert latent.channels == 24 // 4
+    assert set(latent.components) == {"encoder", "dynamics", "reward", "policy", "q"}
+    assert latent.kind == "inter-component"
+    assert latent.producers == ("encoder.3", "dynamics.3")
+    assert set(latent.consumers) == {"policy.0", "reward.0", "q.0.0", "q.1.0", "q.2.0", "dynamics.0"}
+    assert {member.positions[1].tolist() == [4, 5, 6, 7] for member in latent.members} == {True}
+    assert {name for name, group in by_name.items() if group.kind == "intra-component"} == {
+        "encoder.0", "dynamics.0", "reward.0", "policy.0", "q.0.0", "q.1.0", "q.2.0"
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("kept", [(24, 16), (1, 1), (7, 11), (24, 3)])
-def test_parameter_count_agrees_with_surgery(module: Mlp, observations: torch.Tensor, kept: tuple[int, int]) -> None:
-    groups = find_groups(module, module.components(), observations[:4])
-    keep = most_important([torch.arange(g.channels) for g in groups], kept)
-    smaller = remove_channels(module, groups, keep, observations[:4])
-    counted = ParameterCount(module, groups)([k / g.channels for k, g in zip(kept, groups, strict=True)])
-    assert counted == pytest.approx(parameter_count(smaller))
+def test_one_step_of_the_dynamics_does_not_show_that_they_give_out_a_latent() -> None:
+    module = WorldModel()
+    module.steps = 1
+    groups = find_groups(module, module.components, lambda m: m(torch.randn(3, 5), torch.randn(3, 2, 2)))
+    assert "dynamics.3" not in next(group for group in groups if group.name == "encoder.3").producers
+
+
+def test_residuals_and_concatenations_couple_what_they_add_and_nothing_else() -> None:
+    module = ResidualNet()
+    groups = find_groups(module, module.components, lambda m: m(torch.randn(3, 5)))
+    assert [(g.name, g.channels, g.components, g.consumers) for g in groups] == [
+        ("first", 20, ("trunk", "head"), ("inner", "second", "head")),
+        ("second", 12, ("trunk", "head"), ("head",)),
+    ]
+    assert groups[0].producers == ("first", "inner")
+
+
+def test_a_channel_of_an_image_takes_all_its_pixels_along() -> None:
+    module = ConvNet()
+    groups = find_groups(module, module.components, lambda m: m(torch.rand(2, 1, 12, 12)))
+    widths = {group.name: {(m.tensor, m.dim): m.width for m in group.members} for group in groups}
+    assert widths["encoder.3"]["encoder.7.weight", 1] == 9
+    assert widths["decoder.0"]["decoder.0.weight", 0] == 9
+    assert widths["decoder.3"]["decoder.4.weight", 0] == 2  # a group of the norm leaves as a whole
+    assert next(group for group in groups if group.name == "encoder.7").kind == "inter-component"
+
+
+def test_members_of_a_stacked_ensemble_lose_the_same_channels() -> None:
+    module = StackedEnsemble()
+    groups = find_groups(module, module.components, lambda m: m(torch.randn(4, 5)))
+    assert [(g.name, g.channels) for g in groups] == [("member.weight0", 10), ("member.weight1", 8)]
+    assert {(m.tensor, m.dim) for m in groups[0].members} == {
+        ("member.bias0", 1), ("member.weight0", 1), ("member.weight1", 2)
+    }  # fmt: skip
+
+
+def test_cost_of_a_channel_is_a_row_of_the_table(network: Network[Mlp], observations: Tensor) -> None:
+    rows = list(describe(groups_of(network, observations), network.module))
+    assert [row["parameters_per_channel"] for row in rows] == [5 + 1 + 16, 24 + 1 + 2]
+    assert rows[0]["kind"] == "intra-component"
 
 
 def test_network_without_hidden_layer_has_nothing_to_prune() -> None:
     module = Mlp(MlpArchitecture(hidden=()), 3, 1)
     with pytest.raises(PruningError, match="nothing to prune"):
-        find_groups(module, module.components(), torch.zeros(2, 3))
+        find_groups(module, module.components(), lambda m: m(torch.zeros(2, 3)))
 
 
-def test_member_outside_every_component_is_named(module: Mlp, observations: torch.Tensor) -> None:
+def test_member_outside_every_component_is_named(network: Network[Mlp], observations: Tensor) -> None:
     with pytest.raises(PruningError, match=r"layers\.1 belongs to none of the components first"):
-        find_groups(module, {"first": ["layers.0"]}, observations[:4])
+        find_groups(network.module, {"first": ["layers.0"]}, lambda m: m(observations[:4]))
 
 
-def test_group_across_components_is_inter_component(module: Mlp, observations: torch.Tensor) -> None:
-    groups = find_groups(module, {"first": ["layers.0"], "rest": ["layers.1", "layers.2"]}, observations[:4])
+def test_group_across_components_is_inter_component(network: Network[Mlp], observations: Tensor) -> None:
+    components = {"first": ["layers.0"], "rest": ["layers.1", "layers.2"]}
+    groups = find_groups(network.module, components, lambda m: m(observations[:4]))
     assert [group.kind for group in groups] == ["inter-component", "intra-component"]
     assert groups[0].components == ("first", "rest")
+
+
+def test_components_have_to_be_parts_of_the_module(module: Mlp) -> None:
+    with pytest.raises(PruningError, match="component policy names 'head', and the network has no such module"):
+        check_components(module, {"policy": ["head"]})
+
+
+def test_components_may_not_overlap(module: Mlp) -> None:
+    with pytest.raises(PruningError, match=r"the components all and first overlap: both hold layers\.0"):
+        check_components(module, {"all": ["layers"], "first": ["layers.0"]})
+
+
+def test_operation_that_cannot_be_traced_is_named() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.second(torch.fft.rfft(self.first(inputs)).real.repeat(1, 2)[:, :4])
+
+    module = Odd()
+    with pytest.raises(PruningError, match=r"the operation aten\._fft_r2c"):
+        find_groups(module, {"all": [""]}, lambda m: m(torch.zeros(2, 4)))
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM(4, 4), nn.GRU(4, 4), nn.GRUCell(4, 4)])
+def test_recurrent_networks_are_refused(layer: nn.Module) -> None:
+    module = nn.Sequential(layer)
+    with pytest.raises(PruningError, match="0 is recurrent .*recurrent networks cannot be pruned yet"):
+        find_groups(module, {"all": [""]}, lambda m: m(torch.zeros(2, 4)))
+
+
+def test_grouped_convolutions_are_refused() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 1, 3))
+    with pytest.raises(PruningError, match="a convolution with 2 groups and 8 input channels"):
+        find_groups(module, {"all": [""]}, lambda m: m(torch.zeros(2, 1, 12, 12)))
+
+
+def test_channels_that_are_addressed_by_number_stay() -> None:
+    class Sliced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(3, 2)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.third(self.second(torch.relu(self.first(inputs)))[:, :3])
+
+    module = Sliced()
+    assert [g.name for g in find_groups(module, {"all": [""]}, lambda m: m(torch.zeros(2, 4)))] == ["first"]

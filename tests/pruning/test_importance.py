@@ -1,30 +1,43 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from nncontrol_prune.controllers.mlp import Mlp
-from nncontrol_prune.pruning.groups import find_groups
-from nncontrol_prune.pruning.importance import IMPORTANCES, taylor
+from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.importance import IMPORTANCES, Evidence, fisher, normalized, obs, taylor
+from nncontrol_prune.pruning.network import Network
+from nncontrol_prune.pruning.reconstruction import reconstruct
+from nncontrol_prune.pruning.surgery import most_important, remove_channels
+from nncontrol_prune.pruning.terms import Term
+from tests.pruning.networks import ConvNet, StackedEnsemble, WorldModel
 
 
-@pytest.mark.parametrize("name", sorted(IMPORTANCES))
-def test_channel_that_does_nothing_is_least_important(name: str, module: Mlp, observations: torch.Tensor) -> None:
+def evidence_of(network: Network[Any], batch: dict[str, Tensor], *terms: Term) -> Evidence:
+    rows = len(next(iter(batch.values())))
+    return Evidence(network, network.groups(batch), batch, torch.ones(rows), terms or (Term("action"),))
+
+
+@pytest.mark.parametrize("name", sorted(set(IMPORTANCES) - {"random"}))
+def test_channel_that_does_nothing_is_least_important(name: str, network: Network[Mlp], observations: Tensor) -> None:
+    module = network.module
     with torch.no_grad():
         module.layers[0].weight[5], module.layers[0].bias[5] = 0.0, 0.0
         module.layers[1].weight[:, 5] = 0.0
-    groups = find_groups(module, module.components(), observations[:4])
-    scores = IMPORTANCES[name](module, groups, observations, torch.ones(len(observations)))
+    scores = IMPORTANCES[name](evidence_of(network, {"observation": observations}))
     assert [len(score) for score in scores] == [24, 16]
     assert scores[0].argmin() == 5
-    assert scores[0][5] == 0.0
+    assert scores[0][5] == pytest.approx(0.0, abs=1e-9)
 
 
-def test_taylor_predicts_the_effect_of_small_removals(module: Mlp, observations: torch.Tensor) -> None:
+def test_taylor_predicts_the_effect_of_small_removals(network: Network[Mlp], observations: Tensor) -> None:
+    module = network.module
     with torch.no_grad():
         module.layers[2].weight *= 1e-3
-    groups = find_groups(module, module.components(), observations[:4])
-    scores = taylor(module, groups, observations, torch.ones(len(observations)))[1]
+    scores = taylor(evidence_of(network, {"observation": observations}))[1]
     hidden = torch.tanh(module.layers[1](torch.tanh(module.layers[0](observations))))
     dense = module(observations).detach()
     hidden = hidden.detach()
@@ -36,7 +49,96 @@ def test_taylor_predicts_the_effect_of_small_removals(module: Mlp, observations:
         assert scores[channel] == pytest.approx(float(effect), rel=0.02)
 
 
-def test_taylor_keeps_the_network_and_its_gradients_untouched(module: Mlp, observations: torch.Tensor) -> None:
-    groups = find_groups(module, module.components(), observations[:4])
-    taylor(module, groups, observations, torch.ones(len(observations)))
-    assert all(parameter.grad is None for parameter in module.parameters())
+def test_scores_are_in_the_units_of_the_terms(network: Network[Mlp], observations: Tensor) -> None:
+    batch = {"observation": observations}
+    for metric in (taylor, fisher):
+        plain = metric(evidence_of(network, batch))
+        scaled = metric(evidence_of(network, batch, Term("action", weight=4.0, scale=0.5)))
+        torch.testing.assert_close(scaled[0], 16 * plain[0])
+
+
+def test_fisher_counts_a_constant_channel_and_taylor_does_not(network: Network[Mlp], observations: Tensor) -> None:
+    with torch.no_grad():
+        network.module.layers[0].weight[3], network.module.layers[0].bias[3] = 0.0, 2.0
+    evidence = evidence_of(network, {"observation": observations})
+    assert taylor(evidence)[0][3] == pytest.approx(0.0, abs=1e-6)
+    assert fisher(evidence)[0][3] > 1e-3
+
+
+def test_obs_takes_a_channel_for_unimportant_if_others_can_stand_in_for_it(
+    network: Network[Mlp], observations: Tensor
+) -> None:
+    module = network.module
+    with torch.no_grad():  # two channels that do the same, and much
+        module.layers[0].weight[7], module.layers[0].bias[7] = module.layers[0].weight[2], module.layers[0].bias[2]
+        module.layers[1].weight[:, 2] *= 5
+        module.layers[1].weight[:, 7] *= 5
+    score = obs(evidence_of(network, {"observation": observations}))[0]
+    assert {2, 7} & set(score.argsort()[:2].tolist())
+    assert {2, 7} & set(score.argsort()[-12:].tolist())  # but only one of the two
+
+
+def test_obs_leaves_less_error_after_reconstruction_than_magnitude(network: Network[Mlp], observations: Tensor) -> None:
+    batch = {"observation": observations}
+    evidence = evidence_of(network, batch)
+    dense = network.module(observations).detach()
+    left = {}
+    for name in ("obs", "l2", "random"):
+        keep = most_important(IMPORTANCES[name](evidence), [8, 6])
+        pruned = remove_channels(network.module, evidence.groups, keep)
+        reconstruct(pruned, network, evidence.groups, keep, batch, torch.ones(len(observations)))
+        left[name] = float((pruned(observations) - dense).square().mean())
+    assert left["obs"] < min(left["l2"], left["random"])
+
+
+def test_greedy_removal_predicts_the_error_it_leaves(observations: Tensor) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 10), nn.Tanh(), nn.Linear(10, 3))
+    network = Network(module, {"all": [""]}, lambda m, b: {"action": m(b["observation"])})
+    batch = {"observation": observations}
+    evidence = evidence_of(network, batch)
+    (score,) = obs(evidence)
+    for left in (9, 7, 4):
+        keep = most_important([score], [left])
+        pruned = remove_channels(module, evidence.groups, keep)
+        reconstruct(pruned, network, evidence.groups, keep, batch, torch.ones(len(observations)))
+        error = float((pruned(observations) - module(observations)).square().sum(dim=1).mean())
+        assert error == pytest.approx(float(score.sort().values[10 - left - 1]), rel=0.05, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(IMPORTANCES))
+def test_every_metric_scores_every_kind_of_network(name: str) -> None:
+    torch.manual_seed(1)
+    world, images = WorldModel(), ConvNet()
+    cases = [
+        (world, lambda m, b: m(b["o"], b["a"]), {"o": torch.randn(64, 5), "a": torch.rand(64, 2, 2)}, "action1"),
+        (images, lambda m, b: {"image": m(b["image"])}, {"image": torch.rand(64, 1, 12, 12)}, "image"),
+        (StackedEnsemble(), lambda m, b: {"q": m(b["o"]).transpose(0, 1)}, {"o": torch.randn(64, 5)}, "q"),
+    ]
+    for module, run, batch, output in cases:
+        network = Network(module.eval(), module.components, run)
+        scores = IMPORTANCES[name](evidence_of(network, batch, Term(output)))
+        assert all(torch.isfinite(score).all() and (score >= 0).all() for score in scores)
+        assert max(float(score.max()) for score in scores) > 0
+
+
+def test_the_network_and_its_gradients_stay_untouched(network: Network[Mlp], observations: Tensor) -> None:
+    for metric in (taylor, fisher, obs):
+        metric(evidence_of(network, {"observation": observations}))
+    assert all(parameter.grad is None for parameter in network.module.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.module.modules())
+
+
+def test_normalized_scores_compare_between_groups_and_weigh_components() -> None:
+    module = WorldModel()
+    network = Network(module, module.components, lambda m, b: m(b["o"], b["a"]))
+    groups = network.groups({"o": torch.randn(8, 5), "a": torch.rand(8, 2, 2)})
+    scores = [torch.rand(group.channels) * 10**index for index, group in enumerate(groups)]
+    even = normalized(groups, scores, {})
+    assert [float(score.mean()) for score in even] == pytest.approx([1.0] * len(groups))
+    weighted = normalized(groups, scores, {"reward": 3.0})
+    for group, before, after in zip(groups, even, weighted, strict=True):
+        factor = 3.0 if group.components == ("reward",) else 1.4 if "reward" in group.components else 1.0
+        torch.testing.assert_close(after, factor * before)
+    with pytest.raises(PruningError, match="a weight for component 'critic'; there are dynamics, encoder"):
+        normalized(groups, scores, {"critic": 1.0})

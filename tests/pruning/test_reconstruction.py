@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import copy
+
+import pytest
 import torch
+from torch import Tensor, nn
 
 from nncontrol_prune.controllers.mlp import Mlp
-from nncontrol_prune.pruning.groups import find_groups
-from nncontrol_prune.pruning.reconstruction import reconstruct, weighted_ridge
+from nncontrol_prune.pruning.network import Network
+from nncontrol_prune.pruning.reconstruction import affine_fit, reconstruct, weighted_ridge
 from nncontrol_prune.pruning.surgery import remove_channels
+from tests.pruning.networks import WorldModel
 
 
 def test_weighted_ridge_solves_a_linear_problem_exactly() -> None:
@@ -23,6 +28,13 @@ def test_weights_decide_whose_error_counts() -> None:
     torch.testing.assert_close(weight, torch.tensor([[1.5]]).double(), atol=1e-4, rtol=0)
 
 
+def test_without_an_intercept_the_line_goes_through_the_origin() -> None:
+    inputs, targets = torch.tensor([[1.0], [2.0]]).double(), torch.tensor([[3.0], [4.0]]).double()
+    weight, bias = weighted_ridge(inputs, targets, torch.ones(2).double(), intercept=False)
+    torch.testing.assert_close(weight, torch.tensor([[11 / 5]]).double(), atol=1e-4, rtol=0)
+    assert float(bias) == 0.0
+
+
 def test_dependent_inputs_are_no_obstacle() -> None:
     column = torch.randn(50, 1).double()
     weight, bias = weighted_ridge(column.repeat(1, 3), column, torch.ones(50).double())
@@ -37,24 +49,98 @@ def test_constant_inputs_give_the_mean() -> None:
     torch.testing.assert_close(torch.ones(1, 2).double() @ weight + bias, torch.tensor([[3.0]]).double())
 
 
-def test_duplicated_channels_are_removed_without_any_loss(module: Mlp, observations: torch.Tensor) -> None:
+def test_affine_fit_finds_scale_and_offset_of_every_channel() -> None:
+    found = torch.randn(100, 3, 2)
+    scale, offset = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([0.0, 3.0, -1.0])
+    wanted = found * scale[:, None] + offset[:, None]
+    a, b = affine_fit(found, wanted, torch.rand(100), intercept=True)
+    torch.testing.assert_close(a, scale, atol=1e-4, rtol=0)
+    torch.testing.assert_close(b, offset, atol=1e-4, rtol=0)
+
+
+def test_duplicated_channels_are_removed_without_any_loss(network: Network[Mlp], observations: Tensor) -> None:
+    module, batch = network.module, {"observation": observations}
     with torch.no_grad():
         module.layers[0].weight[12:] = module.layers[0].weight[:12]
         module.layers[0].bias[12:] = module.layers[0].bias[:12]
-    groups = find_groups(module, module.components(), observations[:4])
+    groups = network.groups(batch)
     keep = [torch.arange(12), torch.arange(16)]
-    pruned = remove_channels(module, groups, keep, observations[:4])
+    pruned = remove_channels(module, groups, keep)
     dense = module(observations).detach()
     without = (pruned(observations) - dense).abs().max()
-    reconstruct(pruned, module, groups, keep, observations, torch.ones(len(observations)))
+    warnings = reconstruct(pruned, network, groups, keep, batch, torch.ones(len(observations)))
     assert (pruned(observations) - dense).abs().max() < 1e-2 < without
+    assert warnings == []
 
 
-def test_it_lowers_the_error_of_a_real_removal(module: Mlp, observations: torch.Tensor) -> None:
-    groups = find_groups(module, module.components(), observations[:4])
+def test_it_lowers_the_error_of_a_real_removal(network: Network[Mlp], observations: Tensor) -> None:
+    module, batch = network.module, {"observation": observations}
+    groups = network.groups(batch)
     keep = [torch.arange(10), torch.arange(8)]
-    pruned = remove_channels(module, groups, keep, observations[:4])
+    pruned = remove_channels(module, groups, keep)
     dense = module(observations).detach()
     before = (pruned(observations) - dense).square().mean()
-    reconstruct(pruned, module, groups, keep, observations, torch.ones(len(observations)))
+    reconstruct(pruned, network, groups, keep, batch, torch.ones(len(observations)))
     assert (pruned(observations) - dense).square().mean() < 0.1 * before
+
+
+def world_model_network() -> tuple[Network[WorldModel], dict[str, Tensor]]:
+    torch.manual_seed(4)
+    module = WorldModel().eval()
+    batch = {"observation": torch.randn(2000, 5), "action": torch.rand(2000, 2, 2) * 2 - 1}
+    return Network(module, module.components, lambda m, b: m(b["observation"], b["action"])), batch
+
+
+def test_it_works_through_norms_and_unrolled_dynamics() -> None:
+    network, batch = world_model_network()
+    groups = network.groups(batch)
+    keep = [torch.arange(max(1, round(0.7 * group.channels))) for group in groups]
+    pruned = remove_channels(network.module, groups, keep)
+    with torch.no_grad():
+        dense = network.run(network.module, batch)
+        before = {name: (output - dense[name]).square().mean() for name, output in network.run(pruned, batch).items()}
+    reconstruct(pruned, network, groups, keep, batch, torch.ones(2000))
+    with torch.no_grad():
+        found = network.run(pruned, batch)
+    for name in ("action0", "reward0", "value0"):
+        assert (found[name] - dense[name]).square().mean() < 0.2 * before[name]
+
+
+def test_the_affine_part_of_a_norm_is_refitted_for_its_new_statistics() -> None:
+    torch.manual_seed(5)
+    module = nn.Sequential(nn.Linear(4, 12), nn.LayerNorm(12), nn.Tanh(), nn.Linear(12, 2))
+    with torch.no_grad():
+        module[0].bias[6:] += 20.0  # the channels that leave have made up most of the norm's statistics
+    network = Network(module, {"all": [""]}, lambda m, b: {"output": m(b["x"])})
+    batch = {"x": torch.randn(500, 4)}
+    groups = network.groups(batch)
+    keep = [torch.arange(6)]
+    pruned = remove_channels(module, groups, keep)
+    with torch.no_grad():
+        wanted = module[:2](batch["x"])[:, :6]
+        before = (pruned[:2](batch["x"]) - wanted).square().mean()
+        reconstruct(pruned, network, groups, keep, batch, torch.ones(500))
+        after = (pruned[:2](batch["x"]) - wanted).square().mean()
+    assert after < 0.2 * before
+
+
+def test_too_few_rows_are_regularized_and_it_says_so(network: Network[Mlp], observations: Tensor) -> None:
+    batch = {"observation": observations[:20]}
+    groups = network.groups(batch)
+    keep = [torch.arange(20), torch.arange(14)]
+    pruned = remove_channels(network.module, groups, keep)
+    warnings = reconstruct(pruned, network, groups, keep, batch, torch.ones(20))
+    assert [warning[:8] for warning in warnings] == ["layers.1", "layers.2"]
+    assert "20 rows only, so it is regularized strongly; record more rollouts" in warnings[0]
+    assert torch.isfinite(pruned(observations)).all()
+
+
+@pytest.mark.parametrize("share", [0.25, 0.75])
+def test_the_dense_network_is_left_alone(share: float) -> None:
+    network, batch = world_model_network()
+    before = copy.deepcopy(network.module.state_dict())
+    groups = network.groups(batch)
+    keep = [torch.arange(max(1, round(share * group.channels))) for group in groups]
+    reconstruct(remove_channels(network.module, groups, keep), network, groups, keep, batch, torch.ones(2000))
+    for name, tensor in network.module.state_dict().items():
+        torch.testing.assert_close(tensor, before[name])

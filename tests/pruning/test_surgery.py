@@ -1,36 +1,96 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from nncontrol_prune.controllers.mlp import Mlp
 from nncontrol_prune.controllers.specs import MlpArchitecture
 from nncontrol_prune.pruning.groups import find_groups
+from nncontrol_prune.pruning.network import Network
 from nncontrol_prune.pruning.surgery import most_important, remove_channels
+from tests.pruning.networks import ConvNet, ResidualNet, StackedEnsemble, WorldModel, masked
+
+
+def check_equals_masked(module: Any, components: Any, run: Callable[[Any], Any], share: float = 0.5) -> nn.Module:
+    """Check that a pruned network computes what the dense one does without the channels, and return it."""
+    for parameter in module.parameters():  # norms and biases that do nothing would hide mistakes
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter, 0.5, 0.5)
+    module.eval()
+    groups = find_groups(module, components, run)
+    keep = most_important(
+        [torch.rand(group.channels) for group in groups], [max(1, round(share * g.channels)) for g in groups]
+    )
+    pruned = remove_channels(module, groups, keep)
+    with torch.no_grad(), masked(module, groups, keep):
+        torch.testing.assert_close(run(pruned), run(module), atol=1e-5, rtol=0)
+    return pruned
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "silu", "elu"])
 @pytest.mark.parametrize("hidden", [(24,), (24, 16), (12, 20, 8)])
-def test_pruned_network_equals_the_masked_dense_one(
-    observations: torch.Tensor, activation: str, hidden: tuple[int, ...]
-) -> None:
+def test_pruned_mlp_equals_the_masked_dense_one(observations: Tensor, activation, hidden: tuple[int, ...]) -> None:
     torch.manual_seed(1)
     module = Mlp(MlpArchitecture(hidden=hidden, activation=activation), 5, 2)
-    groups = find_groups(module, module.components(), observations[:4])
-    keep = most_important([torch.rand(g.channels) for g in groups], [g.channels // 2 for g in groups])
-    pruned = remove_channels(module, groups, keep, observations[:4])
-    masks = {g.consumers[0]: torch.zeros(g.channels).index_fill(0, k, 1.0) for g, k in zip(groups, keep, strict=True)}
-    for name, mask in masks.items():
-        module.get_submodule(name).register_forward_pre_hook(lambda _, inputs, mask=mask: (inputs[0] * mask,))
-    torch.testing.assert_close(pruned(observations), module(observations), atol=1e-5, rtol=0)
+    module.normalizer.mean.normal_()
+    pruned = check_equals_masked(module, module.components(), lambda m: m(observations))
+    assert isinstance(pruned, Mlp)
     assert pruned.current_architecture().hidden == tuple(width // 2 for width in hidden)
+    torch.testing.assert_close(pruned.normalizer.mean, module.normalizer.mean)
 
 
-def test_the_dense_network_is_left_alone(module: Mlp, observations: torch.Tensor) -> None:
-    before = module(observations)
-    groups = find_groups(module, module.components(), observations[:4])
-    remove_channels(module, groups, [torch.arange(3), torch.arange(2)], observations[:4])
-    torch.testing.assert_close(module(observations), before)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("network", [WorldModel, ResidualNet, ConvNet, StackedEnsemble])
+def test_pruned_network_equals_the_masked_dense_one(network: type[Any], share: float) -> None:
+    torch.manual_seed(2)
+    inputs = {
+        WorldModel: (torch.randn(7, 5), torch.randn(7, 2, 2)),
+        ResidualNet: (torch.randn(7, 5),),
+        ConvNet: (torch.rand(3, 1, 12, 12),),
+        StackedEnsemble: (torch.randn(7, 5),),
+    }[network]
+    module = network()
+    if network is ConvNet:
+        module.encoder[1].running_mean.normal_()
+        module.encoder[1].running_var.uniform_(0.5, 2.0)
+    check_equals_masked(module, module.components, lambda m: m(*inputs), share)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Conv1d(2, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 2, 3)],
+        [nn.Conv1d(2, 6, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(6, 2)],
+        [nn.Linear(8, 6), nn.PReLU(6), nn.Dropout(), nn.Linear(6, 2)],
+        [nn.Linear(8, 6), nn.RMSNorm(6), nn.GELU(), nn.Linear(6, 6, bias=False), nn.LayerNorm(6, bias=False),
+         nn.Hardswish(), nn.Linear(6, 2)],
+    ],
+    ids=["conv1d", "pooled", "prelu", "norms"],
+)  # fmt: skip
+def test_layers_of_all_kinds(layers: list[nn.Module]) -> None:
+    torch.manual_seed(3)
+    inputs = torch.randn(3, 2, 8) if isinstance(layers[0], nn.Conv1d) else torch.randn(3, 8)
+    check_equals_masked(nn.Sequential(*layers), {"all": [""]}, lambda m: m(inputs))
+
+
+def test_a_tensor_that_two_layers_share_stays_shared() -> None:
+    module = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    module[2].weight = module[1].weight
+    groups = find_groups(module, {"all": [""]}, lambda m: m(torch.randn(2, 5)))
+    pruned = remove_channels(module, groups, [torch.arange(group.channels // 2) for group in groups])
+    assert pruned[1].weight is pruned[2].weight
+    assert pruned(torch.randn(2, 5)).shape == (2, 2)
+
+
+def test_the_dense_network_is_left_alone(network: Network[Mlp], observations: Tensor) -> None:
+    before = network.module(observations)
+    groups = network.groups({"observation": observations})
+    remove_channels(network.module, groups, [torch.arange(3), torch.arange(2)])
+    torch.testing.assert_close(network.module(observations), before)
 
 
 def test_most_important_channels_come_sorted_and_ties_go_to_the_first() -> None:

@@ -1,0 +1,160 @@
+"""How each architecture of a controller is pruned: its components, how it is run, and what matters of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nncontrol_prune.controllers.mlp import Mlp
+from nncontrol_prune.controllers.tdmpc import TdMpc
+from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.network import Batch, Network
+from nncontrol_prune.pruning.terms import Term, excess
+
+JACOBIAN_STEP = 0.05
+"""Step of the differences that estimate the policy's Jacobian, in standard deviations of the observation."""
+UNROLLED_STEPS = 3
+"""Steps that a model of the dynamics is unrolled over; two are the least that show what they share."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a controller's network is pruned.
+
+    Attributes:
+        network: The network.
+        terms: What may matter, with the weights that are taken where the user names none.
+        horizon: Steps of the rollouts that a row needs after its observation.
+    """
+
+    network: Network[Any]
+    terms: Sequence[Term]
+    horizon: int = 0
+
+
+def recipe_for(module: nn.Module) -> Recipe:
+    """Return how a controller's network is pruned.
+
+    Raises:
+        PruningError: Its architecture is not known.
+    """
+    if isinstance(module, Mlp):
+        return _mlp(module)
+    if isinstance(module, TdMpc):
+        return _tdmpc(module)
+    raise PruningError(
+        f"there is no recipe for pruning {type(module).__name__}; mlp and tdmpc controllers can be pruned"
+    )
+
+
+def sample_batch(recipe: Recipe, observations: NDArray[np.float32], action_size: int) -> dict[str, Tensor]:
+    """Return a batch of these observations (rows, n) to trace a recipe's network with; actions are zero."""
+    rows = torch.from_numpy(observations)
+    batch = {"observation": rows}
+    if recipe.horizon:
+        batch["action"] = torch.zeros(len(rows), recipe.horizon, action_size)
+        batch["next_observation"] = rows[:, None].expand(-1, recipe.horizon, -1)
+        batch["reward"] = torch.zeros(len(rows), recipe.horizon)
+        batch["logged"] = torch.ones(len(rows))
+    return batch
+
+
+def _mlp(module: Mlp) -> Recipe:
+    scale = 2 * module.output.half_range
+    return Recipe(
+        network=Network(module, module.components(), run_policy),
+        terms=(Term("action", scale=scale), Term("jacobian", weight=0.0, scale=scale)),
+    )
+
+
+def run_policy(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Return `action` (rows, m) and, if the batch has a `direction` d (rows, n), the policy's `jacobian` along it.
+
+    That is ∂π/∂o · d by central differences: the gains of the loop, as far as one random direction of a standard
+    deviation a row shows them; their mean square over rows is that of the Jacobian, weighted by the states' spread.
+    """
+    observation = batch["observation"]
+    outputs: dict[str, Tensor] = {"action": module(observation)}
+    if "direction" in batch:
+        outputs["jacobian"] = _along(module, observation, batch["direction"])
+    return outputs
+
+
+def _along(policy: Callable[[Tensor], Tensor], observation: Tensor, direction: Tensor) -> Tensor:
+    step = JACOBIAN_STEP * direction
+    difference: Tensor = policy(observation + step) - policy(observation - step)
+    return difference / (2 * JACOBIAN_STEP)
+
+
+def _tdmpc(module: TdMpc) -> Recipe:
+    architecture = module.architecture
+    members = range(architecture.q_members)
+    return Recipe(
+        network=Network(
+            module,
+            module.components(),
+            run_world_model,
+            # Each member loses channels of its own choice, but as many as the others, so that all have one shape.
+            ties=[[f"q.{member}.{3 * layer}" for member in members] for layer in range(len(architecture.q))],
+        ),
+        terms=(
+            Term("action", scale=2.0),
+            Term("plan", scale=None),
+            Term("reward", scale=None),
+            Term("value", scale=None),
+            Term("latent", scale=None, error=excess),
+            Term("jacobian", weight=0.0, scale=2.0),
+            Term("logged_reward", weight=0.0, scale=None, target="reward"),
+        ),
+        horizon=UNROLLED_STEPS,
+    )
+
+
+def run_world_model(module: Any, batch: Batch) -> dict[str, Tensor]:
+    """Run all parts of a world model along the batch's actions, each step on the latent predicted by the last one.
+
+    Returns, for rows and steps h of the horizon H,
+        `action` (rows, H, m): the policy's mean action, in ±1;
+        `reward` (rows, H) and `value` (rows, H): of the batch's action, in the reward's units;
+        `plan` (rows,): the return the planner would expect of the batch's actions, the policy's value at their end
+            included: what it ranks plans by;
+        `latent` (rows, H): the distance between the predicted latent and that of the observation that followed, as a
+            root mean square over simplices; 0 where the row's observation was not logged;
+        `logged_reward` (rows, H): the same as `reward`, to be compared with what was logged; and the batch's where
+            the row's observation was not logged;
+        `jacobian` (rows, m): the policy's along the batch's `direction`, if it has one.
+    """
+    latent = module.encode(batch["observation"])
+    actions = module.scaled(batch["action"]).clamp(-1.0, 1.0)
+    logged = batch["logged"][:, None]
+    simplices = latent.shape[-1] // module.architecture.simplex
+    policy, reward, value, distance = [], [], [], []
+    plan, discount = torch.zeros(len(latent)), 1.0
+    for action, following in zip(actions.unbind(1), batch["next_observation"].unbind(1), strict=True):
+        policy.append(module.act(latent))
+        reward.append(module.decode(module.reward_logits(latent, action)))
+        value.append(module.decode(module.value_logits(latent, action)).mean(dim=0))
+        plan = plan + discount * reward[-1]
+        latent = module.predict(latent, action)
+        distance.append(((latent - module.encode(following)).square().sum(dim=-1) / simplices + 1e-12).sqrt())
+        discount *= module.architecture.discount
+    rewards = torch.stack(reward, dim=1)
+    outputs = {
+        "action": torch.stack(policy, dim=1),
+        "reward": rewards,
+        "value": torch.stack(value, dim=1),
+        "plan": plan + discount * module.decode(module.value_logits(latent, module.act(latent))).mean(dim=0),
+        "latent": torch.stack(distance, dim=1) * logged,
+        "logged_reward": torch.where(logged > 0, rewards, batch["reward"]),
+    }
+    if "direction" in batch:
+        outputs["jacobian"] = _along(
+            lambda observation: module.act(module.encode(observation)), batch["observation"], batch["direction"]
+        )
+    return outputs

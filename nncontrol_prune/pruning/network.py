@@ -1,0 +1,88 @@
+"""What is pruned: a network with its components and a way to run it on rows of data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic
+
+import torch
+from torch import Tensor
+
+from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.groups import Components, Group, find_groups
+from nncontrol_prune.pruning.surgery import Module
+
+Batch = Mapping[str, Tensor]
+"""Named tensors of as many rows each; the row is the first dimension."""
+Outputs = Mapping[str, Tensor]
+"""Named outputs of a run, a row for each row of the batch."""
+Run = Callable[[Any, Batch], Outputs]
+"""Runs a network on a batch. The first dimension has to stay the row in every layer."""
+
+TRACED_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Network(Generic[Module]):
+    """A network to be pruned.
+
+    Attributes:
+        module: The dense network.
+        components: Names of the modules of each component.
+        run: Runs it on a batch.
+        ties: Groups, by name, that keep as many channels as each other, such as those of an ensemble's members.
+    """
+
+    module: Module
+    components: Components
+    run: Run
+    ties: Sequence[Sequence[str]] = field(default=())
+
+    def groups(self, batch: Batch) -> list[Group]:
+        """Find the groups, by a trace over the first rows of a batch.
+
+        Raises:
+            PruningError: See `find_groups`.
+        """
+        few = take(batch, torch.arange(min(TRACED_ROWS, rows_of(batch))))
+        return find_groups(self.module, self.components, lambda module: dict(self.run(module, few)))
+
+    def tied(self, groups: Sequence[Group]) -> list[list[int]]:
+        """Return the groups' indices, those that are tied together.
+
+        Raises:
+            PruningError: A tie names a group that there is not, or groups of different numbers of channels.
+        """
+        index = {group.name: number for number, group in enumerate(groups)}
+        tied: list[list[int]] = []
+        for names in self.ties:
+            for name in names:
+                if name not in index:
+                    raise PruningError(f"a tie names the group {name!r}; there are {', '.join(index)}")
+            members = [index[name] for name in names]
+            if len({groups[member].channels for member in members}) > 1:
+                raise PruningError(f"groups of different numbers of channels cannot be tied: {', '.join(names)}")
+            tied.append(members)
+        taken = {member for members in tied for member in members}
+        return sorted([*tied, *([number] for number in range(len(groups)) if number not in taken)])
+
+
+def rows_of(batch: Batch) -> int:
+    """Return the number of rows of a batch."""
+    return len(next(iter(batch.values())))
+
+
+def take(batch: Batch, rows: Tensor) -> dict[str, Tensor]:
+    """Return some rows of a batch."""
+    return {name: tensor[rows] for name, tensor in batch.items()}
+
+
+def joined(first: Batch, second: Batch) -> dict[str, Tensor]:
+    """Return the rows of one batch and then those of another."""
+    return {name: torch.cat([tensor, second[name]]) for name, tensor in first.items()}
+
+
+def spread_rows(rows: int, limit: int) -> Tensor:
+    """Return at most `limit` row numbers, evenly spread."""
+    return torch.linspace(0, rows - 1, min(rows, limit)).round().long()

@@ -1,0 +1,144 @@
+"""Pruning any torch module, in one call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nncontrol_prune.progress import Progress
+from nncontrol_prune.pruning.calibration import HELD_OUT_SHARE, MIN_ROWS, Calibration
+from nncontrol_prune.pruning.engine import Pruned, prune_network
+from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.groups import Components
+from nncontrol_prune.pruning.network import Batch, Network, rows_of, take
+from nncontrol_prune.pruning.settings import CostName, ImportanceName, Method, PruningSettings
+from nncontrol_prune.pruning.surgery import Module
+from nncontrol_prune.pruning.terms import Term
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much to remove.
+
+    Attributes:
+        sparsity: Share of the cost to remove, in [0, 1).
+        cost: What it is a share of: `parameters`, `multiplications` or `latency`.
+        tolerance: How far the share may be off.
+    """
+
+    sparsity: float
+    cost: CostName = "parameters"
+    tolerance: float = 0.01
+
+
+def prune(
+    model: Module,
+    *,
+    data: Tensor | Batch,
+    budget: Budget | float,
+    trace: Callable[[Any, Any], Any] | None = None,
+    components: Components | None = None,
+    terms: Sequence[Term] | None = None,
+    method: Method = "gradient",
+    importance: ImportanceName = "taylor",
+    component_weights: Mapping[str, float] | None = None,
+    ties: Sequence[Sequence[str]] = (),
+    weights: Tensor | None = None,
+    held_out: Tensor | None = None,
+    rounds: int = 1,
+    distill_steps: int = 0,
+    latency: Callable[[Any], float] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Pruned[Module]:
+    """Prune a module; the module itself is left as it is.
+
+    Args:
+        model: The dense network, in the units and the mode it is used in.
+        data: Rows of what it takes in: a tensor (rows, ...), or named ones.
+        budget: How much to remove; a number is a share of the parameters.
+        trace: Runs a network on rows of the data and returns its output (rows, ...), or named ones. Every output's
+            sizes stay. A network that is applied to its own output has to be unrolled over two steps or more. By
+            default the network is called with the data.
+        components: Names of the modules of each component; by default each child of the model is one.
+        terms: What matters of the outputs; by default each output's squared error, in units of its own spread.
+        method: How the coefficients are found.
+        importance: How the channels of a group are ranked.
+        component_weights: How much more the channels of a component matter, for the method `threshold`.
+        ties: Groups, by name, that keep as many channels as each other.
+        weights: Weights (rows,) of the rows; equal by default.
+        held_out: Which rows (rows,), as booleans, are held out for judging; by default every fourth.
+        rounds: Surgery and reconstruction in so many steps.
+        distill_steps: Gradient steps of distillation; 0 for none.
+        latency: Returns the seconds that a network takes; for a budget on latency.
+        seed: Of all that is drawn.
+        progress: Told of every stage, and asked whether to stop.
+
+    Returns:
+        The pruned modules and what became of each group.
+
+    Raises:
+        PruningError: The network cannot be traced, the arguments do not fit it, or the budget cannot be reached.
+        Cancelled: `progress` said so.
+    """
+    progress = progress or Progress()
+    if not isinstance(budget, Budget):
+        budget = Budget(float(budget))
+    batch: Batch = {"data": data} if isinstance(data, Tensor) else data
+    rows = _checked_rows(batch, weights, held_out)
+    if components is None:
+        components = {name: (name,) for name, _ in model.named_children()}
+    alone = isinstance(data, Tensor)
+
+    def run(module: Any, rows: Batch) -> Mapping[str, Tensor]:
+        given: Any = rows["data"] if alone else rows
+        found = module(given) if trace is None else trace(module, given)
+        return {"output": found} if isinstance(found, Tensor) else found
+
+    dense = copy.deepcopy(model).eval()
+    network = Network(dense, components, run, ties)
+    judge = torch.arange(rows) % round(1 / HELD_OUT_SHARE) == 0 if held_out is None else held_out
+    row_weights = torch.ones(rows) if weights is None else weights.float()
+    parts = [torch.nonzero(~judge)[:, 0], torch.nonzero(judge)[:, 0]]
+    calibration = Calibration(
+        take(batch, parts[0]),
+        row_weights[parts[0]] / row_weights[parts[0]].mean(),
+        take(batch, parts[1]),
+        row_weights[parts[1]] / row_weights[parts[1]].mean(),
+    )
+    settings = PruningSettings(
+        sparsity=budget.sparsity,
+        tolerance=budget.tolerance,
+        cost=budget.cost,
+        method=method,
+        importance=importance,
+        component_weights=dict(component_weights or {}),
+        rounds=rounds,
+        distill_steps=distill_steps,
+        seed=seed,
+    )
+    if terms is None:
+        with torch.no_grad():
+            outputs = network.run(network.module, take(calibration.fit, torch.arange(2)))
+        terms = [Term(name, scale=None) for name in outputs]
+    return prune_network(network, calibration, terms, settings, progress=progress, latency=latency)
+
+
+def _checked_rows(batch: Batch, weights: Tensor | None, held_out: Tensor | None) -> int:
+    rows = rows_of(batch)
+    for name, values in batch.items():
+        if len(values) != rows:
+            raise PruningError(f"the data {name!r} has {len(values)} rows, others have {rows}")
+        if values.is_floating_point() and not torch.isfinite(values).all():
+            raise PruningError(f"the data {name!r} holds NaN or infinity; leave those rows out")
+    for what, given in (("weights", weights), ("held_out", held_out)):
+        if given is not None and given.shape != (rows,):
+            raise PruningError(f"{what} has shape {tuple(given.shape)}; it needs one value for each of {rows} rows")
+    if rows < MIN_ROWS:
+        raise PruningError(f"the data has {rows} rows; at least {MIN_ROWS} are needed")
+    return rows

@@ -1,0 +1,189 @@
+"""Terms: what the application asks of a pruned network, as data. The objective is their weighted sum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.network import Batch, Outputs
+
+SMALLEST_SCALE = 1e-6
+"""Scale of an output that never changes."""
+
+Error = Callable[[Tensor, Tensor], Tensor]
+"""Takes what the pruned network gives (rows, ...) and what it should give; returns an error a row, (rows,)."""
+
+
+def squared(found: Tensor, wanted: Tensor) -> Tensor:
+    """Sum of squares."""
+    return (found - wanted).flatten(1).square().sum(dim=1)
+
+
+def mean_squared(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean of squares; PSNR is -10 log10 of it where the signal's peak is 1."""
+    return (found - wanted).flatten(1).square().mean(dim=1)
+
+
+def excess(found: Tensor, wanted: Tensor) -> Tensor:
+    """Sum of squares of what is above, for outputs that are errors themselves: less of one is no fault."""
+    return torch.relu(found - wanted).flatten(1).square().sum(dim=1)
+
+
+def dissimilarity(found: Tensor, wanted: Tensor) -> Tensor:
+    """1 - SSIM of images (rows, channels, height, width) in 0..1 (Wang et al. 2004: Gaussian window of 11, σ = 1.5)."""
+    return 1.0 - structural_similarity(found, wanted)
+
+
+def structural_similarity(found: Tensor, wanted: Tensor) -> Tensor:
+    """SSIM of images (rows, channels, height, width) in 0..1, by row."""
+    offsets = torch.arange(11, dtype=found.dtype) - 5
+    window = torch.exp(-(offsets**2) / (2 * 1.5**2))
+    window = window / window.sum()
+    channels = found.shape[1]
+    kernel = (window[:, None] * window).expand(channels, 1, 11, 11)
+
+    def blurred(image: Tensor) -> Tensor:
+        return functional.conv2d(image, kernel, groups=channels)
+
+    mean_found, mean_wanted = blurred(found), blurred(wanted)
+    variance_found = blurred(found * found) - mean_found**2
+    variance_wanted = blurred(wanted * wanted) - mean_wanted**2
+    covariance = blurred(found * wanted) - mean_found * mean_wanted
+    small, smaller = 0.03**2, 0.01**2
+    similarity = ((2 * mean_found * mean_wanted + smaller) * (2 * covariance + small)) / (
+        (mean_found**2 + mean_wanted**2 + smaller) * (variance_found + variance_wanted + small)
+    )
+    return similarity.flatten(1).mean(dim=1)
+
+
+def psnr(mean_squared_error: float) -> float:
+    """Peak signal-to-noise ratio in dB, for a peak of 1."""
+    return math.inf if mean_squared_error == 0 else -10.0 * math.log10(mean_squared_error)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One thing that matters.
+
+    Attributes:
+        output: The output of the run it looks at.
+        weight: Of the error in the objective; 0 where it is only a constraint.
+        scale: Errors are measured in it: a number, or one for each entry of a row; None for the spread of what the
+            dense network gives, so that an error of 1 is that of a constant.
+        target: `dense` to compare with what the dense network gives, `zero` where the output is an error already, or
+            the name of an entry of the batch.
+        error: How the two are compared.
+        limit: Largest mean error that is allowed; None for no constraint.
+        name: What users call it; by default as the output.
+    """
+
+    output: str
+    weight: float = 1.0
+    scale: float | Tensor | None = 1.0
+    target: str = "dense"
+    error: Error = squared
+    limit: float | None = None
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """What users call it."""
+        return self.name or self.output
+
+    def errors(self, found: Outputs, dense: Outputs, batch: Batch) -> Tensor:
+        """Return the error of each row; the scale has to be known, see `scaled_terms`."""
+        assert self.scale is not None
+        ours = found[self.output]
+        theirs = dense[self.output] if self.target == "dense" else None
+        if self.target not in ("dense", "zero"):
+            theirs = batch[self.target]
+        if ours.dim() == 1:
+            ours = ours[:, None]
+        if theirs is None:
+            theirs = torch.zeros_like(ours)
+        elif theirs.dim() == 1:
+            theirs = theirs[:, None]
+        return self.error(ours / self.scale, theirs / self.scale)
+
+
+def scaled_terms(terms: Sequence[Term], dense: Outputs) -> list[Term]:
+    """Return the terms with the scales that are to be found out: the root of an output's variance over the rows.
+
+    Args:
+        terms: The terms.
+        dense: What the dense network gives on the data.
+    """
+    return [
+        term if term.scale is not None else replace(term, scale=max(_spread(dense[term.output]), SMALLEST_SCALE))
+        for term in terms
+    ]
+
+
+def _spread(output: Tensor) -> float:
+    rows = output.flatten(1) if output.dim() > 1 else output[:, None]
+    return float((rows - rows.mean(dim=0)).square().sum(dim=1).mean().sqrt())
+
+
+def check_terms(terms: Sequence[Term], outputs: Outputs, batch: Batch) -> None:
+    """Check that the terms look at what there is.
+
+    Raises:
+        PruningError: One names an output or an entry of the batch that there is not, or none has a weight.
+    """
+    for term in terms:
+        if term.output not in outputs:
+            raise PruningError(f"a term looks at the output {term.output!r}; the run gives {', '.join(outputs)}")
+        if term.target not in ("dense", "zero") and term.target not in batch:
+            raise PruningError(
+                f"the term on {term.output!r} is compared with {term.target!r}; allowed are dense, zero and "
+                f"what the batch holds: {', '.join(batch)}"
+            )
+        if term.weight < 0 or (term.limit is not None and term.limit <= 0):
+            raise PruningError(f"the term on {term.output!r} needs a weight of 0 or more, and a limit above 0 if any")
+    if not any(term.weight > 0 for term in terms):
+        raise PruningError("no term has a weight above 0, so there is nothing to keep")
+
+
+def weighted_sum(
+    terms: Sequence[Term], found: Outputs, dense: Outputs, batch: Batch, weights: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the objective `Σ_t w_t mean_i ω_i e_t(i)` and each term's mean error by name."""
+    means: dict[str, Tensor] = {}
+    total = torch.zeros(())
+    for term in terms:
+        mean = (weights * term.errors(found, dense, batch)).mean()
+        means[term.label] = mean
+        total = total + term.weight * mean
+    return total, means
+
+
+def chosen_terms(terms: Sequence[Term], weights: Mapping[str, float] | None, limits: Mapping[str, float]) -> list[Term]:
+    """Return the terms that a user chose, with weights and limits by name.
+
+    Args:
+        terms: What there is.
+        weights: Weights by name, 0 for terms that are not named; None for those that the terms have.
+        limits: Largest mean errors by name.
+
+    Raises:
+        PruningError: There is no term of a name.
+    """
+    known = {term.label: term for term in terms}
+    for name in (*(weights or ()), *limits):
+        if name not in known:
+            raise PruningError(f"there is no term {name!r} for this network; there are {', '.join(known)}")
+    chosen = [
+        replace(
+            term,
+            weight=term.weight if weights is None else weights.get(name, 0.0),
+            limit=limits.get(name, term.limit),
+        )
+        for name, term in known.items()
+    ]
+    return [term for term in chosen if term.weight > 0 or term.limit is not None]

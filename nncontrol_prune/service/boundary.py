@@ -1,0 +1,166 @@
+"""The boundary: the largest sparsity that still passes validation, by bisection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.controllers.specs import Spec
+from nncontrol_prune.controllers.verdict import Verdict
+from nncontrol_prune.progress import Progress
+from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.settings import PruningSettings
+from nncontrol_prune.service.work import prune
+from nncontrol_prune.validation.gate import judge
+from nncontrol_prune.validation.settings import GateSettings
+
+if TYPE_CHECKING:
+    from nncontrol_prune.pruning.pipeline import PruningReport
+
+SEARCH_SEED = 10_000_000
+"""Seeds of the episodes that the search is judged by start here; those of the gate stay unseen until the end."""
+ATTEMPTS = 8
+RESOLUTION = 1.1
+"""The search ends when the largest share of parameters that failed is within this factor of the least that passed."""
+
+
+class BoundaryPoint(Spec):
+    """One sparsity that was tried."""
+
+    sparsity: float
+    accepted: bool
+    episodes: int
+    successes: int
+    dense_successes: int
+    return_mean: float
+    dense_return_mean: float
+    reason: str
+    """Why it was rejected, or could not be built; empty if it was accepted."""
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What the search found.
+
+    Attributes:
+        candidate: The smallest controller that passes.
+        report: How it was pruned.
+        verdict: The gate's verdict about it, on the gate's own seeds.
+        curve: Everything that was tried, by sparsity.
+    """
+
+    candidate: Bundle
+    report: PruningReport
+    verdict: Verdict
+    curve: tuple[BoundaryPoint, ...]
+
+
+def bisect(passes: Callable[[float], bool], largest: float, attempts: int = ATTEMPTS) -> Iterator[float]:
+    """Yield the sparsities that pass, each larger than the one before, until the boundary is known.
+
+    It halves the logarithm of the share that is left: from 90 to 95 % is as far as from 95 to 97.5 %.
+
+    Args:
+        passes: Tries a sparsity.
+        largest: No sparsity above it can be reached.
+        attempts: Sparsities to try at the most.
+    """
+    most, least = 1.0, 1.0 - largest  # shares left: `most` passes, below `least` there is nothing
+    for _ in range(attempts):
+        if most <= RESOLUTION * least:
+            return
+        share = (most * least) ** 0.5
+        if passes(1.0 - share):
+            most = share
+            yield 1.0 - share
+        else:
+            least = share
+
+
+def prune_to_boundary(
+    dense: Bundle,
+    rollouts: tuple[Path, ...],
+    settings: PruningSettings,
+    *,
+    environment: str,
+    gate: GateSettings,
+    progress: Progress,
+    name: str | None = None,
+) -> Boundary:
+    """Prune as far as validation lets it, and confirm the result on the gate's own seeds.
+
+    Args:
+        dense: The controller.
+        rollouts: Bags to prune from.
+        settings: How to prune; its sparsity is not used.
+        environment: Where candidates are validated.
+        gate: What the gate asks.
+        progress: Told of every stage, and asked whether to stop.
+        name: Of the new controller.
+
+    Raises:
+        PruningError: Nothing that was tried passes.
+        Cancelled: `progress` said so.
+    """
+    from nncontrol_prune.pruning.pipeline import largest_sparsity
+
+    tried: list[tuple[BoundaryPoint, Bundle | None, PruningReport | None]] = []
+    searching = gate.model_copy(update={"first_seed": SEARCH_SEED})
+
+    def passes(sparsity: float) -> bool:
+        told = Progress(
+            lambda stage, share: progress(f"try {len(tried) + 1}, {sparsity:.1%}: {stage}", share),
+        )
+        chosen = settings.model_copy(update={"sparsity": sparsity})
+        try:
+            candidate, report = prune(dense, rollouts, chosen, environment=environment, name=name, progress=told)
+        except PruningError as error:
+            tried.append((_unbuilt(sparsity, str(error)), None, None))
+            return False
+        verdict = judge(candidate, dense, environment, searching, told)
+        tried.append((_point(report.sparsity, verdict), candidate, report))
+        return verdict.accepted
+
+    for _ in bisect(passes, largest_sparsity(dense)):
+        pass
+    curve = tuple(sorted((point for point, _, _ in tried), key=lambda point: point.sparsity))
+    # From the smallest on: chance may have let one pass in the search that does not pass on seeds of its own.
+    for point, candidate, report in sorted(tried, key=lambda attempt: -attempt[0].sparsity):
+        if point.accepted and candidate is not None and report is not None:
+            verdict = judge(candidate, dense, environment, gate, progress)
+            if verdict.accepted:
+                return Boundary(candidate, report, verdict, curve)
+    raise PruningError(f"nothing that was tried passes validation: {_tried(curve)}")
+
+
+def _point(sparsity: float, verdict: Verdict) -> BoundaryPoint:
+    return BoundaryPoint(
+        sparsity=sparsity,
+        accepted=verdict.accepted,
+        episodes=verdict.pruned.episodes,
+        successes=verdict.pruned.successes,
+        dense_successes=verdict.dense.successes,
+        return_mean=verdict.pruned.return_mean,
+        dense_return_mean=verdict.dense.return_mean,
+        reason="" if verdict.accepted else "; ".join(verdict.reasons),
+    )
+
+
+def _unbuilt(sparsity: float, reason: str) -> BoundaryPoint:
+    return BoundaryPoint(
+        sparsity=sparsity,
+        accepted=False,
+        episodes=0,
+        successes=0,
+        dense_successes=0,
+        return_mean=float("nan"),
+        dense_return_mean=float("nan"),
+        reason=reason,
+    )
+
+
+def _tried(curve: Sequence[BoundaryPoint]) -> str:
+    return "; ".join(f"{point.sparsity:.1%}: {point.reason}" for point in curve) or "the network is too small to prune"

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nncontrol_prune.controllers.mlp import parameter_count
+from nncontrol_prune.progress import Cancelled, Progress
+from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.prune import Budget, prune
+from nncontrol_prune.pruning.terms import Term, mean_squared
+from tests.pruning.networks import ConvNet, WorldModel
+
+
+@pytest.fixture
+def classifier() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+
+
+def test_any_module_is_pruned_from_data_and_a_share(classifier: nn.Module) -> None:
+    data = torch.randn(600, 6)
+    before = classifier(data)
+    result = prune(classifier, data=data, budget=0.5, components={"all": [""]})
+    assert parameter_count(result.best) == pytest.approx(0.5 * parameter_count(classifier), rel=0.03)
+    assert result.sparsity == pytest.approx(0.5, abs=0.01)
+    error = (result.best(data) - before).square().mean() / before.var()
+    assert error < 0.1
+    torch.testing.assert_close(classifier(data), before)
+
+
+def test_a_model_of_several_components_with_outputs_terms_and_ties() -> None:
+    torch.manual_seed(0)
+    model = WorldModel()
+    data = {"observation": torch.randn(400, 5), "actions": torch.rand(400, 2, 2)}
+    result = prune(
+        model,
+        data=data,
+        budget=Budget(0.5, cost="multiplications", tolerance=0.03),
+        components=model.components,
+        trace=lambda m, rows: m(rows["observation"], rows["actions"]),
+        terms=[Term("action0"), Term("value1", weight=0.1, error=mean_squared)],
+        ties=[("q.0.0", "q.1.0", "q.2.0")],
+        importance="obs",
+        method="uniform",
+        rounds=2,
+        distill_steps=60,
+    )
+    assert set(result.modules) == {"reconstructed", "distilled"}
+    assert set(result.errors["distilled"]) == {"action0", "value1"}
+    assert result.objectives["distilled"] <= result.objectives["reconstructed"]
+    latent = next(outcome for outcome in result.groups if outcome.group.name == "encoder.3")
+    assert latent.kept * 4 == result.best.policy[0].in_features
+    assert latent.coefficient == pytest.approx(1 - latent.kept / 6)
+
+
+def test_an_autoencoder_is_pruned_against_its_images() -> None:
+    torch.manual_seed(0)
+    model = ConvNet()
+    images = torch.rand(200, 1, 12, 12)
+    result = prune(
+        model,
+        data={"image": images},
+        budget=Budget(0.4, tolerance=0.05),
+        components=model.components,
+        trace=lambda m, rows: {"image": m(rows["image"])},
+        terms=[Term("image", target="image", error=mean_squared, name="psnr")],
+        method="grid",
+    )
+    assert result.best(images).shape == images.shape
+
+
+def test_latency_is_a_budget_where_it_can_be_measured(classifier: nn.Module) -> None:
+    def seconds(module: Any) -> float:
+        return 1e-5 + 1e-8 * parameter_count(module)
+
+    result = prune(
+        classifier, data=torch.randn(300, 6), budget=Budget(0.3, cost="latency", tolerance=0.03),
+        components={"all": [""]}, latency=seconds, method="uniform",
+    )  # fmt: skip
+    assert seconds(result.best) == pytest.approx(0.7 * seconds(classifier), rel=0.1)
+    with pytest.raises(PruningError, match="a budget on latency needs a way to measure it"):
+        prune(classifier, data=torch.randn(300, 6), budget=Budget(0.3, cost="latency"), components={"all": [""]})
+
+
+def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
+    data = torch.randn(600, 6)
+    sizes = {
+        rounds: parameter_count(
+            prune(classifier, data=data, budget=Budget(0.8, tolerance=0.02), components={"all": [""]},
+                  rounds=rounds, method="uniform").best
+        )
+        for rounds in (1, 3)
+    }  # fmt: skip
+    assert sizes[3] == pytest.approx(sizes[1], rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": torch.full((200, 6), torch.nan)}, "the data 'data' holds NaN or infinity"),
+        ({"data": torch.randn(20, 6)}, "the data has 20 rows; at least 64"),
+        ({"data": {"a": torch.zeros(100, 6), "b": torch.zeros(90, 6)}}, "'b' has 90 rows, others have 100"),
+        ({"weights": torch.ones(3)}, r"weights has shape \(3,\); it needs one value for each of 200 rows"),
+        ({"components": {"all": ["head"]}}, "component all names 'head'"),
+        ({"terms": [Term("actions")]}, "the output 'actions'; the run gives output"),
+        ({"budget": 0.9999}, "cannot be reached: with one channel left in every group it is 0.98"),
+    ],
+)
+def test_bad_input_gets_one_clear_sentence(classifier: nn.Module, changes: dict[str, Any], message: str) -> None:
+    arguments = {"data": torch.randn(200, 6), "budget": 0.5, "components": {"all": [""]}, **changes}
+    with pytest.raises(PruningError, match=message):
+        prune(classifier, **arguments)
+
+
+@pytest.mark.parametrize("stage", ["groups", "importance", "coefficients", "reconstruction", "distillation"])
+def test_it_can_be_cancelled_in_every_stage(classifier: nn.Module, stage: str) -> None:
+    reached: list[str] = []
+    progress = Progress(lambda name, _: reached.append(name), lambda: stage in reached)
+    with pytest.raises(Cancelled, match=f"during {stage}"):
+        prune(classifier, data=torch.randn(200, 6), budget=0.5, components={"all": [""]}, distill_steps=100,
+              progress=progress)  # fmt: skip
+    assert not any(module._forward_hooks for module in classifier.modules())

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.progress import Progress
+from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.settings import PruningSettings
+from nncontrol_prune.service.boundary import RESOLUTION, bisect, prune_to_boundary
+from nncontrol_prune.service.rollouts import record_episodes
+from nncontrol_prune.validation.settings import GateSettings
+
+
+@pytest.mark.parametrize("boundary", [0.1, 0.6, 0.93, 0.989])
+def test_bisection_ends_near_the_boundary(boundary: float) -> None:
+    passing = list(bisect(lambda sparsity: sparsity <= boundary, 0.99, attempts=20))
+    assert passing == sorted(passing)
+    assert (1 - passing[-1]) / (1 - boundary) <= RESOLUTION if passing else boundary < 1 - 1 / RESOLUTION
+
+
+def test_bisection_without_anything_that_passes_ends() -> None:
+    tried: list[float] = []
+
+    def fails(sparsity: float) -> bool:
+        tried.append(sparsity)
+        return False
+
+    assert list(bisect(fails, 0.99)) == []
+    assert tried == sorted(tried, reverse=True)
+    assert len(tried) <= 8
+
+
+def test_attempts_are_bounded() -> None:
+    assert len(list(bisect(lambda _: True, 0.9999, attempts=3))) == 3
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory: pytest.TempPathFactory, shipped_bundle: Bundle) -> Path:
+    path = tmp_path_factory.mktemp("boundary") / "bag"
+    record_episodes(shipped_bundle, CARTPOLE, range(4), path, lambda _: None)
+    return path
+
+
+def test_the_boundary_passes_and_everything_tried_is_reported(
+    shipped_bundle: Bundle, bag: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nncontrol_prune.service.boundary.RESOLUTION", 4.0)
+    stages: list[str] = []
+    found = prune_to_boundary(
+        shipped_bundle,
+        (bag,),
+        PruningSettings(method="uniform", max_rows=4000),
+        environment=CARTPOLE,
+        gate=GateSettings(episodes=30),
+        progress=Progress(lambda stage, _: stages.append(stage)),
+    )
+    assert found.verdict.accepted
+    assert found.verdict.candidate == found.candidate.reference
+    assert found.report.sparsity in {point.sparsity for point in found.curve if point.accepted}
+    assert found.report.sparsity > 0.5
+    assert [point.sparsity for point in found.curve] == sorted(point.sparsity for point in found.curve)
+    assert all(point.reason for point in found.curve if not point.accepted)
+    assert any(stage.startswith("try 2, ") and stage.endswith(": validation") for stage in stages)
+
+
+def test_nothing_that_passes_is_an_error_with_everything_tried(
+    shipped_bundle: Bundle, bag: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PruningError("no luck")
+
+    monkeypatch.setattr("nncontrol_prune.service.boundary.prune", refuse)
+    with pytest.raises(PruningError, match=r"nothing that was tried passes validation: .*%: no luck"):
+        prune_to_boundary(
+            shipped_bundle, (bag,), PruningSettings(), environment=CARTPOLE, gate=GateSettings(), progress=Progress()
+        )
