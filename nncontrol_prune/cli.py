@@ -20,6 +20,7 @@ import typer
 
 from nncontrol_prune.controllers.specs import Activation
 from nncontrol_prune.pruning.settings import CostName, ImportanceName, Method, PruningSettings
+from nncontrol_prune.service.mnist_report import MnistSettings
 from nncontrol_prune.transport.network import DEFAULT_PORT, LOOPBACK, Network
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ Keys = Annotated[Path | None, typer.Option(help="Directory with CURVE keys, made
 Sparsity = Annotated[float | None, typer.Option(help="Share of the parameters to remove, in [0, 1).")]
 DEFAULT_STORE = Path("out/store")
 PRUNING = PruningSettings()
+MNIST = MnistSettings()
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -245,6 +247,7 @@ def prune(
     perturbation: Annotated[
         float, typer.Option(help="Noise on a second copy of the rollouts, in standard deviations.")
     ] = PRUNING.perturbation,
+    max_rows: Annotated[int, typer.Option(help="Transitions that are used at the most.")] = PRUNING.max_rows,
     jobs: Annotated[int, typer.Option(min=1, help="Choices that the grid judges at the same time.")] = PRUNING.jobs,
     seed: Annotated[int, typer.Option(min=0)] = PRUNING.seed,
     name: Annotated[str | None, typer.Option(help="Name of the new controller.")] = None,
@@ -277,6 +280,7 @@ def prune(
         "distill_steps": distill_steps,
         "on_policy_rounds": on_policy_rounds,
         "perturbation": perturbation,
+        "max_rows": max_rows,
         "jobs": jobs,
         "seed": seed,
     }
@@ -403,11 +407,75 @@ def import_sb3(
     as_json: Json = False,
 ) -> None:
     """Import a Stable-Baselines3 zip. Nothing in the file is executed."""
-    from nncontrol_prune import display
     from nncontrol_prune.service.imports import bundle_from_sb3
 
     _check_new(out)
     bundle = bundle_from_sb3(file, env, name=name, vecnormalize=vecnormalize, activation=activation)
+    _write_imported(bundle, out, as_json)
+
+
+@importer.command("tdmpc2")
+@_handled
+def import_tdmpc2(
+    file: Annotated[Path, typer.Argument(help="Checkpoint of one task with state observations.")],
+    env: Annotated[str, typer.Option(help="The environment it was trained for.")],
+    out: Annotated[Path, typer.Option(help="The bundle to write; a new directory.")],
+    name: Annotated[str | None, typer.Option(help="Name of the controller; default: the file's.")] = None,
+    horizon: Annotated[int | None, typer.Option(help="Steps planned ahead; official: 3.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Sequences drawn around the plan; official: 488.")] = None,
+    policy_samples: Annotated[int | None, typer.Option(help="Sequences the policy proposes; official: 24.")] = None,
+    elites: Annotated[int | None, typer.Option(help="Sequences that make the next plan; official: 64.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Official: 6, with 20 actions and more 8.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="How much better elites count more; official: 0.5.")] = None,
+    min_std: Annotated[float | None, typer.Option(help="Least spread of the sequences; official: 0.05.")] = None,
+    max_std: Annotated[float | None, typer.Option(help="Spread at first; official: 2.")] = None,
+    discount: Annotated[float | None, typer.Option(help="Of the rewards; default: 0.99.")] = None,
+    episode_length: Annotated[
+        int | None, typer.Option(min=1, help="Steps of a training episode, which the official discount follows from.")
+    ] = None,
+    simplex: Annotated[int, typer.Option(help="Its `simnorm_dim`.")] = 8,
+    v_min: Annotated[float, typer.Option(help="Its `vmin`.")] = -10.0,
+    v_max: Annotated[float, typer.Option(help="Its `vmax`.")] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Import a checkpoint of the official TD-MPC2 code. Nothing in the file is executed."""
+    from nncontrol_prune import display
+    from nncontrol_prune.config import ConfigError
+    from nncontrol_prune.controllers.tdmpc2 import official_discount
+    from nncontrol_prune.service.imports import bundle_from_tdmpc2
+
+    _check_new(out)
+    planner = {
+        "horizon": horizon,
+        "samples": samples,
+        "policy_samples": policy_samples,
+        "elites": elites,
+        "iterations": iterations,
+        "temperature": temperature,
+        "min_std": min_std,
+        "max_std": max_std,
+    }
+    if discount is not None and episode_length is not None:
+        raise ConfigError("import tdmpc2: the discount follows from --episode-length; leave --discount or it out")
+    if discount is None:
+        discount = 0.99 if episode_length is None else official_discount(episode_length)
+    bundle = bundle_from_tdmpc2(
+        file,
+        env,
+        name=name,
+        planner={key: value for key, value in planner.items() if value is not None},
+        simplex=simplex,
+        v_min=v_min,
+        v_max=v_max,
+        discount=discount,
+        note=lambda sentence: display.err.print(f"[yellow]note:[/] {sentence}"),
+    )
+    _write_imported(bundle, out, as_json)
+
+
+def _write_imported(bundle: Bundle, out: Path, as_json: bool) -> None:
+    from nncontrol_prune import display
+
     bundle.write(out)
     if as_json:
         _print_json({"bundle": str(out), "reference": bundle.reference, **bundle.manifest.model_dump(mode="json")})
@@ -516,6 +584,60 @@ def call(
         _print_json(result)
     else:
         display.out.print(", ".join(f"{key}: {value}" for key, value in result.items()) or "done", soft_wrap=True)
+
+
+@app.command()
+@_handled
+def mnist(
+    data: Annotated[Path, typer.Option(help="Directory with MNIST's IDX files, plain or as .gz.")] = Path("data/mnist"),
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("out/mnist"),
+    sparsity: Annotated[
+        list[float], typer.Option(help="Share of the parameters to remove; may be given several times.")
+    ] = list(MNIST.sparsity),  # noqa: B006
+    method: Annotated[
+        list[str], typer.Option(help="Optimizer of the coefficients; may be given several times.")
+    ] = list(MNIST.method),  # noqa: B006
+    importance: Annotated[ImportanceName, typer.Option(help="Which channels leave first.")] = MNIST.importance,
+    distill_steps: Annotated[
+        int, typer.Option(help="Gradient steps on the pruned autoencoders; scored without them too.")
+    ] = MNIST.distill_steps,
+    epochs: Annotated[int, typer.Option(help="Passes of the training over the images.")] = MNIST.epochs,
+    seed: Annotated[int, typer.Option(help="Of training and pruning.")] = MNIST.seed,
+    as_json: Json = False,
+) -> None:
+    """Train an autoencoder of MNIST, prune it with every method, and show what is left of the images.
+
+    The dense autoencoder is kept in OUT and used again as long as nothing about its training changes.
+    """
+    from nncontrol_prune import display
+    from nncontrol_prune.config import ConfigError, validated
+    from nncontrol_prune.progress import Progress
+    from nncontrol_prune.service.mnist import run_mnist
+
+    values = {
+        "sparsity": sparsity,
+        "method": method,
+        "importance": importance,
+        "distill_steps": distill_steps,
+        "epochs": epochs,
+        "seed": seed,
+    }
+    settings = validated(MnistSettings, values, "mnist")
+    if not data.is_dir():
+        raise ConfigError(f"mnist: --data {data} is not a directory; name the one that holds MNIST's IDX files")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"mnist: --out {out} cannot be made a directory: {error.strerror}") from error
+    with display.progress_bar(as_json) as show:
+        report, written = run_mnist(data, out, settings, Progress(show))
+    if as_json:
+        _print_json({**report.model_dump(mode="json"), "written": [str(path) for path in written]})
+        return
+    display.out.print(display.mnist_table(report))
+    for note in report.notes:
+        display.err.print(f"[yellow]note:[/] {note}")
+    display.out.print(display.written(written), soft_wrap=True)
 
 
 @app.command("keys")

@@ -16,6 +16,7 @@ from nncontrol_prune.controllers.specs import Manifest
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.runtime.statistics import Quantiles
 from nncontrol_prune.service.boundary import BoundaryPoint
+from nncontrol_prune.service.mnist_report import MnistReport
 from nncontrol_prune.transport.session import SessionResult
 
 out = Console()
@@ -117,6 +118,18 @@ def verdict_table(verdict: Verdict) -> Table:
     table.add_column("reason")
     for criterion in verdict.criteria:
         table.add_row(criterion.name, "passed" if criterion.passed else "[bold red]failed[/]", criterion.reason)
+    return table
+
+
+def mnist_table(report: MnistReport) -> Table:
+    """Return how well each method keeps the images."""
+    headings, rows = report.cells()
+    title = f"{report.test_images:,} test images; {report.dense_parameters:,} parameters, this share of them removed"
+    table = Table(title=title, title_justify="left")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

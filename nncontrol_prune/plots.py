@@ -1,9 +1,10 @@
-"""Pictures of a run."""
+"""Pictures of a run, and of reconstructed images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import matplotlib
 import numpy as np
@@ -77,4 +78,26 @@ def plot_run(
     top.set_title(f"{environment}: the controller is pruned and swapped while it runs", fontsize=11)
     top.legend(loc="upper right", framealpha=0.9)
     figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def plot_reconstructions(file: IO[bytes], rows: Sequence[tuple[str, str, NDArray[np.float32]]]) -> None:
+    """Draw images in rows, such as originals above what networks make of them.
+
+    Args:
+        file: Where the PNG goes.
+        rows: A title, a line of figures, and images (images, height, width) in 0..1; as many in each row.
+    """
+    columns = len(rows[0][2])
+    figure, axes = plt.subplots(
+        len(rows), 1, figsize=(0.72 * columns + 1.9, 0.78 * len(rows)), squeeze=False, constrained_layout=True
+    )
+    for axis, (title, figures, images) in zip(axes[:, 0], rows, strict=True):
+        # Dark on light, as in print, and a little apart.
+        tiles = np.pad(1.0 - images, ((0, 0), (0, 0), (1, 1)), constant_values=1.0)
+        axis.imshow(np.concatenate(tiles, axis=1), cmap="gray", vmin=0.0, vmax=1.0)
+        axis.set_axis_off()
+        axis.text(-0.015, 0.68, title, transform=axis.transAxes, ha="right", va="center", fontsize=9, weight="bold")
+        axis.text(-0.015, 0.3, figures, transform=axis.transAxes, ha="right", va="center", fontsize=7.5, color="0.35")
+    figure.savefig(file, dpi=110, bbox_inches="tight", pad_inches=0.1)
     plt.close(figure)

@@ -1,6 +1,9 @@
 """Train the TD-MPC agent that ships for the cart-pole, and write it as a bundle.
 
-python sim/train_cartpole_tdmpc.py --out sim/controllers/cartpole_swingup_tdmpc
+    python sim/train_cartpole_tdmpc.py --out sim/controllers/cartpole_swingup_tdmpc
+
+It starts from demonstrations of the shipped soft actor-critic actor, with noise of all levels, and goes on with what it
+does itself; half an hour on one core.
 """
 
 from __future__ import annotations
@@ -16,15 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nncontrol_prune.controllers.bundle import load_bundle, make_bundle
+from nncontrol_prune.controllers.policy import Policy
 from nncontrol_prune.controllers.specs import PlannerSpec, TdMpcArchitecture
 from nncontrol_prune.controllers.tdmpc import TdMpc, two_hot
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.cartpole import upright
 from nncontrol_prune.plants.environments import environment_specs, make_environment
 from nncontrol_prune.plants.training_starts import TrainingStarts
+from nncontrol_prune.resources import shipped_controllers
 
 ENVIRONMENTS = 8
-HORIZON, BATCH = 3, 256
+HORIZON, BATCH = 3, 128
 RHO = 0.5
 CONSISTENCY, REWARD, VALUE = 20.0, 0.1, 0.1
 ENTROPY = 1e-4
@@ -32,6 +38,11 @@ TARGET_RATE = 0.01
 UPDATES_PER_STEP = 4
 """Gradient steps for each step of all environments."""
 OBSERVATION_SCALE = (1.0, 1.0, 1.0, 2.0, 5.0)
+DEMONSTRATOR = "cartpole_swingup_sac"
+DEMONSTRATED_STEPS, PRETRAINING_UPDATES = 2_500, 3_000
+RESTART = 1 / 400
+"""Chance of a new episode in each step, so that many starts are seen."""
+EVALUATED_EVERY = 1_000
 
 
 class Replay:
@@ -155,49 +166,67 @@ def evaluate(model: TdMpc, seeds: range) -> tuple[int, float]:
     return int((fallen <= 800).sum()), float(total.mean())
 
 
+class Collector:
+    """Steps all environments and keeps what they gave in the replay."""
+
+    def __init__(self, model: TdMpc, replay: Replay, seed: int) -> None:
+        self._model, self._replay = model, replay
+        self._rng = np.random.default_rng(seed)
+        self._environments = [TrainingStarts(make_environment(CARTPOLE), seed + index) for index in range(ENVIRONMENTS)]
+        self._observation = np.stack([e.reset(seed=seed + i)[0] for i, e in enumerate(self._environments)])
+        self._plan = torch.zeros(ENVIRONMENTS, model.architecture.planner.horizon, model.action_size)
+
+    def demonstrate(self, policy: Policy, steps: int) -> None:
+        """Act by another policy, with noise that differs from environment to environment."""
+        noise = torch.linspace(0.0, 0.8, ENVIRONMENTS)[:, None]
+        for _ in range(steps):
+            command = self._model.scaled(torch.from_numpy(policy.batch(self._observation)))
+            self._step((command + noise * torch.randn(command.shape)).clamp(-1, 1))
+
+    @torch.no_grad()
+    def plan(self, noise: float) -> None:
+        """Act once by the model's own plan, with noise."""
+        command, self._plan = self._model(torch.from_numpy(self._observation).float(), self._plan)
+        self._step((self._model.scaled(command) + noise * torch.randn(command.shape)).clamp(-1, 1))
+
+    def _step(self, action: Tensor) -> None:
+        seen = torch.from_numpy(self._observation).float()
+        command = self._model.output(action).numpy()
+        rewards, ends = torch.zeros(ENVIRONMENTS), torch.zeros(ENVIRONMENTS, dtype=torch.bool)
+        for index, env in enumerate(self._environments):
+            self._observation[index], reward, _, truncated, _ = env.step(command[index])
+            rewards[index], ends[index] = float(reward), truncated or self._rng.random() < RESTART
+            if ends[index]:
+                self._observation[index], _ = env.reset()
+                self._plan[index] = 0.0
+        self._replay.add(seen, action, rewards, ends)
+
+
 def train(model: TdMpc, steps: int, seed: int, checkpoint: Path, minutes: float) -> None:
     """Train for so many steps of all environments; the best by evaluation is kept in `checkpoint`."""
-    rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    environments = [TrainingStarts(make_environment(CARTPOLE), seed + index) for index in range(ENVIRONMENTS)]
-    observation = np.stack([env.reset(seed=seed + index)[0] for index, env in enumerate(environments)])
-    planner = model.architecture.planner
-    plan = torch.zeros(ENVIRONMENTS, planner.horizon, model.action_size)
-    replay, trainer = Replay(steps, observation.shape[1], model.action_size), Trainer(model)
-    best, started, losses = (-1, -1.0), time.monotonic(), dict[str, float]()
+    replay = Replay(DEMONSTRATED_STEPS + steps, len(OBSERVATION_SCALE), model.action_size)
+    collector, trainer = Collector(model, replay, seed), Trainer(model)
+    collector.demonstrate(load_bundle(shipped_controllers()[DEMONSTRATOR]).policy, DEMONSTRATED_STEPS)
+    losses: dict[str, float] = {}
+    for _ in range(PRETRAINING_UPDATES):
+        losses = trainer.update(*replay.sample(generator))
+    best, started = (-1, -1.0), time.monotonic()
     for step in range(steps):
-        seen = torch.from_numpy(observation).float()
-        if step < 250:
-            action = torch.from_numpy(rng.uniform(-1, 1, (ENVIRONMENTS, model.action_size))).float()
-        else:
-            with torch.no_grad():
-                command, plan = model(seen, plan)
-            noise = 0.3 * max(0.15, 1.0 - step / 3000)
-            action = (model.scaled(command) + noise * torch.randn(command.shape)).clamp(-1, 1)
-        command = model.output(action).numpy()
-        rewards, ends = np.zeros(ENVIRONMENTS), np.zeros(ENVIRONMENTS, dtype=bool)
-        for index, env in enumerate(environments):
-            observation[index], rewards[index], _, ends[index], _ = env.step(command[index])
-            if rng.random() < 1 / 400:  # short episodes, so that many starts are seen
-                ends[index] = True
-            if ends[index]:
-                observation[index], _ = env.reset()
-                plan[index] = 0.0
-        replay.add(seen, action, torch.from_numpy(rewards).float(), torch.from_numpy(ends))
-        if step >= 250:
-            for _ in range(UPDATES_PER_STEP if step > 260 else 100):
-                losses = trainer.update(*replay.sample(generator))
-        if step % 500 == 499:
+        if step % EVALUATED_EVERY == 0:
             result = evaluate(model, range(20_000, 20_010))
             elapsed = (time.monotonic() - started) / 60
-            print(f"{step + 1} steps, {elapsed:.1f} min: {result[0]} of 10 balanced, return {result[1]:.0f}; "
+            print(f"{step} steps, {elapsed:.1f} min: {result[0]} of 10 balanced, return {result[1]:.0f}; "
                   + ", ".join(f"{name} {loss:.3g}" for name, loss in losses.items()), flush=True)  # fmt: skip
             if result > best:
                 best = result
                 torch.save(model.state_dict(), checkpoint)
             if elapsed > minutes:
                 break
+        collector.plan(noise=0.3 * max(0.15, 1.0 - step / 3000))
+        for _ in range(UPDATES_PER_STEP):
+            losses = trainer.update(*replay.sample(generator))
 
 
 def main() -> None:
@@ -208,7 +237,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--latent", type=int, default=64)
     parser.add_argument("--checkpoint", type=Path, default=Path("cartpole_tdmpc.pt"))
-    parser.add_argument("--out", type=Path, default=None, help="the bundle to write; a new directory")
+    parser.add_argument(
+        "--out", type=Path, default=Path("cartpole_swingup_tdmpc"), help="bundle to write; its name too"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -216,7 +247,8 @@ def main() -> None:
     width = arguments.width
     architecture = TdMpcArchitecture(
         encoder=(width,), dynamics=(width, width), reward=(width, width), policy=(width, width), q=(width, width),
-        latent=arguments.latent, v_min=-2.0, v_max=6.0, log_std_min=-5.0, log_std_max=1.0, planner=PlannerSpec(),
+        latent=arguments.latent, v_min=-2.0, v_max=6.0, log_std_min=-5.0, log_std_max=1.0,
+        planner=PlannerSpec(max_std=0.5),
     )  # fmt: skip
     torch.manual_seed(arguments.seed)
     model = TdMpc.for_action(architecture, specs.observation.size, specs.action)
@@ -224,6 +256,20 @@ def main() -> None:
     for head in (model.reward, *model.q):  # as its authors do: values start at zero
         nn.init.zeros_(head[-1].weight)
     train(model, arguments.steps, arguments.seed, arguments.checkpoint, arguments.minutes)
+    model.load_state_dict(torch.load(arguments.checkpoint, weights_only=True))
+    balanced, mean_return = evaluate(model, range(10_000, 10_050))
+    print(f"{balanced} of 50 starts end balanced, return {mean_return:.0f}")
+    bundle = make_bundle(
+        model.eval(),
+        name=arguments.out.name,
+        observation=specs.observation,
+        action=specs.action,
+        rate=specs.rate,
+        environment=CARTPOLE,
+        reference_observations=load_bundle(shipped_controllers()[DEMONSTRATOR]).reference_observations,
+    )
+    bundle.write(arguments.out)
+    print(bundle.reference)
 
 
 if __name__ == "__main__":

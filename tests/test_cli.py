@@ -126,6 +126,50 @@ def test_wrong_arguments_of_prune(bag: Path, tmp_path: Path, arguments: list[obj
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture
+def mnist_data(tmp_path: Path) -> Path:
+    """The test part of MNIST, with noise for images."""
+    images = np.random.default_rng(0).integers(0, 256, (160, 28, 28), dtype=np.uint8)
+    directory = tmp_path / "mnist"
+    directory.mkdir()
+    header = bytes([0, 0, 8, 3]) + np.array(images.shape, dtype=">u4").tobytes()
+    (directory / "t10k-images-idx3-ubyte").write_bytes(header + images.tobytes())
+    return directory
+
+
+def test_mnist_prunes_and_writes_what_it_found(mnist_data: Path, tmp_path: Path) -> None:
+    result = run(
+        *("mnist", "--data", mnist_data, "--out", tmp_path / "out", "--sparsity", 0.6, "--method", "uniform"),
+        *("--importance", "l2", "--epochs", 1, "--json"),
+    )
+    report = json_of(result)
+    assert result.exit_code == 0, result.stderr
+    assert [entry["sparsity"] for entry in report["results"]] == [pytest.approx(0.6, abs=0.01)]
+    assert all(Path(path).exists() for path in report["written"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--sparsity", 1.0], 2, "mnist: sparsity.0 = 1.0: input should be less than 1"),
+        (["--sparsity", 0.5, "--sparsity", "nan"], 2, "mnist: sparsity.1 = nan"),
+        (["--method", "magic"], 2, "mnist: method.0 = 'magic': input should be 'uniform', 'threshold'"),
+        (["--epochs", 0], 2, "mnist: epochs = 0: input should be greater than or equal to 1"),
+        (["--data", "nowhere"], 2, "mnist: --data nowhere is not a directory"),
+        (["--data", "."], 1, "holds no t10k-images-idx3-ubyte"),
+        (["--out", "file/below"], 2, "mnist: --out file/below cannot be made a directory"),
+    ],
+)
+def test_wrong_arguments_of_mnist(
+    mnist_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[object], code: int, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    result = run("mnist", "--data", mnist_data, *arguments)
+    assert result.exit_code == code
+    assert message in " ".join(result.stderr.split())
+
+
 def test_rollouts_of_another_observation_size_are_refused(tmp_path: Path) -> None:
     with BagWriter(tmp_path / "bag", observation_size=7, action_size=1, rate=100.0) as writer:
         for tick in range(200):

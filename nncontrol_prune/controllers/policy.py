@@ -136,8 +136,11 @@ class PlannerPolicy:
         action[:] = self._action_row
 
     def advance(self) -> None:
-        """Make what was planned last the start of the next plan."""
-        self._plan[:] = self._next_plan
+        """Make what was planned last the start of the next plan, unless an observation spoilt it."""
+        if np.isfinite(self._next_plan).all():
+            self._plan[:] = self._next_plan
+        else:
+            self._plan[:] = 0.0
 
     def reset(self) -> None:
         """Start the next plan from nothing."""

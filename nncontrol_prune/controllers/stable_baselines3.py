@@ -7,11 +7,9 @@ into inert records. Stable-Baselines3 itself is neither imported nor needed.
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,13 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nncontrol_prune.controllers.checkpoints import check_declared_size, check_tensor, load_tensors, naming
 from nncontrol_prune.controllers.errors import ImportFailedError, refusing
 from nncontrol_prune.controllers.mlp import ACTIVATIONS, Mlp
 from nncontrol_prune.controllers.specs import ActionSpec, Activation, MlpArchitecture
 from nncontrol_prune.controllers.vecnormalize import Statistics, read_vecnormalize
-
-MAX_ARCHIVE_BYTES = 512 * 1024 * 1024
-"""The members of an archive may not declare more than this together."""
 
 SUPPORTED = "supported are MlpPolicy actors of PPO, SAC and TD3"
 FLATTEN_EXTRACTOR = "<class 'stable_baselines3.common.torch_layers.FlattenExtractor'>"
@@ -99,20 +95,20 @@ def import_sb3(
         ImportFailedError: A file is damaged, unsafe or not supported, or does not fit the environment; the message
             names the file, the reason, and what is allowed or what to do next.
     """
-    with _naming(path):
+    with naming(path):
         data, weights = _read_archive(path)
         layout = _layout(data)
         _check_spaces(data, action)
         kwargs = _policy_kwargs(data)
         activation = _activation(kwargs, layout, activation)
         squash = _squash(data, kwargs, layout)
-        layers = _linear_layers(_read_tensors(weights), layout)
+        layers = _linear_layers(load_tensors(weights, "policy.pth"), layout)
         _check_sizes(layers, observation_size, action)
     statistics = Statistics(np.zeros(observation_size), np.ones(observation_size), None)
     if vecnormalize is not None:
-        with _naming(vecnormalize):
+        with naming(vecnormalize):
             statistics = read_vecnormalize(vecnormalize, observation_size)
-    with _naming(path), refusing("its layers make no mlp controller"):
+    with naming(path), refusing("its layers make no mlp controller"):
         architecture = MlpArchitecture(
             hidden=tuple(int(weight.shape[0]) for weight, _ in layers[:-1]),
             activation=activation,
@@ -122,32 +118,16 @@ def import_sb3(
     return ImportedActor(_build(architecture, layers, statistics, action), layout.algorithm, activation)
 
 
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the file's name before the message of an error."""
-    try:
-        yield
-    except ImportFailedError as error:
-        raise ImportFailedError(f"{path}: {error}") from error
-
-
 def _read_archive(path: Path) -> tuple[dict[str, Any], bytes]:
     """Return the metadata in `data`, its pickled parts undecoded, and the contents of `policy.pth`."""
     with refusing("it is not a file that Stable-Baselines3's model.save() wrote"):
         with zipfile.ZipFile(path) as archive:
-            _check_declared_size(archive)
+            check_declared_size(archive)
             members = [archive.read(name) for name in ("data", "policy.pth")]
         data = json.loads(members[0])
         if not isinstance(data, dict):
             raise TypeError("its member 'data' is not a JSON object")
     return data, members[1]
-
-
-def _check_declared_size(archive: zipfile.ZipFile) -> None:
-    # Before a byte is unpacked: a small archive may claim to hold gigabytes.
-    declared = sum(info.file_size for info in archive.infolist())
-    if declared > MAX_ARCHIVE_BYTES:
-        raise ImportFailedError(f"its members declare {declared} bytes, allowed are {MAX_ARCHIVE_BYTES}")
 
 
 def _readable(data: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -226,17 +206,6 @@ def _squash(data: Mapping[str, Any], kwargs: Mapping[str, Any] | None, layout: _
     return "tanh" if kwargs is not None and kwargs.get("squash_output") is True else "clip"
 
 
-def _read_tensors(weights: bytes) -> dict[str, Tensor]:
-    with refusing("policy.pth is damaged"):
-        if zipfile.is_zipfile(io.BytesIO(weights)):
-            with zipfile.ZipFile(io.BytesIO(weights)) as archive:
-                _check_declared_size(archive)
-    try:
-        return dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
-    except Exception as error:  # torch's own message advises to load such a file with weights_only=False
-        raise ImportFailedError("policy.pth is damaged or holds more than tensors; save the model again") from error
-
-
 def _linear_layers(tensors: Mapping[str, Tensor], layout: _Layout) -> list[tuple[Tensor, Tensor]]:
     """Return weight (outputs, inputs) and bias (outputs,) of every layer, and refuse what an MLP does not have."""
     names: list[str] = []
@@ -256,8 +225,7 @@ def _linear_layers(tensors: Mapping[str, Tensor], layout: _Layout) -> list[tuple
     for name in needed:
         if name not in tensors:
             raise ImportFailedError(f"policy.pth has no {name}; {SUPPORTED}")
-        with refusing(f"policy.pth: {name} is not a plain tensor"):
-            _check_tensor(name, tensors[name])
+        check_tensor(tensors[name], f"policy.pth: {name}")
     layers = [(tensors[name + "weight"], tensors[name + "bias"]) for name in names]
     inputs = layers[0][0].shape[-1:]
     for name, (weight, bias) in zip(names, layers, strict=True):
@@ -266,14 +234,6 @@ def _linear_layers(tensors: Mapping[str, Tensor], layout: _Layout) -> list[tuple
             raise ImportFailedError(f"policy.pth: weight and bias of {name} have shapes {shapes}, which fit no MLP")
         inputs = weight.shape[:1]
     return layers
-
-
-def _check_tensor(name: str, tensor: Tensor) -> None:
-    # A view may declare any shape over a small storage.
-    if not tensor.is_floating_point() or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
-        raise ImportFailedError(f"policy.pth: {name} is not a dense floating-point tensor; save the model again")
-    if not torch.isfinite(tensor.to(torch.float32)).all():
-        raise ImportFailedError(f"policy.pth: {name} holds NaN or infinite values; take an earlier checkpoint")
 
 
 def _check_sizes(layers: list[tuple[Tensor, Tensor]], observation_size: int, action: ActionSpec) -> None:

@@ -15,7 +15,7 @@ from nncontrol_prune.controllers.mlp import Mlp
 from nncontrol_prune.controllers.tdmpc import TdMpc
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.network import Batch, Network
-from nncontrol_prune.pruning.terms import Term, excess
+from nncontrol_prune.pruning.terms import Term
 
 JACOBIAN_STEP = 0.05
 """Step of the differences that estimate the policy's Jacobian, in standard deviations of the observation."""
@@ -61,6 +61,7 @@ def sample_batch(recipe: Recipe, observations: NDArray[np.float32], action_size:
         batch["action"] = torch.zeros(len(rows), recipe.horizon, action_size)
         batch["next_observation"] = rows[:, None].expand(-1, recipe.horizon, -1)
         batch["reward"] = torch.zeros(len(rows), recipe.horizon)
+        batch["alternative"] = torch.zeros(len(rows), recipe.horizon, action_size)
         batch["logged"] = torch.ones(len(rows))
     return batch
 
@@ -108,7 +109,7 @@ def _tdmpc(module: TdMpc) -> Recipe:
             Term("plan", scale=None),
             Term("reward", scale=None),
             Term("value", scale=None),
-            Term("latent", scale=None, error=excess),
+            Term("latent", target="zero"),
             Term("jacobian", weight=0.0, scale=2.0),
             Term("logged_reward", weight=0.0, scale=None, target="reward"),
         ),
@@ -122,35 +123,37 @@ def run_world_model(module: Any, batch: Batch) -> dict[str, Tensor]:
     Returns, for rows and steps h of the horizon H,
         `action` (rows, H, m): the policy's mean action, in ±1;
         `reward` (rows, H) and `value` (rows, H): of the batch's action, in the reward's units;
-        `plan` (rows,): the return the planner would expect of the batch's actions, the policy's value at their end
-            included: what it ranks plans by;
-        `latent` (rows, H): the distance between the predicted latent and that of the observation that followed, as a
-            root mean square over simplices; 0 where the row's observation was not logged;
+        `plan` (rows,): by how much the planner would rank the batch's `action` above its `alternative`. States differ
+            in what they are worth by far more than the plans from one of them do, and only the latter matters here;
+        `latent` (rows, H): how far the predicted latent is from that of the observation that followed, in standard
+            deviations of the latter; 0 where the row was not logged;
         `logged_reward` (rows, H): the same as `reward`, to be compared with what was logged; and the batch's where
-            the row's observation was not logged;
+            the row was not logged;
         `jacobian` (rows, m): the policy's along the batch's `direction`, if it has one.
     """
-    latent = module.encode(batch["observation"])
-    actions = module.scaled(batch["action"]).clamp(-1.0, 1.0)
+    start = module.encode(batch["observation"])
+    actions, others = (module.scaled(batch[name]).clamp(-1.0, 1.0) for name in ("action", "alternative"))
     logged = batch["logged"][:, None]
-    simplices = latent.shape[-1] // module.architecture.simplex
-    policy, reward, value, distance = [], [], [], []
-    plan, discount = torch.zeros(len(latent)), 1.0
-    for action, following in zip(actions.unbind(1), batch["next_observation"].unbind(1), strict=True):
+    policy, reward, value, predicted = [], [], [], []
+    latent = start
+    for action in actions.unbind(1):
         policy.append(module.act(latent))
         reward.append(module.decode(module.reward_logits(latent, action)))
         value.append(module.decode(module.value_logits(latent, action)).mean(dim=0))
-        plan = plan + discount * reward[-1]
         latent = module.predict(latent, action)
-        distance.append(((latent - module.encode(following)).square().sum(dim=-1) / simplices + 1e-12).sqrt())
-        discount *= module.architecture.discount
+        predicted.append(latent)
+    following = module.encode(batch["next_observation"])
+    spread = (following - following.mean(dim=0)).square().sum(dim=-1).mean()
+    distance = (torch.stack(predicted, dim=1) - following).square().sum(dim=-1)
     rewards = torch.stack(reward, dim=1)
+    returns = module.expected_return(start[:, None], torch.stack([actions, others], dim=1))
     outputs = {
         "action": torch.stack(policy, dim=1),
         "reward": rewards,
         "value": torch.stack(value, dim=1),
-        "plan": plan + discount * module.decode(module.value_logits(latent, module.act(latent))).mean(dim=0),
-        "latent": torch.stack(distance, dim=1) * logged,
+        "plan": returns[:, 0] - returns[:, 1],
+        # The root has no slope at zero.
+        "latent": (distance / spread.clamp_min(1e-12) + 1e-12).sqrt() * logged,
         "logged_reward": torch.where(logged > 0, rewards, batch["reward"]),
     }
     if "direction" in batch:

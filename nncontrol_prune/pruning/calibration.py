@@ -62,9 +62,10 @@ def calibration_from(
     any observation, and a pruned one that agrees with it only on the few states that were logged leaves them and
     falls. docs/pruning.md has what that is worth.
 
-    A batch holds `observation` (rows, n); with a horizon also `action` (rows, horizon, m), `reward` (rows, horizon),
-    `next_observation` (rows, horizon, n) and `logged` (rows,), 1 where observation and actions are as they were logged
-    and 0 where noise was added to both; with directions also `direction` (rows, n).
+    A batch holds `observation` (rows, n); with a horizon also `action` (rows, horizon, m), `alternative` of the same
+    shape, which is the actions with noise, `reward` (rows, horizon), `next_observation` (rows, horizon, n) and `logged`
+    (rows,), 1 where observation and actions are as they were logged and 0 where noise was added to both; with
+    directions also `direction` (rows, n).
 
     Args:
         rollouts: What the loop logged.
@@ -105,7 +106,7 @@ def calibration_from(
     weights[usable] = _transient_weights(rollouts.observation[usable], rollouts.episode[usable])
     held_out = _held_out(rollouts.episode[rows])
     rng = np.random.default_rng(seed)
-    spread = rollouts.observation[usable].std(axis=0)
+    spread, action_spread = rollouts.observation[usable].std(axis=0), rollouts.action[usable].std(axis=0)
     parts: list[tuple[Batch, Tensor]] = []
     for part, share in ((rows[~held_out], 1 - HELD_OUT_SHARE), (rows[held_out], HELD_OUT_SHARE)):
         limit = max(MIN_ROWS // 2, round(max_rows * share))
@@ -116,11 +117,13 @@ def calibration_from(
             noisy = dict(batch)
             noisy["observation"] = _with_noise(batch["observation"], perturbation * spread, rng)
             if horizon:
-                # A planner asks its model about actions that were never taken.
-                noisy["action"] = _with_noise(batch["action"], perturbation * rollouts.action[usable].std(axis=0), rng)
+                noisy["action"] = _with_noise(batch["action"], perturbation * action_spread, rng)
                 noisy["logged"] = np.zeros(len(chosen))
             batch = {name: np.concatenate([values, noisy[name]]) for name, values in batch.items()}
             weight = np.append(weight, PERTURBED_WEIGHT * weight)
+        if horizon:
+            # A planner asks its model about actions that were never taken.
+            batch["alternative"] = _with_noise(batch["action"], action_spread, rng)
         if directions:
             batch["direction"] = spread * rng.normal(size=batch["observation"].shape)
         weight = weight / weight.mean()

@@ -130,7 +130,7 @@ def prune_network(
     with torch.no_grad():
         few = take(calibration.fit, torch.arange(2))
         check_terms(terms, network.run(network.module, few), few)
-        terms = scaled_terms(terms, network.run(network.module, calibration.fit))
+        terms = scaled_terms(terms, network.run(network.module, calibration.fit), calibration.fit_weights)
     groups = network.groups(calibration.fit)
     prices = [group.parameters_per_channel(network.module) for group in groups]
     module, warnings, search_seconds = network.module, list[str](), 0.0

@@ -32,13 +32,13 @@ from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.layers import (
     NORMS,
-    as_outputs,
     by_channel,
     capture,
     is_regression,
     places_in,
     regressors,
     responses,
+    run_solution,
     taps,
 )
 from nncontrol_prune.pruning.network import joined, rows_of, spread_rows, take
@@ -55,6 +55,8 @@ STEPS = 60
 JUDGED_EVERY = 10
 LEARNING_RATE = 0.2
 FIT_ROWS, HELD_OUT_ROWS = 1600, 500
+FIT_POSITIONS = 4000
+"""Rows times positions that a convolution is fitted on in every step."""
 TEMPERATURES = (0.08, 0.01)
 """First and last τ, as a share of the group's channels."""
 SMALLEST_MASK = 1e-4
@@ -160,7 +162,7 @@ class _SoftLayers:
             mask = self._mask(name, masks)
             if isinstance(layer, NORMS):
                 return self._norm(name, layer, inputs[0], output, mask, fitted)
-            return self._regression(name, layer, inputs[0], output, mask, fitted)
+            return self._regression(name, layer, inputs[0], mask, fitted)
 
         hooks = [
             self._module.get_submodule(name).register_forward_hook(
@@ -187,12 +189,11 @@ class _SoftLayers:
         name: str,
         layer: nn.Module,
         inputs: Tensor,
-        output: Tensor,
         mask: Tensor,
         fitted: dict[str, tuple[Tensor, Tensor]],
     ) -> Tensor:
         if name not in fitted:
-            rows = regression_rows(layer, inputs[: self._rows])
+            rows = regression_rows(layer, inputs[: self._rows], FIT_POSITIONS)
             held = regressors(layer, inputs[rows]).double()
             group, channel = self._places[name]
             same = (group[:, None] == group) & (channel[:, None] == channel) & (group[:, None] >= 0)
@@ -205,8 +206,7 @@ class _SoftLayers:
                 intercept=getattr(layer, "bias", None) is not None,
             )
         weight, bias = fitted[name]
-        flat = regressors(layer, inputs) @ weight.to(inputs.dtype) + bias.to(inputs.dtype)
-        return as_outputs(layer, flat, output)
+        return run_solution(layer, inputs, weight.to(inputs.dtype), bias.to(inputs.dtype))
 
     def _norm(
         self,

@@ -154,14 +154,14 @@ def obs(evidence: Evidence) -> list[Tensor]:
     if not any(group.consumers for group in groups):
         return magnitude(evidence)
     sensitivity = _output_sensitivity(evidence)
+    grams = _gram_matrices(evidence, [name for name in sensitivity if is_regression(module.get_submodule(name))])
     scores = []
-    for number, group in enumerate(groups):
-        problems = []
-        for name in group.consumers:
-            layer = module.get_submodule(name)
-            if name in sensitivity and is_regression(layer):
-                inverse, weight, places = _regression(evidence, name, number)
-                problems.append((inverse, weight * sensitivity[name].sqrt(), places))
+    for group in groups:
+        problems = [
+            _regression(module, group, name, grams[name], sensitivity[name])
+            for name in group.consumers
+            if name in grams
+        ]
         scores.append(_greedy_removal(problems, group.channels) if problems else torch.zeros(group.channels))
     return _with_fallback(evidence, scores)
 
@@ -198,27 +198,47 @@ def _greedy_removal(problems: list[tuple[Tensor, Tensor, Tensor]], channels: int
     return score
 
 
-def _regression(evidence: Evidence, name: str, group: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the inverse Gram matrix of a layer, its weights, and where a group's channels lie in both."""
+def _gram_matrices(evidence: Evidence, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return, by name, the Gram matrix of what layers take in the first time they run."""
     module = evidence.network.module
+    grams: dict[str, Tensor] = {}
+
+    def note(name: str, layer: nn.Module, held: Tensor) -> None:
+        if name not in grams:
+            rows = regression_rows(layer, held)
+            inputs = regressors(layer, held[rows]).double()
+            weights = evidence.weights[rows].double().repeat_interleave(len(inputs) // len(rows))
+            intercept = getattr(layer, "bias", None) is not None
+            grams[name] = moments(inputs, inputs[:, :1], weights, intercept=intercept)[0]
+
+    hooks = [
+        module.get_submodule(name).register_forward_pre_hook(
+            lambda layer, arguments, name=name: note(name, layer, arguments[0])
+        )
+        for name in names
+    ]
+    try:
+        with torch.no_grad():
+            evidence.network.run(module, evidence.batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return grams
+
+
+def _regression(
+    module: nn.Module, group: Group, name: str, gram: Tensor, sensitivity: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a layer's inverse Gram matrix, its weights times sensitivity, and where a group's channels lie in both."""
     layer = module.get_submodule(name)
-    with torch.no_grad(), _inputs_of(module, evidence.groups, first_only=True) as inputs:
-        evidence.network.run(module, evidence.batch)
-    call = inputs[name][0]
-    rows = regression_rows(layer, call)
-    held = regressors(layer, call[rows]).double()
-    weights = evidence.weights[rows].double().repeat_interleave(len(held) // len(rows))
-    gram, _, _, _ = moments(held, held[:, :1], weights, intercept=getattr(layer, "bias", None) is not None)
     ridge = 1e-6 * gram.diagonal().mean() + torch.finfo(torch.float64).tiny ** 0.5
     inverse = torch.linalg.inv(gram + ridge * torch.eye(len(gram), dtype=torch.float64))
     member = next(
-        m
-        for m in evidence.groups[group].members
-        if m.module == name and m.dim == _inward(layer) and m.tensor.endswith("weight")
+        m for m in group.members if m.module == name and m.dim == _inward(layer) and m.tensor.endswith("weight")
     )
     kernel = taps(layer)
     places = (member.positions[:, :, None] * kernel + torch.arange(kernel)).flatten(1)
-    return inverse, solution_of(layer).double(), places
+    return inverse, solution_of(layer).double() * sensitivity.sqrt(), places
 
 
 def _output_sensitivity(evidence: Evidence) -> dict[str, Tensor]:
@@ -279,9 +299,7 @@ def _directions(outputs: Mapping[str, Tensor], terms: Sequence[Term], generator:
 
 
 @contextmanager
-def _inputs_of(
-    module: nn.Module, groups: Sequence[Group], *, first_only: bool = False
-) -> Iterator[dict[str, list[Tensor]]]:
+def _inputs_of(module: nn.Module, groups: Sequence[Group]) -> Iterator[dict[str, list[Tensor]]]:
     """Collect what each consumer takes in, call by call; each a tensor of its own that only this consumer uses."""
     inputs: dict[str, list[Tensor]] = {}
 
@@ -289,9 +307,7 @@ def _inputs_of(
         held = arguments[0]
         if torch.is_grad_enabled():
             held = held + 0.0 if held.requires_grad else held.detach().requires_grad_(True)
-        calls = inputs.setdefault(name, [])
-        if not (first_only and calls):
-            calls.append(held)
+        inputs.setdefault(name, []).append(held)
         return (held, *arguments[1:])
 
     hooks = [

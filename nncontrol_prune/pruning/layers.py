@@ -63,13 +63,6 @@ def responses(layer: nn.Module, outputs: Tensor) -> Tensor:
     return outputs.flatten(2).transpose(1, 2).reshape(-1, outputs.shape[1])
 
 
-def as_outputs(layer: nn.Module, flat: Tensor, like: Tensor) -> Tensor:
-    """Undo `responses`: give (rows · positions, output channels) the shape of a layer's outputs."""
-    if isinstance(layer, nn.Linear):
-        return flat.reshape(*like.shape[:-1], -1)
-    return flat.reshape(like.shape[0], -1, flat.shape[1]).transpose(1, 2).reshape(like.shape[0], -1, *like.shape[2:])
-
-
 def solution_of(layer: nn.Module) -> Tensor:
     """Return a layer's weights as those of the regression: (input channels · taps, output channels)."""
     parameter: Any = layer.weight
@@ -79,18 +72,38 @@ def solution_of(layer: nn.Module) -> Tensor:
     return weight.flatten(1).T
 
 
+def weight_from(layer: nn.Module, solution: Tensor) -> Tensor:
+    """Undo `solution_of`: give a regression's solution the shape of a layer's weights."""
+    if isinstance(layer, nn.ConvTranspose2d):
+        return solution.T.unflatten(1, (-1, *layer.kernel_size)).transpose(0, 1).flip(-1, -2)
+    if isinstance(layer, nn.Linear):
+        return solution.T
+    return solution.T.unflatten(1, (-1, *_conv(layer).kernel_size))
+
+
 @torch.no_grad()
 def load_solution(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
     """Write a regression's solution, of the shape of `solution_of`, and its bias into a layer."""
     target: Any = layer.weight
-    if isinstance(layer, nn.ConvTranspose2d):
-        inputs, outputs, *kernel = target.shape
-        target.copy_(weight.T.reshape(outputs, inputs, *kernel).transpose(0, 1).flip(-1, -2))
-    else:
-        target.copy_(weight.T.reshape(target.shape))
+    target.copy_(weight_from(layer, weight))
     offset: Any = layer.bias
     if offset is not None:
         offset.copy_(bias)
+
+
+def run_solution(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return what a layer would give out with a regression's solution as its weights; differentiable in both."""
+    kernel = weight_from(layer, weight)
+    if isinstance(layer, nn.Linear):
+        return functional.linear(inputs, kernel, bias)
+    conv = _conv(layer)
+    padding: Any = conv.padding
+    if isinstance(conv, nn.ConvTranspose2d):
+        output_padding: Any = conv.output_padding
+        return functional.conv_transpose2d(inputs, kernel, bias, conv.stride, padding, output_padding)
+    convolve: Any = functional.conv1d if isinstance(conv, nn.Conv1d) else functional.conv2d
+    found: Tensor = convolve(inputs, kernel, bias, conv.stride, padding, conv.dilation)
+    return found
 
 
 def channel_dimension(layer: nn.Module, values: Tensor) -> int:

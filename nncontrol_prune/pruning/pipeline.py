@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from nncontrol_prune.controllers.bundle import Bundle, make_bundle
+from nncontrol_prune.controllers.errors import BundleError
 from nncontrol_prune.controllers.specs import Provenance, Spec
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.architectures import Recipe, recipe_for, sample_batch
@@ -125,17 +126,22 @@ def prune_bundle(
         )
 
     def bundle_of(module: Any, provenance: Provenance | None = None) -> Bundle:
-        return make_bundle(
-            module,
-            name=name or f"{manifest.name}_{round(100 * (provenance.sparsity if provenance else 0))}",
-            observation=manifest.observation,
-            action=manifest.action,
-            rate=manifest.rate,
-            environment=manifest.environment,
-            reference_observations=calibration.fit["observation"].numpy(),
-            parent=dense.reference if provenance else None,
-            provenance=provenance,
-        )
+        try:
+            return make_bundle(
+                module,
+                name=name or f"{manifest.name}_{round(100 * (provenance.sparsity if provenance else 0))}",
+                observation=manifest.observation,
+                action=manifest.action,
+                rate=manifest.rate,
+                environment=manifest.environment,
+                reference_observations=calibration.fit["observation"].numpy(),
+                parent=dense.reference if provenance else None,
+                provenance=provenance,
+            )
+        except BundleError as error:
+            raise PruningError(
+                f"what is left of {manifest.name} is of no use: {error}; ask for less sparsity"
+            ) from error
 
     def met_by(module: Any) -> Batch:
         assert observe is not None

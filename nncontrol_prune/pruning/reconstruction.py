@@ -150,10 +150,10 @@ def _first_calls(
             handle.remove()
 
 
-def regression_rows(layer: nn.Module, held: Tensor) -> Tensor:
+def regression_rows(layer: nn.Module, held: Tensor, limit: int = REGRESSION_ROWS) -> Tensor:
     """Return the rows to fit a layer on: all, or fewer where each comes with many positions."""
     positions = len(regressors(layer, held[:1]))
-    return spread_rows(len(held), max(1, REGRESSION_ROWS // positions))
+    return spread_rows(len(held), max(1, limit // positions))
 
 
 def _refit_norm(layer: nn.Module, output: Tensor, target: Tensor, weights: Tensor) -> None:

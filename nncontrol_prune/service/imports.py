@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import statistics
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,14 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nncontrol_prune.controllers.bundle import Bundle, make_bundle
+from nncontrol_prune.controllers.policy import load_policy
 from nncontrol_prune.controllers.specs import Activation
-from nncontrol_prune.plants.environments import environment_specs, make_environment
+from nncontrol_prune.plants.environments import EnvironmentSpecs, environment_specs, make_environment
 
 if TYPE_CHECKING:
     from nncontrol_prune.controllers.modules import ControllerModule
+    from nncontrol_prune.controllers.tdmpc import TdMpc
 
 OBSERVATIONS = 2000
 """Observations met in closed loop that reference pairs are taken from."""
+PLANS = 5
+"""Plans that are timed; the median counts."""
 
 
 def bundle_from_sb3(
@@ -45,30 +52,109 @@ def bundle_from_sb3(
 
     specs = environment_specs(environment)
     actor = import_sb3(file, specs.observation.size, specs.action, vecnormalize=vecnormalize, activation=activation)
+    return _bundle(actor.module, specs, name, file)
+
+
+def bundle_from_tdmpc2(
+    file: Path,
+    environment: str,
+    *,
+    name: str | None = None,
+    planner: Mapping[str, float] | None = None,
+    simplex: int = 8,
+    v_min: float = -10.0,
+    v_max: float = 10.0,
+    discount: float = 0.99,
+    note: Callable[[str], None] | None = None,
+) -> Bundle:
+    """Import a checkpoint of the official TD-MPC2 code for an environment.
+
+    Args:
+        file: The checkpoint.
+        environment: The gymnasium id of what it was trained for.
+        name: Of the controller; by default the file's.
+        planner: Settings in which the planner differs from the official one.
+        simplex: Entries of one simplex of the latent.
+        v_min: First bin of reward and value, in symlog space.
+        v_max: Last bin.
+        discount: Of the rewards that are planned for.
+        note: Called, before the work that takes long, with a sentence about a planner too slow for the environment.
+
+    Raises:
+        ImportFailedError: The file cannot be imported.
+        PlantError: There is no such environment.
+    """
+    from nncontrol_prune.controllers.tdmpc2 import import_tdmpc2, official_planner
+
+    specs = environment_specs(environment)
+    module = import_tdmpc2(
+        file,
+        specs.observation.size,
+        specs.action,
+        planner=official_planner(specs.action.size, **(planner or {})),
+        simplex=simplex,
+        v_min=v_min,
+        v_max=v_max,
+        discount=discount,
+    )
+    slow = _slow_planner(module, specs)
+    if slow is not None and note is not None:
+        note(slow)
+    return _bundle(module, specs, name, file)
+
+
+def _slow_planner(module: TdMpc, specs: EnvironmentSpecs) -> str | None:
+    """Return a sentence about a planner that takes longer here than the control period; None if it keeps it."""
+    from nncontrol_prune.controllers.modules import export_onnx
+
+    sizes = specs.observation.size, specs.action.size
+    policy = load_policy(export_onnx(module, sizes[0]), module.architecture, *sizes)
+    observation, action = np.zeros(sizes[0]), np.zeros(sizes[1])
+    seconds = []
+    for _ in range(PLANS):
+        start = time.perf_counter()
+        policy.act(observation, action)
+        seconds.append(time.perf_counter() - start)
+    median, period = statistics.median(seconds), 1.0 / specs.rate
+    if median <= period:
+        return None
+    planner = module.architecture.planner
+    return (
+        f"a plan takes {1e3 * median:.3g} ms on this machine, the control period is {1e3 * period:.3g} ms, and the "
+        f"import makes hundreds of plans; have a smaller planner with --samples (now {planner.samples}), "
+        f"--iterations ({planner.iterations}), --policy-samples ({planner.policy_samples}) or "
+        f"--horizon ({planner.horizon})"
+    )
+
+
+def _bundle(module: ControllerModule, specs: EnvironmentSpecs, name: str | None, file: Path) -> Bundle:
     return make_bundle(
-        actor.module,
+        module,
         name=name or re.sub(r"[^A-Za-z0-9_.-]", "_", file.stem),
         observation=specs.observation,
         action=specs.action,
         rate=specs.rate,
-        environment=environment,
-        reference_observations=_observations(actor.module, environment),
+        environment=specs.environment,
+        reference_observations=_observations(module, specs.environment),
     )
 
 
 def _observations(module: ControllerModule, environment: str) -> NDArray[np.float64]:
-    """Collect the observations that a controller meets in its environment."""
+    """Collect the observations that a controller meets in its environment; a planner's policy acts in its stead."""
     import torch
 
-    from nncontrol_prune.controllers.modules import first_actions
+    from nncontrol_prune.controllers.tdmpc import TdMpc
 
     env = make_environment(environment)
     found = []
     observation, _ = env.reset(seed=0)
     for _ in range(OBSERVATIONS):
         found.append(observation)
-        action = first_actions(module, torch.from_numpy(observation[None].astype(np.float32)))[0].numpy()
-        observation, _, terminated, truncated, _ = env.step(action)
+        row = torch.from_numpy(observation[None].astype(np.float32))
+        with torch.no_grad():
+            # A plan may take a second.
+            action = module.output(module.act(module.encode(row))) if isinstance(module, TdMpc) else module(row)
+        observation, _, terminated, truncated, _ = env.step(action[0].numpy())
         if terminated or truncated:
             observation, _ = env.reset()
     env.close()

@@ -22,8 +22,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import nn
 
+from nncontrol_prune.controllers import checkpoints, vecnormalize
 from nncontrol_prune.controllers import stable_baselines3 as importer
-from nncontrol_prune.controllers import vecnormalize
 from nncontrol_prune.controllers.errors import ImportFailedError
 from nncontrol_prune.controllers.specs import ActionSpec, Activation
 from nncontrol_prune.controllers.stable_baselines3 import import_sb3
@@ -405,7 +405,7 @@ def test_metadata_that_is_no_json_object_is_refused(ppo_file: Path, content: byt
 
 
 def test_huge_declared_sizes_are_refused_before_unpacking(ppo_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importer, "MAX_ARCHIVE_BYTES", 100_000)
+    monkeypatch.setattr(checkpoints, "MAX_ARCHIVE_BYTES", 100_000)
     with zipfile.ZipFile(ppo_file, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros", bytes(200_000))
     assert ppo_file.stat().st_size < 100_000
@@ -413,7 +413,7 @@ def test_huge_declared_sizes_are_refused_before_unpacking(ppo_file: Path, monkey
 
 
 def test_huge_declared_sizes_inside_the_weights_are_refused(ppo_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importer, "MAX_ARCHIVE_BYTES", 100_000)
+    monkeypatch.setattr(checkpoints, "MAX_ARCHIVE_BYTES", 100_000)
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data/0", bytes(200_000))

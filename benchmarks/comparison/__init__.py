@@ -1,0 +1,1 @@
+"""The comparison of pruners: see ../compare_pruners.py."""

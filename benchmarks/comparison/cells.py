@@ -1,0 +1,287 @@
+"""The cells: a method, a sparsity and a help; networks are made, run in closed loop, and timed."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from comparison.baselines import Importance, from_scratch, torch_pruning_selection
+from comparison.closed_loop import run_in_lockstep
+from comparison.intervals import Estimate, Status, estimate_of, rounds, status_of
+from comparison.tasks import EVALUATION_SEED, Subject, Task, dense_controller, subject_of
+from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.progress import Progress
+from nncontrol_prune.pruning.costs import parameter_cost
+from nncontrol_prune.pruning.distillation import distill
+from nncontrol_prune.pruning.engine import coefficient_problem, optimizer_of
+from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.pipeline import latency_of
+from nncontrol_prune.pruning.reconstruction import reconstruct
+from nncontrol_prune.pruning.settings import Method as Optimizer
+from nncontrol_prune.pruning.settings import PruningSettings
+from nncontrol_prune.pruning.surgery import most_important, remove_channels
+
+BASELINES = ("tp_magnitude_local", "tp_magnitude_global", "tp_taylor_local", "tp_taylor_global", "random", "scratch")
+OURS = ("uniform", "grid", "gradient", "tpe")
+METHODS = (*BASELINES, *OURS)
+HELPS = ("none", "ls", "distill", "both")
+SPARSITIES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
+TOLERANCE = 0.01
+LATENCY_TURNS = 5
+
+Key: TypeAlias = tuple[str, float, str]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all cells of a table have in common.
+
+    Attributes:
+        seeds: Calibration seeds; each gives a network of its own.
+        max_episodes: Episodes of a cell at the most, over all its networks.
+        distill_steps: Gradient steps of distillation.
+    """
+
+    seeds: int = 5
+    max_episodes: int = 500
+    distill_steps: int = 1500
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The dense controller's own figures; all others are relative to its mean return."""
+
+    return_mean: float
+    half_width: float
+    episodes: int
+    steps: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What became of one method, sparsity and help.
+
+    Attributes:
+        method: Of METHODS.
+        sparsity: The share of the parameters that was to be removed.
+        help: Of HELPS.
+        status: Whether the return is known; `unreachable` if the method cannot remove as much.
+        kept: The mean return, as a share of the dense one.
+        half_width: Of its 95 % interval.
+        kept_by_seed: The same by calibration seed.
+        episodes: How many were run.
+        removed: The share of the parameters that was removed.
+        search_seconds: Importance and coefficients, for one network.
+        latency: Median µs of the deployed policy.
+        dense_latency: The same of the dense controller, measured in turns with it.
+        floor_latency: And of a network with two channels in every group.
+    """
+
+    method: str
+    sparsity: float
+    help: str
+    status: Status | Literal["unreachable"]
+    kept: float = float("nan")
+    half_width: float = float("nan")
+    kept_by_seed: tuple[float, ...] = ()
+    episodes: int = 0
+    removed: float = float("nan")
+    search_seconds: float = float("nan")
+    latency: float = float("nan")
+    dense_latency: float = float("nan")
+    floor_latency: float = float("nan")
+
+    @property
+    def key(self) -> Key:
+        """What tells the cell from others."""
+        return self.method, self.sparsity, self.help
+
+
+def helps_of(method: str) -> tuple[str, ...]:
+    """Return the helps that make sense for a method: a network from scratch is distilled, and that is all."""
+    return ("distill",) if method == "scratch" else HELPS
+
+
+def measure_dense(task: Task, settings: Settings) -> Dense:
+    """Run the dense controller, for as many episodes as a cell has at the most."""
+    dense = dense_controller(task)
+    started = time.monotonic()
+    trajectories = run_in_lockstep(
+        dense, task.environment, range(EVALUATION_SEED, EVALUATION_SEED + settings.max_episodes)
+    )
+    estimate = estimate_of(np.array([[trajectory.episode_return for trajectory in trajectories]]))
+    return Dense(
+        return_mean=estimate.mean,
+        half_width=estimate.half_width,
+        episodes=len(trajectories),
+        steps=sum(trajectory.steps for trajectory in trajectories) / len(trajectories),
+        seconds=time.monotonic() - started,
+    )
+
+
+def measure_cells(
+    task: Task, settings: Settings, dense: Dense, method: str, sparsity: float, helps: Sequence[str]
+) -> Iterator[Cell]:
+    """Make the networks of one method at one sparsity, and yield a cell for each help."""
+    torch.set_num_threads(1)
+    subjects = [subject_of(task, seed) for seed in range(settings.seeds)]
+    found: dict[tuple[int, bool], Selection] = {}
+    for name in helps:
+        bundles, selections = list[Bundle](), list[Selection]()
+        try:
+            for subject in subjects:
+                # The coefficients of ours are found for what comes after: with reconstruction, or honestly without.
+                refitted = method in OURS and name in ("ls", "both")
+                if (subject.seed, refitted) not in found:
+                    found[subject.seed, refitted] = select(subject, method, sparsity, refitted=refitted)
+                selections.append(found[subject.seed, refitted])
+                bundles.append(subject.bundle(build(subject, selections[-1].keep, method, name, settings)))
+        except PruningError:
+            yield Cell(method, sparsity, name, "unreachable")
+            continue
+        returns, estimate, status = evaluate(task, bundles, settings.max_episodes, dense.return_mean)
+        latency, dense_latency, floor_latency = latencies([bundles[0], dense_controller(task), floor(task)])
+        yield Cell(
+            method=method,
+            sparsity=sparsity,
+            help=name,
+            status=status,
+            kept=estimate.mean / dense.return_mean,
+            half_width=estimate.half_width / abs(dense.return_mean),
+            kept_by_seed=tuple(float(mean) for mean in returns.mean(axis=1) / dense.return_mean),
+            episodes=returns.size,
+            removed=statistics.mean(selection.removed for selection in selections),
+            search_seconds=statistics.mean(selection.seconds for selection in selections),
+            latency=latency,
+            dense_latency=dense_latency,
+            floor_latency=floor_latency,
+        )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The channels that a method keeps, by group; the share of the parameters that is gone; the time it took."""
+
+    keep: Sequence[Tensor]
+    removed: float
+    seconds: float
+
+
+def select(subject: Subject, method: str, sparsity: float, *, refitted: bool) -> Selection:
+    """Choose the channels to keep.
+
+    Args:
+        subject: What to start from.
+        method: Of METHODS.
+        sparsity: Share of the parameters to remove.
+        refitted: Whether ours look for coefficients with reconstruction in the objective. Without it, channels are
+            ranked by `fisher`, since `obs` is by definition the error after reconstruction.
+
+    Raises:
+        PruningError: The method cannot remove as much.
+    """
+    started = time.monotonic()
+    if method.startswith("tp_"):
+        _, importance, scope = method.split("_")
+        keep = torch_pruning_selection(
+            subject.recipe.network,
+            subject.groups,
+            subject.calibration,
+            subject.terms,
+            cast(Importance, importance),
+            everywhere=scope == "global",
+            sparsity=sparsity,
+            tolerance=TOLERANCE,
+        )
+    else:
+        settings = PruningSettings(
+            sparsity=sparsity,
+            tolerance=TOLERANCE,
+            method=cast(Optimizer, method if method in OURS else "uniform"),
+            importance="random" if method not in OURS else "obs" if refitted else "fisher",
+            seed=subject.seed,
+        )
+        network, calibration = subject.recipe.network, subject.calibration
+        problem = coefficient_problem(network, calibration, subject.terms, settings, Progress())
+        problem = replace(problem, reconstructed=refitted)
+        kept = optimizer_of(settings)(problem, Progress())
+        keep = most_important(problem.scores, problem.kept_of(kept))
+    seconds = time.monotonic() - started
+    shares = [len(channels) / group.channels for channels, group in zip(keep, subject.groups, strict=True)]
+    removed = float(parameter_cost(subject.recipe.network.module, subject.groups).removed(shares))
+    return Selection(keep, removed, seconds)
+
+
+def build(subject: Subject, keep: Sequence[Tensor], method: str, help_kind: str, settings: Settings) -> Any:
+    """Return the network that keeps these channels, helped."""
+    network, calibration = subject.recipe.network, subject.calibration
+    module = remove_channels(network.module, subject.groups, keep)
+    if method == "scratch":
+        module = from_scratch(module, subject.seed)
+    if help_kind in ("ls", "both"):
+        reconstruct(module, network, subject.groups, keep, calibration.fit, calibration.fit_weights)
+    if help_kind in ("distill", "both"):
+        module = distill(
+            module,
+            network,
+            calibration,
+            subject.terms,
+            steps=settings.distill_steps,
+            seed=subject.seed,
+            progress=Progress(),
+        )
+    return module
+
+
+def evaluate(
+    task: Task, bundles: Sequence[Bundle], max_episodes: int, dense: float
+) -> tuple[NDArray[np.float64], Estimate, Status]:
+    """Run networks in rounds, as many episodes each, until their mean return is known.
+
+    Args:
+        task: The task.
+        bundles: The networks, one for each calibration seed.
+        max_episodes: Over all networks.
+        dense: The dense return.
+
+    Returns:
+        The returns (networks, episodes), their mean with its interval, and whether it is known well enough.
+    """
+    returns = np.zeros((len(bundles), 0))
+    estimate, status = Estimate(float("nan"), float("inf")), cast(Status, "unresolved")
+    for episodes in rounds(len(bundles), max_episodes):
+        more = [
+            run_in_lockstep(bundle, task.environment, [EVALUATION_SEED + len(bundles) * e + number for e in episodes])
+            for number, bundle in enumerate(bundles)
+        ]
+        new = [[trajectory.episode_return for trajectory in trajectories] for trajectories in more]
+        returns = np.concatenate([returns, np.array(new)], axis=1)
+        estimate = estimate_of(returns)
+        status = status_of(estimate, dense)
+        if status != "unresolved":
+            break
+    return returns, estimate, status
+
+
+@functools.lru_cache(maxsize=2)
+def floor(task: Task) -> Bundle:
+    """Return a network with two channels in every group: what the runtime costs, whatever it runs."""
+    subject = subject_of(task, 0)
+    keep = [torch.arange(min(2, group.channels)) for group in subject.groups]
+    return subject.bundle(remove_channels(subject.recipe.network.module, subject.groups, keep))
+
+
+def latencies(bundles: Sequence[Bundle]) -> list[float]:
+    """Return the median µs of deployed policies, measured in turns so that what else runs concerns all."""
+    measured = [[1e6 * latency_of(bundle) for bundle in bundles] for _ in range(LATENCY_TURNS)]
+    return [statistics.median(turns) for turns in zip(*measured, strict=True)]

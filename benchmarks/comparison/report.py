@@ -1,0 +1,242 @@
+"""Tables and plots of the cells."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+from comparison.cells import BASELINES, HELPS, METHODS, OURS, Cell, Dense, Settings
+from comparison.tasks import Task
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+KEEPS = 0.95
+"""Share of the dense return that counts as kept."""
+
+LABELS = {
+    "tp_magnitude_local": "Torch-Pruning magnitude, local",
+    "tp_magnitude_global": "Torch-Pruning magnitude, global",
+    "tp_taylor_local": "Torch-Pruning Taylor, local",
+    "tp_taylor_global": "Torch-Pruning Taylor, global",
+    "random": "random",
+    "scratch": "small network from scratch",
+    "uniform": "ours: uniform",
+    "grid": "ours: grid",
+    "gradient": "ours: gradient",
+    "tpe": "ours: tpe",
+}
+TITLES = {
+    "none": "no help",
+    "ls": "least-squares reconstruction",
+    "distill": "distillation",
+    "both": "reconstruction, then distillation",
+}
+COLOURS = {
+    "tp_magnitude_local": "#9ecae1",
+    "tp_magnitude_global": "#6baed6",
+    "tp_taylor_local": "#3182bd",
+    "tp_taylor_global": "#08519c",
+    "random": "#999999",
+    "scratch": "#444444",
+    "uniform": "#fdd0a2",
+    "grid": "#fdae6b",
+    "gradient": "#d94801",
+    "tpe": "#a63603",
+}
+
+Cells = Mapping[tuple[str, float, str], Cell]
+
+
+def write_report(docs: Path, task: Task, settings: Settings, dense: Dense, cells: Cells) -> Path:
+    """Write a task's page and its plot; return the page's path."""
+    page = docs / "comparison" / f"{task.name}.md"
+    picture = docs / "images" / f"comparison_{task.name}.png"
+    for path in (page, picture):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    _plot(picture, task, cells)
+    page.write_text("\n".join(_page(task, settings, dense, cells, f"../images/{picture.name}")))
+    return page
+
+
+def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: str) -> Iterator[str]:
+    options = "".join(
+        f" --{name.replace('_', '-')} {getattr(settings, name)}"
+        for name in ("seeds", "max_episodes", "distill_steps")
+        if getattr(settings, name) != getattr(Settings, name)
+    )
+    sparsities = sorted({cell.sparsity for cell in cells.values()})
+    methods = [method for method in METHODS if any(cell.method == method for cell in cells.values())]
+    yield f"# {task.name}: pruners compared in {task.environment}"
+    yield ""
+    yield "Written by this command; `--help` says what is measured and how:"
+    yield ""
+    yield f"```sh\npython benchmarks/compare_pruners.py --task {task.name}{options}\n```"
+    yield ""
+    yield (
+        f"The dense controller's return is {dense.return_mean:.5g} ± {dense.half_width:.2g} ({dense.episodes} "
+        f"episodes). {settings.seeds} calibration seeds, {settings.distill_steps} steps of distillation, at most "
+        f"{settings.max_episodes} episodes a cell. Columns are the shares of the parameters removed; entries are the "
+        "return kept in % of the dense one, ± the half-width of the 95 % interval, over calibration seeds and "
+        "episodes. *In italics*: unresolved, the half-width is over 2.5. <: certainly below 50, not looked into "
+        "further."
+    )
+    yield ""
+    yield f"![return kept against sparsity]({picture})"
+    for name in HELPS:
+        yield ""
+        yield f"## Return kept, {TITLES[name]}"
+        yield ""
+        yield from _table(methods, sparsities, lambda m, s, name=name: _entry(cells.get((m, s, name))))
+    yield ""
+    yield f"## Largest sparsity that keeps {KEEPS:.0%}"
+    yield ""
+    yield "Of those measured, and resolved; in brackets: with the interval wholly above."
+    yield ""
+    yield from _row("", [TITLES[name] for name in HELPS])
+    yield "|---" * (len(HELPS) + 1) + "|"
+    for method in methods:
+        yield from _row(LABELS[method], [_largest(cells, method, name) for name in HELPS])
+    yield ""
+    yield "## Where a baseline is better than `gradient`"
+    yield ""
+    yield "With the same help, by more than both intervals explain."
+    yield ""
+    yield from _losses(cells, sparsities)
+    yield ""
+    yield "## Search time"
+    yield ""
+    yield "Seconds for importance and coefficients of one network, mean over calibration seeds."
+    yield ""
+    yield from _table(methods, sparsities, lambda m, s: _search_seconds(cells, m, s))
+    yield ""
+    yield "## Latency"
+    yield ""
+    floors = [cell.floor_latency for cell in cells.values() if not math.isnan(cell.floor_latency)]
+    denses = [cell.dense_latency for cell in cells.values() if not math.isnan(cell.dense_latency)]
+    yield (
+        f"Median µs of the deployed policy above the runtime's floor, a network of two channels a group, as a share of "
+        f"the dense one's. The dense takes {statistics.median(denses):.1f} µs and the floor "
+        f"{statistics.median(floors):.1f} µs (medians over all cells; each cell is measured in turns with both)."
+    )
+    yield ""
+    yield from _table(methods, sparsities, lambda m, s: _latency(cells, m, s))
+    yield ""
+
+
+def _row(first: str, entries: Sequence[str]) -> Iterator[str]:
+    yield f"| {first} | {' | '.join(entries)} |"
+
+
+def _table(methods: Sequence[str], sparsities: Sequence[float], entry: Callable[[str, float], str]) -> Iterator[str]:
+    yield from _row("", [f"{100 * sparsity:g} %" for sparsity in sparsities])
+    yield "|---" * (len(sparsities) + 1) + "|"
+    for method in methods:
+        entries = [entry(method, sparsity) for sparsity in sparsities]
+        if any(entries):
+            yield from _row(LABELS[method], entries)
+
+
+def _entry(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    if cell.status == "unreachable":
+        return "unreachable"
+    kept = f"{100 * cell.kept:.1f} ± {100 * cell.half_width:.1f}"
+    return {"resolved": kept, "unresolved": f"*{kept}*", "hopeless": f"< ({kept})"}[cell.status]
+
+
+def _largest(cells: Cells, method: str, help_kind: str) -> str:
+    mine = [c for c in cells.values() if c.method == method and c.help == help_kind and c.status == "resolved"]
+    if not any(cell.method == method and cell.help == help_kind for cell in cells.values()):
+        return ""
+    kept = [cell.sparsity for cell in mine if cell.kept >= KEEPS]
+    surely = [cell.sparsity for cell in mine if cell.kept - cell.half_width >= KEEPS]
+    return f"{_percent(kept)} ({_percent(surely)})"
+
+
+def _percent(sparsities: Sequence[float]) -> str:
+    return f"{100 * max(sparsities):g} %" if sparsities else "none"
+
+
+def _losses(cells: Cells, sparsities: Sequence[float]) -> Iterator[str]:
+    found = False
+    for name in HELPS:
+        for sparsity in sparsities:
+            ours = cells.get(("gradient", sparsity, name))
+            if ours is None or math.isnan(ours.kept):
+                continue
+            for method in (*BASELINES, *(other for other in OURS if other != "gradient")):
+                other = cells.get((method, sparsity, name))
+                if other is None or math.isnan(other.kept):
+                    continue
+                if other.kept - ours.kept > math.hypot(ours.half_width, other.half_width):
+                    found = True
+                    yield (
+                        f"- {TITLES[name]}, {100 * sparsity:g} %: {LABELS[method]} {_entry(other)}, "
+                        f"gradient {_entry(ours)}"
+                    )
+    if not found:
+        yield "Nowhere."
+
+
+def _search_seconds(cells: Cells, method: str, sparsity: float) -> str:
+    """Return the time without and with reconstruction in the objective, where these differ."""
+    found = [cells.get((method, sparsity, name)) for name in ("none", "ls")]
+    if found[0] is None:
+        found[0] = cells.get((method, sparsity, "distill"))
+    seconds = [f"{cell.search_seconds:.2g}" for cell in found if cell is not None and not math.isnan(cell.kept)]
+    if len(seconds) == 2 and method in OURS:
+        return f"{seconds[0]}, with reconstruction {seconds[1]}"
+    return seconds[0] if seconds else ""
+
+
+def _latency(cells: Cells, method: str, sparsity: float) -> str:
+    shares = [
+        100 * (cell.latency - cell.floor_latency) / (cell.dense_latency - cell.floor_latency)
+        for name in HELPS
+        if (cell := cells.get((method, sparsity, name))) is not None and not math.isnan(cell.latency)
+    ]
+    return f"{statistics.median(shares):.0f} %" if shares else ""
+
+
+def _plot(path: Path, task: Task, cells: Cells) -> None:
+    figure, axes = plt.subplots(1, len(HELPS), figsize=(16, 4.6), sharey=True, constrained_layout=True)
+    sparsities = sorted({cell.sparsity for cell in cells.values()})
+    position = {sparsity: number for number, sparsity in enumerate(sparsities)}
+    for axis, name in zip(axes, HELPS, strict=True):
+        for number, method in enumerate(METHODS):
+            mine = sorted(
+                (c for c in cells.values() if c.method == method and c.help == name and not math.isnan(c.kept)),
+                key=lambda cell: cell.sparsity,
+            )
+            if mine:
+                axis.errorbar(
+                    # Side by side, so that intervals do not hide each other.
+                    [position[cell.sparsity] + 0.05 * (number - len(METHODS) / 2) for cell in mine],
+                    [100 * cell.kept for cell in mine],
+                    yerr=[100 * cell.half_width for cell in mine],
+                    fmt="o-" if method in OURS else "s--",
+                    ms=3.5,
+                    lw=1.6 if method == "gradient" else 1.0,
+                    elinewidth=0.8,
+                    color=COLOURS[method],
+                    label=LABELS[method],
+                )
+        axis.axhline(100 * KEEPS, color="0.6", lw=0.8, ls=":")
+        axis.set_title(TITLES[name], fontsize=10)
+        axis.set_xticks(range(len(sparsities)), [f"{100 * sparsity:g}" for sparsity in sparsities])
+        axis.set_xlabel("parameters removed [%]")
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("return kept [%]")
+    lowest = min((cell.kept - cell.half_width for cell in cells.values() if not math.isnan(cell.kept)), default=0.0)
+    axes[0].set_ylim(max(-20.0, 100 * min(lowest, 0.0)) - 2.0, 115.0)
+    handles, labels = axes[2].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
+    figure.suptitle(f"{task.name} in {task.environment}", fontsize=11)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

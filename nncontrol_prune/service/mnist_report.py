@@ -1,0 +1,122 @@
+"""What the comparison on MNIST is asked for and what it finds; importable without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field, FiniteFloat
+
+from nncontrol_prune.controllers.specs import Spec
+from nncontrol_prune.pruning.settings import ImportanceName, Method
+
+METHODS: tuple[Method, ...] = ("uniform", "threshold", "grid", "gradient", "tpe")
+
+Candidate = Literal["reconstructed", "distilled"]
+
+
+class MnistSettings(Spec):
+    """What to train, and what to prune it to."""
+
+    sparsity: tuple[Annotated[FiniteFloat, Field(gt=0.0, lt=1.0)], ...] = (0.3, 0.5, 0.7, 0.9)
+    """Shares of the parameters to remove."""
+    method: tuple[Method, ...] = METHODS
+    """How the coefficients are found."""
+    importance: ImportanceName = "obs"
+    """How the channels of a group are ranked."""
+    distill_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Gradient steps on the pruned networks; 0 for none."""
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 30
+    """Passes of the dense autoencoder's training over the images."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of training and pruning."""
+
+
+class Score(Spec):
+    """How close reconstructions are to test images."""
+
+    psnr: float
+    """Peak signal-to-noise ratio in dB, of the mean squared error over all images."""
+    ssim: float
+    """Structural similarity, the mean over the images."""
+
+
+class GroupShare(Spec):
+    """What was taken of one group."""
+
+    name: str
+    components: tuple[str, ...]
+    kind: Literal["intra-component", "inter-component"]
+    channels: int
+    kept: int
+    coefficient: float
+
+
+class MnistResult(Spec):
+    """One candidate of one method at one sparsity."""
+
+    method: Method
+    candidate: Candidate
+    asked_sparsity: float
+    sparsity: float
+    parameters: int
+    score: Score
+    """On the test images."""
+    objective: float
+    """On the held-out training images, which the coefficients were chosen by."""
+    search_seconds: float
+    """Time to find the coefficients."""
+    groups: tuple[GroupShare, ...]
+
+    @property
+    def label(self) -> str:
+        """The method, and what else was done."""
+        return self.method if self.candidate == "reconstructed" else f"{self.method}, {self.candidate}"
+
+
+class MnistReport(Spec):
+    """The whole comparison."""
+
+    settings: MnistSettings
+    train_images: int
+    test_images: int
+    dense_parameters: int
+    dense: Score
+    results: tuple[MnistResult, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def sparsities(self) -> list[float]:
+        """The sparsities with a result, in ascending order."""
+        return sorted({result.asked_sparsity for result in self.results})
+
+    def rows(self) -> Iterator[tuple[str, list[MnistResult | None]]]:
+        """Yield each method's label and its results in the order of `sparsities`; None where there is none."""
+        found = {(result.label, result.asked_sparsity): result for result in self.results}
+        for label in dict.fromkeys(result.label for result in self.results):
+            yield label, [found.get((label, sparsity)) for sparsity in self.sparsities]
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Return headings and rows of the table: PSNR / SSIM by method and sparsity, and the time of the search."""
+        headings = ["PSNR (dB) / SSIM", *(f"{sparsity:.3g} %" for sparsity in (100 * s for s in self.sparsities))]
+        table = [["dense", *[_score(self.dense)] * len(self.sparsities), ""]]
+        for label, results in self.rows():
+            seconds = [f"{result.search_seconds:.1f}" for result in results if result is not None]
+            table.append(
+                [
+                    label,
+                    *("-" if result is None else _score(result.score) for result in results),
+                    " to ".join(dict.fromkeys((min(seconds, key=float), max(seconds, key=float)))),
+                ]
+            )
+        return [*headings, "search (s)"], table
+
+    def markdown(self) -> str:
+        """Return the table for a page."""
+        headings, table = self.cells()
+        lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *table]
+        return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _score(score: Score) -> str:
+    return f"{score.psnr:.2f} / {score.ssim:.3f}"

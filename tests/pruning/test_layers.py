@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from nncontrol_prune.pruning.layers import load_solution, regressors, responses, run_solution, solution_of
+
+LAYERS = [
+    (nn.Linear(5, 3), (4, 5)),
+    (nn.Linear(5, 3, bias=False), (4, 2, 5)),
+    (nn.Conv1d(2, 3, 3, stride=2, padding=1), (4, 2, 9)),
+    (nn.Conv2d(2, 3, (3, 2), stride=2, padding=(1, 0), dilation=(1, 2)), (4, 2, 9, 8)),
+    (nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1, output_padding=1), (4, 2, 5, 4)),
+    (nn.ConvTranspose2d(2, 3, (3, 4), stride=(1, 3), padding=(0, 1), bias=False), (4, 2, 5, 4)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=[str(layer) for layer, _ in LAYERS])
+def test_a_layer_is_a_linear_regression(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    inputs = torch.randn(shape)
+    offset = getattr(layer, "bias", None)
+    bias = torch.zeros(3) if offset is None else offset
+    found = regressors(layer, inputs) @ solution_of(layer) + bias
+    torch.testing.assert_close(found, responses(layer, layer(inputs)))
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=[str(layer) for layer, _ in LAYERS])
+def test_a_solution_does_the_same_before_and_after_it_is_loaded(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    inputs = torch.randn(shape)
+    solution = torch.randn_like(solution_of(layer), requires_grad=True)
+    bias = torch.zeros(3) if getattr(layer, "bias", None) is None else torch.randn(3)
+    found = run_solution(layer, inputs, solution, bias)
+    found.square().sum().backward()
+    assert solution.grad is not None
+    load_solution(layer, solution, bias)
+    torch.testing.assert_close(found, layer(inputs))
+    torch.testing.assert_close(solution_of(layer), solution)
