@@ -28,10 +28,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import joblib
+
 from comparison.cells import HELPS, METHODS, SPARSITIES, Cell, Dense, Settings, helps_of, measure_cells, measure_dense
 from comparison.report import write_report
 from comparison.tasks import TASKS, Task, dense_controller
-
 from nncontrol_prune.pruning.architectures import recipe_for
 from nncontrol_prune.pruning.errors import PruningError
 

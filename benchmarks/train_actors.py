@@ -62,7 +62,7 @@ RECIPES = {
         normalized=True,
     ),
     "hopper_td3": Recipe("Hopper-v5", 300_000, TD3, {**OFF_POLICY, "policy_kwargs": {"net_arch": [256, 256]}}),
-    "halfcheetah_sac": Recipe("HalfCheetah-v5", 300_000, SAC, OFF_POLICY),
+    "halfcheetah_sac": Recipe("HalfCheetah-v5", 150_000, SAC, OFF_POLICY),
 }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from comparison.closed_loop import record
 from nncontrol_prune.controllers.bundle import Bundle, load_bundle, make_bundle
 from nncontrol_prune.plants import CARTPOLE

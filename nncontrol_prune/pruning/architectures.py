@@ -15,7 +15,7 @@ from nncontrol_prune.controllers.mlp import Mlp
 from nncontrol_prune.controllers.tdmpc import TdMpc
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.network import Batch, Network
-from nncontrol_prune.pruning.terms import Term
+from nncontrol_prune.pruning.terms import Term, mean_squared
 
 JACOBIAN_STEP = 0.05
 """Step of the differences that estimate the policy's Jacobian, in standard deviations of the observation."""
@@ -103,13 +103,14 @@ def _tdmpc(module: TdMpc) -> Recipe:
             run_world_model,
             # Each member loses channels of its own choice, but as many as the others, so that all have one shape.
             ties=[[f"q.{member}.{3 * layer}" for member in members] for layer in range(len(architecture.q))],
+            contrasts=True,
         ),
         terms=(
-            Term("action", scale=2.0),
+            Term("action", weight=10.0, scale=2.0, error=mean_squared),
             Term("plan", scale=None),
             Term("reward", scale=None),
             Term("value", scale=None),
-            Term("latent", target="zero"),
+            Term("latent", target="zero", error=mean_squared),
             Term("jacobian", weight=0.0, scale=2.0),
             Term("logged_reward", weight=0.0, scale=None, target="reward"),
         ),
@@ -118,35 +119,40 @@ def _tdmpc(module: TdMpc) -> Recipe:
 
 
 def run_world_model(module: Any, batch: Batch) -> dict[str, Tensor]:
-    """Run all parts of a world model along the batch's actions, each step on the latent predicted by the last one.
+    """Run all parts of a world model, each step on the latent that the step before predicted.
 
-    Returns, for rows and steps h of the horizon H,
-        `action` (rows, H, m): the policy's mean action, in ±1;
-        `reward` (rows, H) and `value` (rows, H): of the batch's action, in the reward's units;
-        `plan` (rows,): by how much the planner would rank the batch's `action` above its `alternative`. States differ
-            in what they are worth by far more than the plans from one of them do, and only the latter matters here;
-        `latent` (rows, H): how far the predicted latent is from that of the observation that followed, in standard
-            deviations of the latter; 0 where the row was not logged;
-        `logged_reward` (rows, H): the same as `reward`, to be compared with what was logged; and the batch's where
-            the row was not logged;
+    Every row is run twice, along the batch's `action` and along its `alternative`: on the logs an action follows from
+    its observation, so that a layer fitted to them alone could put down to the one what comes of the other.
+
+    Returns, for rows, steps h of the horizon H and the two of them,
+        `action` (rows, H, 2, m): the policy's mean action, in ±1;
+        `reward` (rows, H, 2) and `value` (rows, H, 2): of the action taken, in the reward's units;
+        `plan` (rows,): by how much the planner would rank the one above the other. States differ in what they are
+            worth by far more than the plans from one of them do, and only the latter matters here;
+        `latent` (rows, H): how far the latent predicted along `action` is from that of the observation that followed,
+            in standard deviations of the latter; 0 where the row was not logged;
+        `logged_reward` (rows, H): the reward along `action`, to be compared with what was logged; and the batch's
+            where the row was not logged;
         `jacobian` (rows, m): the policy's along the batch's `direction`, if it has one.
     """
-    start = module.encode(batch["observation"])
-    actions, others = (module.scaled(batch[name]).clamp(-1.0, 1.0) for name in ("action", "alternative"))
+    tried = module.scaled(torch.stack([batch["action"], batch["alternative"]], dim=1)).clamp(-1.0, 1.0)
     logged = batch["logged"][:, None]
+    latents = module.encode(batch["observation"])[:, None].expand(-1, 2, -1)
     policy, reward, value, predicted = [], [], [], []
-    latent = start
-    for action in actions.unbind(1):
-        policy.append(module.act(latent))
-        reward.append(module.decode(module.reward_logits(latent, action)))
-        value.append(module.decode(module.value_logits(latent, action)).mean(dim=0))
-        latent = module.predict(latent, action)
-        predicted.append(latent)
+    returns, discount = torch.zeros(tried.shape[:2]), 1.0
+    for actions in tried.unbind(2):
+        policy.append(module.act(latents))
+        reward.append(module.decode(module.reward_logits(latents, actions)))
+        value.append(module.decode(module.value_logits(latents, actions)).mean(dim=0))
+        latents = module.predict(latents, actions)
+        predicted.append(latents[:, 0])
+        returns = returns + discount * reward[-1]
+        discount *= module.architecture.discount
+    returns = returns + discount * module.decode(module.value_logits(latents, module.act(latents))).mean(dim=0)
+    rewards = torch.stack(reward, dim=1)
     following = module.encode(batch["next_observation"])
     spread = (following - following.mean(dim=0)).square().sum(dim=-1).mean()
     distance = (torch.stack(predicted, dim=1) - following).square().sum(dim=-1)
-    rewards = torch.stack(reward, dim=1)
-    returns = module.expected_return(start[:, None], torch.stack([actions, others], dim=1))
     outputs = {
         "action": torch.stack(policy, dim=1),
         "reward": rewards,
@@ -154,7 +160,7 @@ def run_world_model(module: Any, batch: Batch) -> dict[str, Tensor]:
         "plan": returns[:, 0] - returns[:, 1],
         # The root has no slope at zero.
         "latent": (distance / spread.clamp_min(1e-12) + 1e-12).sqrt() * logged,
-        "logged_reward": torch.where(logged > 0, rewards, batch["reward"]),
+        "logged_reward": torch.where(logged > 0, rewards[:, :, 0], batch["reward"]),
     }
     if "direction" in batch:
         outputs["jacobian"] = _along(

@@ -41,9 +41,11 @@ from nncontrol_prune.pruning.layers import (
     run_solution,
     taps,
 )
-from nncontrol_prune.pruning.network import joined, rows_of, spread_rows, take
+from nncontrol_prune.pruning.network import Network, joined, rows_of, spread_rows, take
 from nncontrol_prune.pruning.reconstruction import (
     affine_fit,
+    blown_up,
+    contrast_factor,
     fitted_layers,
     regression_rows,
     weighted_ridge,
@@ -95,7 +97,7 @@ def _descend(problem: CoefficientProblem[Module], start: Sequence[float], progre
     multiplier, stiffness = 0.0, 100.0
     limited = [term for term in problem.terms if term.limit is not None]
     pressures = {term.label: 0.0 for term in limited}
-    layers = _SoftLayers(network.module, groups, targets, fit_weights)
+    layers = _SoftLayers(network, groups, targets, fit_weights)
     for step in range(STEPS):
         progress("coefficients", step / STEPS)
         share = step / (STEPS - 1)
@@ -130,16 +132,17 @@ class _SoftLayers:
     """Layers that give out their reconstruction from softly masked inputs.
 
     Args:
-        module: The dense network.
+        network: The dense network.
         groups: Its groups.
         targets: What each layer to fit gave out in the dense network.
         fit_weights: Weights of the first rows of each batch, which the layers are fitted on; they are applied to all.
     """
 
     def __init__(
-        self, module: nn.Module, groups: list[Group], targets: Mapping[str, Tensor], fit_weights: Tensor
+        self, network: Network[Any], groups: list[Group], targets: Mapping[str, Tensor], fit_weights: Tensor
     ) -> None:
-        self._module = module
+        self._module = module = network.module
+        self._contrasts = network.contrasts
         self._targets = targets
         self._weights = fit_weights
         self._rows = len(fit_weights)
@@ -194,13 +197,17 @@ class _SoftLayers:
     ) -> Tensor:
         if name not in fitted:
             rows = regression_rows(layer, inputs[: self._rows], FIT_POSITIONS)
-            held = regressors(layer, inputs[rows]).double()
+            taken, target = inputs[rows], self._targets[name][rows]
+            if self._contrasts:
+                factor = contrast_factor(layer, target)
+                taken, target = blown_up(taken, factor), blown_up(target, factor)
+            held = regressors(layer, taken).double()
             group, channel = self._places[name]
             same = (group[:, None] == group) & (channel[:, None] == channel) & (group[:, None] >= 0)
             doubt = (1.0 - mask.double()) / mask.double()
             fitted[name] = weighted_ridge(
                 held,
-                responses(layer, self._targets[name][rows]).double(),
+                responses(layer, target).double(),
                 self._weights[rows].double().repeat_interleave(len(held) // len(rows)),
                 same * doubt[:, None],
                 intercept=getattr(layer, "bias", None) is not None,

@@ -19,7 +19,7 @@ from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.layers import by_channel, is_regression, regressors, solution_of, taps
 from nncontrol_prune.pruning.network import Batch, Network, rows_of, spread_rows, take
-from nncontrol_prune.pruning.reconstruction import moments, regression_rows
+from nncontrol_prune.pruning.reconstruction import blown_up, contrast_factor, moments, regression_rows
 from nncontrol_prune.pruning.terms import Term
 
 MINIBATCH = 256
@@ -203,17 +203,20 @@ def _gram_matrices(evidence: Evidence, names: Sequence[str]) -> dict[str, Tensor
     module = evidence.network.module
     grams: dict[str, Tensor] = {}
 
-    def note(name: str, layer: nn.Module, held: Tensor) -> None:
+    def note(name: str, layer: nn.Module, held: Tensor, output: Tensor) -> None:
         if name not in grams:
             rows = regression_rows(layer, held)
-            inputs = regressors(layer, held[rows]).double()
+            held = held[rows]
+            if evidence.network.contrasts:
+                held = blown_up(held, contrast_factor(layer, output[rows]))
+            inputs = regressors(layer, held).double()
             weights = evidence.weights[rows].double().repeat_interleave(len(inputs) // len(rows))
             intercept = getattr(layer, "bias", None) is not None
             grams[name] = moments(inputs, inputs[:, :1], weights, intercept=intercept)[0]
 
     hooks = [
-        module.get_submodule(name).register_forward_pre_hook(
-            lambda layer, arguments, name=name: note(name, layer, arguments[0])
+        module.get_submodule(name).register_forward_hook(
+            lambda layer, arguments, output, name=name: note(name, layer, arguments[0], output)
         )
         for name in names
     ]

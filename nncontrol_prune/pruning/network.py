@@ -32,12 +32,15 @@ class Network(Generic[Module]):
         components: Names of the modules of each component.
         run: Runs it on a batch.
         ties: Groups, by name, that keep as many channels as each other, such as those of an ensemble's members.
+        contrasts: Whether the positions of a row, in layers that have (rows, positions, channels), are alternatives
+            to each other: reconstruction then fits how they differ as well as how rows do.
     """
 
     module: Module
     components: Components
     run: Run
     ties: Sequence[Sequence[str]] = field(default=())
+    contrasts: bool = False
 
     def groups(self, batch: Batch) -> list[Group]:
         """Find the groups, by a trace over the first rows of a batch.

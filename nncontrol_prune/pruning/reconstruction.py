@@ -10,6 +10,10 @@ the *dense* one and ω_i the weight of row i,
 statistics now; its affine part is fitted channel by channel, (γ, β) → (aγ, aβ + b) with (a, b) = argmin Σ_i ω_i (a n_i
 + b - m_i)² for what it gives out, n, and gave out, m. A layer that runs several times, as when dynamics are unrolled,
 is fitted the first time, where its inputs are logged states and not yet its own predictions.
+
+A planner compares plans from one state, and these differ by far less than states do. Where a row holds alternatives
+(`Network.contrasts`), their deviations from the row's mean are blown up, in h and z alike, until they vary as much as
+rows: W and b that were exact stay so, and the fit attends to both.
 """
 
 from __future__ import annotations
@@ -39,6 +43,8 @@ RIDGE = 1e-6
 """Keeps the problem well posed where activations are dependent, without changing a solution that is."""
 SCARCE_RIDGE = 1e-2
 """The ridge where there are fewer rows than a layer has inputs."""
+LARGEST_CONTRAST_FACTOR = 30.0
+"""Beyond that, what differs within a row is rather noise than preference."""
 REGRESSION_ROWS = 20_000
 """Rows times positions that a layer is fitted on at the most; the patches of images are many and alike."""
 
@@ -100,7 +106,11 @@ def reconstruct(
             return
         columns = solution_of(layer).shape[0]
         rows = regression_rows(layer, held)
-        inputs, wanted = regressors(layer, held[rows]).double(), responses(layer, target[rows]).double()
+        held, target = held[rows], target[rows]
+        if network.contrasts:
+            factor = contrast_factor(layer, target)
+            held, target = blown_up(held, factor), blown_up(target, factor)
+        inputs, wanted = regressors(layer, held).double(), responses(layer, target).double()
         repeated = weights[rows].double().repeat_interleave(len(inputs) // len(rows))
         scarce = len(inputs) < 2 * columns
         if scarce:
@@ -154,6 +164,23 @@ def regression_rows(layer: nn.Module, held: Tensor, limit: int = REGRESSION_ROWS
     """Return the rows to fit a layer on: all, or fewer where each comes with many positions."""
     positions = len(regressors(layer, held[:1]))
     return spread_rows(len(held), max(1, limit // positions))
+
+
+def contrast_factor(layer: nn.Module, outputs: Tensor) -> float:
+    """Return by how much a layer's outputs differ more between rows than within them; 1 where rows hold one each."""
+    if not isinstance(layer, nn.Linear) or outputs.dim() != 3 or outputs.shape[1] == 1:
+        return 1.0
+    means = outputs.mean(dim=1, keepdim=True)
+    within, between = (outputs - means).square().mean(), (means - means.mean(dim=0)).square().mean()
+    return float((between / within.clamp_min(1e-12)).sqrt().clamp(1.0, LARGEST_CONTRAST_FACTOR))
+
+
+def blown_up(values: Tensor, factor: float) -> Tensor:
+    """Multiply deviations from the row's mean, in values (rows, positions, channels)."""
+    if factor == 1.0:
+        return values
+    means = values.mean(dim=1, keepdim=True)
+    return means + factor * (values - means)
 
 
 def _refit_norm(layer: nn.Module, output: Tensor, target: Tensor, weights: Tensor) -> None:

@@ -1,14 +1,23 @@
 from __future__ import annotations
 
 import copy
+import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from nncontrol_prune.controllers.mlp import Mlp
+from nncontrol_prune.pruning.groups import Group, Member
 from nncontrol_prune.pruning.network import Network
-from nncontrol_prune.pruning.reconstruction import affine_fit, reconstruct, weighted_ridge
+from nncontrol_prune.pruning.reconstruction import (
+    affine_fit,
+    blown_up,
+    contrast_factor,
+    reconstruct,
+    weighted_ridge,
+)
 from nncontrol_prune.pruning.surgery import remove_channels
 from tests.pruning.networks import WorldModel
 
@@ -144,3 +153,51 @@ def test_the_dense_network_is_left_alone(share: float) -> None:
     reconstruct(remove_channels(network.module, groups, keep), network, groups, keep, batch, torch.ones(2000))
     for name, tensor in network.module.state_dict().items():
         torch.testing.assert_close(tensor, before[name])
+
+
+def test_blowing_up_differences_leaves_an_exact_map_exact() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 4)
+    inputs = torch.randn(50, 2, 6)
+    with torch.no_grad():
+        outputs = layer(inputs)
+        torch.testing.assert_close(layer(blown_up(inputs, 7.0)), blown_up(outputs, 7.0))
+    torch.testing.assert_close(blown_up(inputs, 7.0).mean(dim=1), inputs.mean(dim=1))
+
+
+def test_alternatives_within_a_row_come_to_vary_as_much_as_rows() -> None:
+    torch.manual_seed(0)
+    outputs = torch.randn(4000, 1, 3) + 0.1 * torch.randn(4000, 2, 3)
+    factor = contrast_factor(nn.Linear(3, 3), outputs)
+    assert factor == pytest.approx(math.sqrt((1 + 0.01 / 2) / (0.01 / 2)), rel=0.05)
+    assert contrast_factor(nn.Linear(3, 3), outputs[:, 0]) == 1.0
+    assert contrast_factor(nn.Linear(3, 3), 100 * outputs[:, :1].expand(-1, 2, -1)) == 30.0
+
+
+@pytest.mark.parametrize("contrasts", [False, True])
+def test_a_layer_fitted_with_contrasts_keeps_what_tells_alternatives_apart(contrasts: bool) -> None:
+    """One input follows the row, another the alternative; a third, which leaves, had been a mixture of both."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(500, 1, 1, generator=generator).expand(-1, 2, -1)
+    choice = 0.05 * torch.randn(500, 2, 1, generator=generator)
+    noise = 0.3 * torch.randn(500, 1, 1, generator=generator).expand(-1, 2, -1)
+    inputs = torch.cat([rows + choice, choice + noise], dim=2)
+    wanted = rows + 2 * choice
+
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 1)
+
+        def forward(self, batch: Any) -> Any:
+            return self.layer(batch)
+
+    pruned = Head()
+    network = Network(pruned, {"all": ("layer",)}, lambda module, batch: {"y": module(batch["x"])}, contrasts=contrasts)
+    group = Group("x", ("all",), 2, (Member("layer.weight", 1, torch.tensor([[0], [1]])),), (), ("layer",))
+    reconstruct(pruned, network, [group], [torch.tensor([0, 1])], {"x": inputs}, torch.ones(500), {"layer": wanted})
+    with torch.no_grad():
+        found = pruned(inputs)
+    difference, right = (values[:, 0] - values[:, 1] for values in (found, wanted))
+    error = float((difference - right).square().mean() / right.square().mean())
+    assert error < 0.02 if contrasts else error > 0.1
