@@ -14,7 +14,7 @@ networks, one for each calibration seed, run as many evaluation episodes each, o
 until the 95 % interval of the mean return (comparison/intervals.py) has a half-width under 2.5 % of the dense return,
 or lies wholly below 50 %, at most 500 over all networks; otherwise the cell is *unresolved*.
 
-Every cell is appended to out/compare/<task>.jsonl as soon as it is known, and those that are there are not run again:
+Every cell is appended to docs/comparison/<task>.jsonl as soon as it is known, and those that are there are not run again:
 a run that was cut off goes on where it was. Cells measured under other settings are left alone.
 """
 
@@ -151,14 +151,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--quick", action="store_true", help="a smoke run, into out/compare/quick")
     parser.add_argument("--tables", action="store_true", help="run nothing, write tables and plots of what is there")
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "compare", help="where the cells are kept")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "comparison", help="where the cells are kept")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where tables and plots go")
     arguments = parser.parse_args()
     arguments.method = arguments.method or list(METHODS)
     arguments.sparsity = arguments.sparsity or list(SPARSITIES)
     arguments.help_kind = arguments.help_kind or list(HELPS)
     if arguments.quick:
-        arguments.out = arguments.docs = arguments.out / "quick"
+        arguments.out = arguments.docs = ROOT / "out" / "compare" / "quick"
         arguments.sparsity = [0.9]
         vars(arguments).update(QUICK)
     return arguments

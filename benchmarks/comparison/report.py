@@ -63,6 +63,10 @@ def write_report(docs: Path, task: Task, settings: Settings, dense: Dense, cells
     return page
 
 
+def _helps(cells: Cells) -> list[str]:
+    return [name for name in HELPS if any(cell.help == name for cell in cells.values())]
+
+
 def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: str) -> Iterator[str]:
     options = "".join(
         f" --{name.replace('_', '-')} {getattr(settings, name)}"
@@ -71,6 +75,7 @@ def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: s
     )
     sparsities = sorted({cell.sparsity for cell in cells.values()})
     methods = [method for method in METHODS if any(cell.method == method for cell in cells.values())]
+    helps = _helps(cells)
     yield f"# {task.name}: pruners compared in {task.environment}"
     yield ""
     yield "Written by this command; `--help` says what is measured and how:"
@@ -87,7 +92,7 @@ def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: s
     )
     yield ""
     yield f"![return kept against sparsity]({picture})"
-    for name in HELPS:
+    for name in helps:
         yield ""
         yield f"## Return kept, {TITLES[name]}"
         yield ""
@@ -97,10 +102,10 @@ def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: s
     yield ""
     yield "Of those measured, and resolved; in brackets: with the interval wholly above."
     yield ""
-    yield from _row("", [TITLES[name] for name in HELPS])
-    yield "|---" * (len(HELPS) + 1) + "|"
+    yield from _row("", [TITLES[name] for name in helps])
+    yield "|---" * (len(helps) + 1) + "|"
     for method in methods:
-        yield from _row(LABELS[method], [_largest(cells, method, name) for name in HELPS])
+        yield from _row(LABELS[method], [_largest(cells, method, name) for name in helps])
     yield ""
     yield "## Where a baseline is better than `gradient`"
     yield ""
@@ -205,10 +210,13 @@ def _latency(cells: Cells, method: str, sparsity: float) -> str:
 
 
 def _plot(path: Path, task: Task, cells: Cells) -> None:
-    figure, axes = plt.subplots(1, len(HELPS), figsize=(16, 4.6), sharey=True, constrained_layout=True)
+    helps = _helps(cells)
+    figure, (axes,) = plt.subplots(
+        1, len(helps), figsize=(4 + 3 * len(helps), 4.6), sharey=True, squeeze=False, constrained_layout=True
+    )
     sparsities = sorted({cell.sparsity for cell in cells.values()})
     position = {sparsity: number for number, sparsity in enumerate(sparsities)}
-    for axis, name in zip(axes, HELPS, strict=True):
+    for axis, name in zip(axes, helps, strict=True):
         for number, method in enumerate(METHODS):
             mine = sorted(
                 (c for c in cells.values() if c.method == method and c.help == name and not math.isnan(c.kept)),
@@ -235,8 +243,8 @@ def _plot(path: Path, task: Task, cells: Cells) -> None:
     axes[0].set_ylabel("return kept [%]")
     lowest = min((cell.kept - cell.half_width for cell in cells.values() if not math.isnan(cell.kept)), default=0.0)
     axes[0].set_ylim(max(-20.0, 100 * min(lowest, 0.0)) - 2.0, 115.0)
-    handles, labels = axes[2].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
+    known = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=5, fontsize=8)
     figure.suptitle(f"{task.name} in {task.environment}", fontsize=11)
     figure.savefig(path, dpi=110)
     plt.close(figure)

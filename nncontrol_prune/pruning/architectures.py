@@ -107,7 +107,7 @@ def _tdmpc(module: TdMpc) -> Recipe:
         ),
         terms=(
             Term("action", weight=10.0, scale=2.0, error=mean_squared),
-            Term("plan", scale=None),
+            Term("plan", weight=0.1, scale=None),
             Term("reward", scale=None),
             Term("value", scale=None),
             Term("latent", target="zero", error=mean_squared),
