@@ -14,8 +14,8 @@ networks, one for each calibration seed, run as many evaluation episodes each, o
 until the 95 % interval of the mean return (comparison/intervals.py) has a half-width under 2.5 % of the dense return,
 or lies wholly below 50 %, at most 500 over all networks; otherwise the cell is *unresolved*.
 
-Every cell is appended to docs/comparison/<task>.jsonl as soon as it is known, and those that are there are not run again:
-a run that was cut off goes on where it was. Cells measured under other settings are left alone.
+Every cell is appended to docs/comparison/<task>.jsonl as soon as it is known, and those that are there are not run
+again: a run that was cut off goes on where it was. Cells measured under other settings are left alone.
 """
 
 from __future__ import annotations
