@@ -10,9 +10,10 @@ All methods start from the same dense controller and the same rollouts: for each
 own, run by the deployed policy. A cell is a method, a sparsity (share of the parameters) and a help: none, `ls`
 (least-squares reconstruction), `distill`, or both, with as many steps for all. The coefficients of ours are found for
 what comes after them: with reconstruction in the objective for `ls` and `both`, without for the others. A cell's
-networks, one for each calibration seed, run as many evaluation episodes each, of seeds that calibration never sees,
-until the 95 % interval of the mean return (comparison/intervals.py) has a half-width under 2.5 % of the dense return,
-or lies wholly below 50 %, at most 500 over all networks; otherwise the cell is *unresolved*.
+networks, one for each calibration seed, run as many evaluation episodes each, of seeds that calibration never sees and
+the dense controller ran from too, until the 95 % interval of the return kept (comparison/intervals.py) has a half-width
+under 2.5 % of the dense return, or lies wholly below 50 %, at most 500 over all networks; otherwise the cell is
+*unresolved*.
 
 Every cell is appended to docs/comparison/<task>.jsonl as soon as it is known, and those that are there are not run
 again: a run that was cut off goes on where it was. Cells measured under other settings are left alone.
@@ -36,6 +37,8 @@ from nncontrol_prune.pruning.architectures import recipe_for
 from nncontrol_prune.pruning.errors import PruningError
 
 ROOT = Path(__file__).resolve().parents[1]
+FORMAT = 2
+"""Of the lines on disk; those of another format are not read."""
 QUICK = {"seeds": 2, "max_episodes": 8, "distill_steps": 50}
 
 Unit = tuple[str, float, list[str]]
@@ -52,7 +55,7 @@ class Results:
     def append(self, result: Cell | Dense) -> None:
         """Add a line, in one write, so that the lines of several processes do not mix."""
         kind = "dense" if isinstance(result, Dense) else "cell"
-        line = json.dumps({"kind": kind, "settings": self._settings, **asdict(result)})
+        line = json.dumps({"kind": kind, "format": FORMAT, "settings": self._settings, **asdict(result)})
         with self.path.open("a") as file:
             file.write(line + "\n")
 
@@ -66,10 +69,10 @@ class Results:
             except ValueError:
                 continue
             kind = row.pop("kind")
-            if row.pop("settings") != self._settings:
+            if row.pop("format", None) != FORMAT or row.pop("settings") != self._settings:
                 continue
             if kind == "dense":
-                dense = Dense(**row)
+                dense = Dense(**{**row, "returns": tuple(row["returns"])})
             else:
                 cell = Cell(**{**row, "kept_by_seed": tuple(row["kept_by_seed"])})
                 cells[cell.key] = cell
@@ -121,12 +124,11 @@ def compare(task: Task, settings: Settings, results: Results, arguments: argpars
         results.append(dense)
     units = missing_units(known, arguments.method, arguments.sparsity, arguments.help_kind)
     cells = sum(len(helps) for _, _, helps in units)
-    per_episode = dense.seconds / dense.episodes
-    worst = cells * settings.max_episodes * per_episode / arguments.jobs / 3600
+    worst = cells * settings.max_episodes * dense.seconds / arguments.jobs / 3600
     print(
         f"{task.name}: dense return {dense.return_mean:.1f} ± {dense.half_width:.1f}, {dense.steps:.0f} steps an "
-        f"episode, {dense.steps / per_episode:.0f} steps/s; {len(known)} cells are there, {cells} to do, with at most "
-        f"{worst:.1f} h of episodes, plus the searches",
+        f"episode, {dense.steps / dense.seconds:.0f} steps/s; {len(known)} cells are there, {cells} to do, with "
+        f"at most {worst:.1f} h of episodes, plus the searches",
         flush=True,
     )
     started = time.monotonic()

@@ -4,7 +4,8 @@ Torch-Pruning (Fang et al. 2023) selects the channels with its own graph, import
 `GroupMagnitudeImportance` or `GroupTaylorImportance` with their defaults, `pruning_ratio` the same for all layers
 (local) or one ranking over all layers (global). Its ratio counts channels; it is bisected until the share of
 *parameters* removed is the one asked for. The selection is then carried out by our surgery, so that reconstruction and
-distillation can follow for both alike; that Torch-Pruning's own surgery gives the same network is asserted each time.
+distillation can follow for both alike; that Torch-Pruning's own surgery gives the same network is asserted each time
+(but for its LayerNorm, see `_check_same`; ours is in its favour).
 
 Taylor needs a loss. That of distillation has no gradient at the dense network, its own minimum, and an actor has no
 labels. Differentiated is `E_i ω_i Σ_k (y_k(i) / scale_k)²`, the mean square of the outputs that have a term, in the
@@ -41,6 +42,7 @@ from nncontrol_prune.pruning.terms import Term, weighted_sum
 
 MINIBATCH = 256
 BISECTIONS = 14
+CHECKED_ROWS = 64
 SAME = 1e-4
 """How far Torch-Pruning's surgery and ours may differ, relative to the largest output: float32 in another order."""
 
@@ -80,18 +82,21 @@ def torch_pruning_selection(
         _accumulate_gradients(network, module, calibration, terms)
     cost = parameter_cost(network.module, groups)
     low, high = 0.0, 1.0
-    best, least = list[Tensor](), float("inf")
+    best, least = None, float("inf")
     for _ in range(BISECTIONS):
         ratio = (low + high) / 2
-        keep, ranked = _kept(network, module, groups, calibration, importance, everywhere, ratio)
-        keep = equalized(network.tied(groups), keep, ranked)
+        pruned, theirs, ranked = _prune(network, module, groups, calibration, importance, everywhere, ratio)
+        keep = equalized(network.tied(groups), theirs, ranked)
         removed = float(cost.removed([len(k) / group.channels for k, group in zip(keep, groups, strict=True)]))
         if abs(removed - sparsity) < least:
-            best, least = keep, abs(removed - sparsity)
+            best, least = (pruned, theirs, keep), abs(removed - sparsity)
         low, high = (ratio, high) if removed < sparsity else (low, ratio)
-    if least > tolerance:
+    if best is None or least > tolerance:
         raise PruningError(f"no ratio of channels comes within {tolerance:g} of sparsity {sparsity:g}")
-    return best
+    pruned, theirs, keep = best
+    ours = remove_channels(network.module, groups, theirs)
+    _check_same(network, pruned, ours, take(calibration.fit, torch.arange(CHECKED_ROWS)))
+    return keep
 
 
 def from_scratch(module: nn.Module, seed: int) -> nn.Module:
@@ -144,7 +149,7 @@ def kept_channels(groups: Sequence[Group], removed: Removed) -> list[Tensor]:
     return keep
 
 
-def _kept(
+def _prune(
     network: Network[Any],
     module: nn.Module,
     groups: Sequence[Group],
@@ -152,8 +157,8 @@ def _kept(
     importance: Importance,
     everywhere: bool,
     ratio: float,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the channels that are kept at a ratio of channels, and all channels by rank."""
+) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
+    """Return what Torch-Pruning makes at a ratio of channels, the channels it keeps, and all channels by rank."""
     pruned = copy.deepcopy(module)
     for parameter, dense in zip(pruned.parameters(), module.parameters(), strict=True):
         parameter.grad = None if dense.grad is None else dense.grad.clone()
@@ -177,9 +182,7 @@ def _kept(
             if place is not None:
                 removed.setdefault(place, set()).update(indices)
         found.prune()
-    keep = kept_channels(groups, removed)
-    _check_same(network, pruned, remove_channels(network.module, groups, keep), take(calibration.fit, torch.arange(64)))
-    return keep, [judge.ranked(group) for group in groups]
+    return pruned, kept_channels(groups, removed), [judge.ranked(group) for group in groups]
 
 
 class _Remembered:
@@ -233,10 +236,18 @@ def _accumulate_gradients(
         outputs = network.run(module, batch)
         loss, _ = weighted_sum([replace(term, target="zero") for term in terms], outputs, outputs, batch, weights)
         (loss * len(part) / rows).backward()
+    for parameter in module.parameters():
+        if parameter.grad is None:  # no output that matters depends on it
+            parameter.grad = torch.zeros_like(parameter)
 
 
 @torch.no_grad()
 def _check_same(network: Network[Any], theirs: nn.Module, ours: nn.Module, batch: dict[str, Tensor]) -> None:
+    for name, layer in theirs.named_modules():
+        if isinstance(layer, nn.LayerNorm):
+            # Torch-Pruning 1.6.1 sorts the indices to keep into a tensor that it then drops, so that a LayerNorm of
+            # few channels has its gains and offsets in another order. Ours has them where they belong.
+            layer.load_state_dict(ours.get_submodule(name).state_dict())
     found, wanted = network.run(theirs, batch), network.run(ours, batch)
     for name, output in wanted.items():
         error = float((found[name] - output).abs().max()) / max(1.0, float(output.abs().max()))

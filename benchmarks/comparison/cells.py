@@ -16,7 +16,7 @@ from torch import Tensor
 
 from comparison.baselines import Importance, from_scratch, torch_pruning_selection
 from comparison.closed_loop import run_in_lockstep
-from comparison.intervals import Estimate, Status, estimate_of, rounds, status_of
+from comparison.intervals import Estimate, Status, clustered_mean, estimate_of, rounds, status_of
 from comparison.tasks import EVALUATION_SEED, Subject, Task, dense_controller, subject_of
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.progress import Progress
@@ -36,7 +36,7 @@ METHODS = (*BASELINES, *OURS)
 HELPS = ("none", "ls", "distill", "both")
 SPARSITIES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 TOLERANCE = 0.01
-LATENCY_TURNS = 5
+LATENCY_TURNS = 20
 
 Key: TypeAlias = tuple[str, float, str]
 
@@ -58,11 +58,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Dense:
-    """The dense controller's own figures; all others are relative to its mean return."""
+    """The dense controller's own figures, which all others are relative to.
 
+    Attributes:
+        returns: Of its episodes, by seed from EVALUATION_SEED on.
+        return_mean: Their mean.
+        half_width: Of its 95 % interval.
+        steps: Mean steps of an episode.
+        seconds: What an episode took, among many.
+    """
+
+    returns: tuple[float, ...]
     return_mean: float
     half_width: float
-    episodes: int
     steps: float
     seconds: float
 
@@ -119,14 +127,11 @@ def measure_dense(task: Task, settings: Settings) -> Dense:
     trajectories = run_in_lockstep(
         dense, task.environment, range(EVALUATION_SEED, EVALUATION_SEED + settings.max_episodes)
     )
-    estimate = estimate_of(np.array([[trajectory.episode_return for trajectory in trajectories]]))
-    return Dense(
-        return_mean=estimate.mean,
-        half_width=estimate.half_width,
-        episodes=len(trajectories),
-        steps=sum(trajectory.steps for trajectory in trajectories) / len(trajectories),
-        seconds=time.monotonic() - started,
-    )
+    seconds = (time.monotonic() - started) / len(trajectories)
+    returns = tuple(trajectory.episode_return for trajectory in trajectories)
+    mean, half_width = clustered_mean(np.array([returns]))
+    steps = statistics.mean(trajectory.steps for trajectory in trajectories)
+    return Dense(returns, mean, half_width, steps, seconds)
 
 
 def measure_cells(
@@ -149,15 +154,15 @@ def measure_cells(
         except PruningError:
             yield Cell(method, sparsity, name, "unreachable")
             continue
-        returns, estimate, status = evaluate(task, bundles, settings.max_episodes, dense.return_mean)
+        returns, estimate, status = evaluate(task, bundles, dense)
         latency, dense_latency, floor_latency = latencies([bundles[0], dense_controller(task), floor(task)])
         yield Cell(
             method=method,
             sparsity=sparsity,
             help=name,
             status=status,
-            kept=estimate.mean / dense.return_mean,
-            half_width=estimate.half_width / abs(dense.return_mean),
+            kept=estimate.kept,
+            half_width=estimate.half_width,
             kept_by_seed=tuple(float(mean) for mean in returns.mean(axis=1) / dense.return_mean),
             episodes=returns.size,
             removed=statistics.mean(selection.removed for selection in selections),
@@ -243,31 +248,34 @@ def build(subject: Subject, keep: Sequence[Tensor], method: str, help_kind: str,
     return module
 
 
-def evaluate(
-    task: Task, bundles: Sequence[Bundle], max_episodes: int, dense: float
-) -> tuple[NDArray[np.float64], Estimate, Status]:
-    """Run networks in rounds, as many episodes each, until their mean return is known.
+def evaluate(task: Task, bundles: Sequence[Bundle], dense: Dense) -> tuple[NDArray[np.float64], Estimate, Status]:
+    """Run networks in rounds, as many episodes each, until the return they keep is known.
 
     Args:
         task: The task.
         bundles: The networks, one for each calibration seed.
-        max_episodes: Over all networks.
-        dense: The dense return.
+        dense: The dense controller's figures; there are no more episodes, over all networks, than it has.
 
     Returns:
-        The returns (networks, episodes), their mean with its interval, and whether it is known well enough.
+        The returns (networks, episodes), the return kept, and whether it is known well enough.
     """
-    returns = np.zeros((len(bundles), 0))
-    estimate, status = Estimate(float("nan"), float("inf")), cast(Status, "unresolved")
-    for episodes in rounds(len(bundles), max_episodes):
+    count = len(bundles)
+    whole = np.array(dense.returns)
+    returns = np.zeros((count, 0))
+    estimate = Estimate(float("nan"), float("inf"))
+    status: Status = "unresolved"
+    for episodes in rounds(count, len(whole)):
+        # Every network has starts of its own, of those that the dense controller ran from.
         more = [
-            run_in_lockstep(bundle, task.environment, [EVALUATION_SEED + len(bundles) * e + number for e in episodes])
+            run_in_lockstep(
+                bundle, task.environment, [EVALUATION_SEED + count * episode + number for episode in episodes]
+            )
             for number, bundle in enumerate(bundles)
         ]
         new = [[trajectory.episode_return for trajectory in trajectories] for trajectories in more]
         returns = np.concatenate([returns, np.array(new)], axis=1)
-        estimate = estimate_of(returns)
-        status = status_of(estimate, dense)
+        estimate = estimate_of(returns, whole[: returns.size].reshape(-1, count).T, whole)
+        status = status_of(estimate)
         if status != "unresolved":
             break
     return returns, estimate, status
@@ -282,6 +290,6 @@ def floor(task: Task) -> Bundle:
 
 
 def latencies(bundles: Sequence[Bundle]) -> list[float]:
-    """Return the median µs of deployed policies, measured in turns so that what else runs concerns all."""
+    """Return the median µs of deployed policies, in the quietest of many turns: other work only ever adds to it."""
     measured = [[1e6 * latency_of(bundle) for bundle in bundles] for _ in range(LATENCY_TURNS)]
-    return [statistics.median(turns) for turns in zip(*measured, strict=True)]
+    return [min(turns) for turns in zip(*measured, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,7 +84,7 @@ def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: s
     yield f"```sh\npython benchmarks/compare_pruners.py --task {task.name}{options}\n```"
     yield ""
     yield (
-        f"The dense controller's return is {dense.return_mean:.5g} ± {dense.half_width:.2g} ({dense.episodes} "
+        f"The dense controller's return is {dense.return_mean:.5g} ± {dense.half_width:.2g} ({len(dense.returns)} "
         f"episodes). {settings.seeds} calibration seeds, {settings.distill_steps} steps of distillation, at most "
         f"{settings.max_episodes} episodes a cell. Columns are the shares of the parameters removed; entries are the "
         "return kept in % of the dense one, ± the half-width of the 95 % interval, over calibration seeds and "
@@ -96,7 +97,7 @@ def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: s
         yield ""
         yield f"## Return kept, {TITLES[name]}"
         yield ""
-        yield from _table(methods, sparsities, lambda m, s, name=name: _entry(cells.get((m, s, name))))
+        yield from _table(methods, sparsities, functools.partial(_kept, cells, name))
     yield ""
     yield f"## Largest sparsity that keeps {KEEPS:.0%}"
     yield ""
@@ -144,6 +145,10 @@ def _table(methods: Sequence[str], sparsities: Sequence[float], entry: Callable[
         entries = [entry(method, sparsity) for sparsity in sparsities]
         if any(entries):
             yield from _row(LABELS[method], entries)
+
+
+def _kept(cells: Cells, help_kind: str, method: str, sparsity: float) -> str:
+    return _entry(cells.get((method, sparsity, help_kind)))
 
 
 def _entry(cell: Cell | None) -> str:

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("torch_pruning")
+
+from compare_pruners import Results, missing_units
+from comparison.baselines import equalized, from_scratch, kept_channels, torch_pruning_selection
+from comparison.cells import Cell, Dense, Settings
+from comparison.closed_loop import record, run_in_lockstep
+from comparison.intervals import Estimate, estimate_of, rounds, status_of
+from comparison.report import write_report
+from comparison.tasks import CALIBRATION_EPISODES, CALIBRATION_SEED, EVALUATION_SEED, TASKS
+from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.controllers.mlp import Mlp
+from nncontrol_prune.controllers.specs import MlpArchitecture
+from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.pruning.architectures import recipe_for
+from nncontrol_prune.pruning.calibration import Calibration
+from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.network import Network
+from nncontrol_prune.pruning.terms import Term
+from nncontrol_prune.validation.evaluation import run_episode
+from tests.pruning.networks import WorldModel
+
+
+def calibration_of(**batch: torch.Tensor) -> Calibration:
+    weights = torch.ones(len(next(iter(batch.values()))))
+    return Calibration(batch, weights, batch, weights)
+
+
+def actor_selection(
+    importance: str, everywhere: bool, sparsity: float, tolerance: float = 0.02
+) -> tuple[list[int], float]:
+    torch.manual_seed(0)
+    recipe = recipe_for(Mlp(MlpArchitecture(hidden=(64, 48)), 5, 2))
+    calibration = calibration_of(observation=torch.randn(300, 5))
+    groups = recipe.network.groups(calibration.fit)
+    keep = torch_pruning_selection(
+        recipe.network,
+        groups,
+        calibration,
+        recipe.terms[:1],
+        importance,
+        everywhere=everywhere,
+        sparsity=sparsity,
+        tolerance=tolerance,
+    )
+    first, second = (len(channels) for channels in keep)
+    parameters = 6 * first + first * second + second + 2 * second + 2
+    return [first, second], 1 - parameters / (6 * 64 + 64 * 48 + 48 + 2 * 48 + 2)
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "taylor"])
+def test_torch_pruning_removes_the_share_of_parameters_asked_for(importance: str) -> None:
+    kept, removed = actor_selection(importance, False, 0.8)
+    assert abs(removed - 0.8) <= 0.02
+    assert kept[0] / 64 == pytest.approx(kept[1] / 48, abs=0.02)  # local: the same share everywhere
+    other, removed = actor_selection(importance, True, 0.8)
+    assert abs(removed - 0.8) <= 0.02
+    assert other != kept
+
+
+def test_torch_pruning_says_what_it_cannot_reach() -> None:
+    with pytest.raises(PruningError, match=r"no ratio of channels comes within 0\.001 of sparsity 0\.999"):
+        actor_selection("magnitude", False, 0.999, tolerance=0.001)
+
+
+def run_world(module: Any, batch: Any) -> dict[str, torch.Tensor]:
+    return module(batch["observation"], batch["action"])
+
+
+def test_torch_pruning_leaves_latents_alone_and_members_keep_as_many() -> None:
+    torch.manual_seed(0)
+    ties = [["q.0.0", "q.1.0", "q.2.0"]]
+    network = Network(WorldModel().eval(), WorldModel.components, run_world, ties)
+    calibration = calibration_of(observation=torch.randn(64, 5), action=torch.randn(64, 2, 2))
+    groups = network.groups(calibration.fit)
+    terms = [Term("action0"), Term("reward0"), Term("value1")]
+    keep = torch_pruning_selection(
+        network, groups, calibration, terms, "taylor", everywhere=True, sparsity=0.4, tolerance=0.05
+    )
+    kept = {group.name: (len(channels), group) for channels, group in zip(keep, groups, strict=True)}
+    for count, group in kept.values():
+        assert (count == group.channels) == (group.kind == "inter-component")
+    assert len({kept[name][0] for name in ties[0]}) == 1
+
+
+def test_channels_that_leave_in_part_are_an_error() -> None:
+    network = Network(WorldModel().eval(), WorldModel.components, run_world)
+    groups = network.groups({"observation": torch.randn(4, 5), "action": torch.randn(4, 2, 2)})
+    latent = next(group for group in groups if group.kind == "inter-component")
+    member = next(member for member in latent.members if member.tensor.endswith("weight"))
+    with pytest.raises(ValueError, match="in part"):
+        kept_channels([latent], {(member.tensor, member.dim): {0}})
+
+
+def test_tied_groups_keep_the_mean_by_rank() -> None:
+    keep = [torch.arange(6), torch.arange(2), torch.arange(3)]
+    ranked = [torch.arange(8).flip(0)] * 3
+    found = equalized([[0, 1], [2]], keep, ranked)
+    assert [channels.tolist() for channels in found] == [[4, 5, 6, 7], [4, 5, 6, 7], [0, 1, 2]]
+
+
+def test_from_scratch_has_the_shape_and_none_of_the_weights() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    fresh = from_scratch(module, 0)
+    for ours, theirs in zip(module.parameters(), fresh.parameters(), strict=True):
+        assert ours.shape == theirs.shape
+        assert not torch.equal(ours, theirs)
+
+
+def test_interval_counts_what_differs_between_networks() -> None:
+    rng = np.random.default_rng(0)
+    dense = np.ones((5, 40))
+    alike = 1 + 0.1 * rng.normal(size=(5, 40))
+    different = alike + np.array([-0.2, -0.1, 0.0, 0.1, 0.2])[:, None]
+    narrow, wide = (estimate_of(returns, dense, dense.ravel()) for returns in (alike, different))
+    assert narrow.half_width < 0.03
+    assert wide.half_width == pytest.approx(2.78 * 0.158 / 5**0.5, rel=0.15)
+
+
+def test_interval_is_narrow_where_both_fail_from_the_same_starts() -> None:
+    rng = np.random.default_rng(0)
+    everything = np.where(rng.random(500) < 0.1, 300.0, 1000.0)
+    dense = everything[:200].reshape(40, 5).T
+    paired = estimate_of(0.99 * dense, dense, everything)
+    strange = estimate_of(rng.permutation(0.99 * dense.ravel()).reshape(5, 40), dense, everything)
+    assert paired.kept == pytest.approx(0.99)
+    assert paired.half_width < 0.011
+    assert strange.half_width > 2 * paired.half_width
+
+
+def test_a_few_perfect_episodes_do_not_resolve_a_cell() -> None:
+    perfect = np.full((5, 10), 100.0)
+    assert status_of(estimate_of(perfect, perfect, perfect.ravel())) == "unresolved"
+    many = np.full((5, 40), 100.0)
+    assert status_of(estimate_of(many, many, many.ravel())) == "resolved"
+
+
+@pytest.mark.parametrize(
+    ("kept", "half_width", "status"),
+    [(0.9, 0.02, "resolved"), (0.3, 0.1, "hopeless"), (0.45, 0.1, "unresolved"), (1.0, 0.03, "unresolved")],
+)
+def test_status(kept: float, half_width: float, status: str) -> None:
+    assert status_of(Estimate(kept, half_width)) == status
+
+
+def test_rounds_add_up_to_the_most_episodes() -> None:
+    for networks, most in ((5, 500), (5, 57), (2, 8), (3, 1)):
+        episodes = [episode for part in rounds(networks, most) for episode in part]
+        assert episodes == list(range(max(2, most // networks)))
+
+
+def test_lockstep_returns_are_those_of_one_episode_at_a_time(small_bundle: Bundle) -> None:
+    from nncontrol_prune.plants.environments import make_environment
+
+    env = make_environment(CARTPOLE)
+    alone = [run_episode(small_bundle.policy, small_bundle.manifest, env, CARTPOLE, seed) for seed in (3, 4)]
+    together = run_in_lockstep(small_bundle, CARTPOLE, [3, 4])
+    assert [episode.episode_return for episode in alone] == [trajectory.episode_return for trajectory in together]
+    rollouts = record(small_bundle, CARTPOLE, [3, 4])
+    assert len(rollouts) == sum(episode.steps for episode in alone)
+    assert rollouts.reward[rollouts.episode == 1].sum() == pytest.approx(alone[1].episode_return)
+    assert rollouts.truncated.sum() == 2
+    assert not rollouts.terminated.any()
+
+
+def test_evaluation_seeds_are_not_calibration_seeds() -> None:
+    settings = Settings()
+    evaluation = set(range(EVALUATION_SEED, EVALUATION_SEED + settings.max_episodes))
+    assert not evaluation & set(range(CALIBRATION_SEED, CALIBRATION_SEED + settings.seeds * CALIBRATION_EPISODES))
+
+
+CELL = Cell("gradient", 0.9, "ls", "resolved", 0.99, 0.01, (0.98, 1.0), 100, 0.9, 1.0, 9.0, 16.0, 8.0)
+DENSE = Dense((99.0, 101.0), 100.0, 2.0, 1000.0, 0.1)
+
+
+def test_results_go_on_where_they_were_cut_off(tmp_path: Path) -> None:
+    results = Results(tmp_path / "task.jsonl", Settings())
+    results.append(DENSE)
+    results.append(CELL)
+    results.append(Cell("random", 0.9, "ls", "unreachable"))
+    with results.path.open("a") as file:
+        file.write(json.dumps({"kind": "cell"})[:9])
+    dense, cells = results.read()
+    assert dense == DENSE
+    assert cells[CELL.key] == CELL
+    assert missing_units(cells, ["gradient", "random", "scratch"], [0.9], ["ls", "both"]) == [
+        ("gradient", 0.9, ["both"]),
+        ("random", 0.9, ["both"]),
+    ]
+    assert Results(results.path, Settings(seeds=3)).read() == (None, {})
+
+
+def test_report_tells_where_a_baseline_is_better(tmp_path: Path) -> None:
+    better = Cell("random", 0.9, "ls", "resolved", 1.04, 0.01, (1.04,), 100, 0.9, 1.0, 9.0, 16.0, 8.0)
+    unknown = Cell("uniform", 0.9, "ls", "unresolved", 0.9, 0.1, (0.9,), 500, 0.9, 1.0, 9.0, 16.0, 8.0)
+    cells = {cell.key: cell for cell in (CELL, better, unknown)}
+    page = write_report(tmp_path, TASKS["hopper_td3"], Settings(), DENSE, cells).read_text()
+    assert "random 104.0 ± 1.0, gradient 99.0 ± 1.0" in page
+    assert "*90.0 ± 10.0*" in page
+    assert (tmp_path / "images" / "comparison_hopper_td3.png").is_file()
