@@ -181,9 +181,13 @@ class CoefficientProblem(Generic[Module]):
             self.warnings.extend(warning for warning in warnings if warning not in self.warnings)
         return pruned
 
+    @torch.no_grad()
     def errors(self, pruned: Module) -> tuple[float, dict[str, float]]:
         """Return E on the held-out part, and each term's mean error by name."""
-        return held_out_errors(self.network, pruned, self.calibration, self.terms, self.dense_held_out)
+        data = self.calibration
+        found = self.network.run(pruned, data.held_out)
+        total, means = weighted_sum(self.terms, found, self.dense_held_out, data.held_out, data.held_out_weights)
+        return float(total), {name: float(mean) for name, mean in means.items()}
 
     def objective(self, pruned: Module) -> float:
         """Return E, with what exceeds a limit added so heavily that less of it is always better."""
@@ -221,24 +225,6 @@ class CoefficientProblem(Generic[Module]):
             max(1, round(channels * (1.0 - min(max(coefficient + shift, 0.0), 1.0))))
             for coefficient, channels in zip(coefficients, self.channels, strict=True)
         ]
-
-
-@torch.no_grad()
-def held_out_errors(
-    network: Network[Module], pruned: Module, calibration: Calibration, terms: Sequence[Term], dense: Outputs
-) -> tuple[float, dict[str, float]]:
-    """Return E of a pruned network on the held-out part, and each term's mean error by name.
-
-    Args:
-        network: How it is run.
-        pruned: The pruned network.
-        calibration: The data.
-        terms: What matters.
-        dense: The outputs to keep, on the held-out part.
-    """
-    found = network.run(pruned, calibration.held_out)
-    total, means = weighted_sum(terms, found, dense, calibration.held_out, calibration.held_out_weights)
-    return float(total), {name: float(mean) for name, mean in means.items()}
 
 
 Optimizer = Callable[[CoefficientProblem[Module], Progress], list[int]]

@@ -15,7 +15,7 @@ import torch
 
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration
-from nncontrol_prune.pruning.coefficients import CoefficientProblem, CostModel, Optimizer, held_out_errors, uniform
+from nncontrol_prune.pruning.coefficients import CoefficientProblem, Optimizer, uniform
 from nncontrol_prune.pruning.costs import Cost, LatencyCost, multiplication_cost, parameter_cost
 from nncontrol_prune.pruning.distillation import distill
 from nncontrol_prune.pruning.errors import PruningError
@@ -68,35 +68,60 @@ class GroupOutcome:
 
 
 @dataclass(frozen=True)
+class Candidate(Generic[Module]):
+    """One pruned network of those there are to choose from.
+
+    Attributes:
+        module: The network.
+        method: How the coefficients were found.
+        distilled: Whether gradient steps followed.
+        groups: What became of each group.
+        sparsity: The share of the cost that is gone.
+        objective: On the held-out part.
+        errors: Mean error by term, on the held-out part.
+    """
+
+    module: Module
+    method: Method
+    distilled: bool
+    groups: list[GroupOutcome]
+    sparsity: float
+    objective: float
+    errors: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        """The method, with `_distilled` where gradient steps followed."""
+        return f"{self.method}_distilled" if self.distilled else self.method
+
+
+@dataclass(frozen=True)
 class Pruned(Generic[Module]):
     """What the engine made of a network.
 
     Attributes:
-        modules: The candidates: `reconstructed` and, where asked for, `distilled`.
-        errors: Each candidate's mean error by term, on the held-out part.
-        objectives: Each candidate's objective on the held-out part.
-        groups: What became of each group.
-        sparsity: The share of the cost that is gone.
+        candidates: All that there were, by name.
+        chosen: The one that was chosen.
         warnings: What the user should know, as sentences.
         search_seconds: Time that finding the coefficients took, over all rounds.
     """
 
-    modules: dict[str, Module]
-    errors: dict[str, dict[str, float]]
-    objectives: dict[str, float]
-    groups: list[GroupOutcome]
-    sparsity: float
+    candidates: dict[str, Candidate[Module]]
+    chosen: Candidate[Module]
     warnings: tuple[str, ...]
     search_seconds: float
 
-    @property
-    def best(self) -> Module:
-        """The candidate with the least objective."""
-        return self.modules[min(self.objectives, key=self.objectives.__getitem__)]
 
+Choose = Callable[[Sequence[Candidate[Any]]], int]
+"""Takes candidates and returns the index of the best; in closed loop, where there is one."""
 
 MoreData = Callable[[Any], Batch]
 """Runs a pruned network in its environment and returns the rows it met."""
+
+
+def least_objective(candidates: Sequence[Candidate[Any]]) -> int:
+    """Choose by the objective; for when there is no closed loop to ask."""
+    return min(range(len(candidates)), key=lambda index: candidates[index].objective)
 
 
 def prune_network(
@@ -108,6 +133,7 @@ def prune_network(
     progress: Progress | None = None,
     latency: Latency | None = None,
     more_data: MoreData | None = None,
+    choose: Choose | None = None,
 ) -> Pruned[Module]:
     """Prune a network.
 
@@ -119,6 +145,9 @@ def prune_network(
         progress: Told of every stage, and asked whether to stop.
         latency: Measures latency, where the budget is one.
         more_data: For distillation in several rounds on states that the pruned network gets into.
+        choose: Picks among candidates better than the objective can. With it, uniform coefficients are a candidate
+            beside those of the method. What it picks is distilled, and it is asked again whether that was for the
+            better.
 
     Raises:
         PruningError: The network cannot be traced, the components or terms do not fit it, or the budget cannot be
@@ -131,66 +160,122 @@ def prune_network(
         few = take(calibration.fit, torch.arange(2))
         check_terms(terms, network.run(network.module, few), few)
         terms = scaled_terms(terms, network.run(network.module, calibration.fit), calibration.fit_weights)
-    groups = network.groups(calibration.fit)
-    prices = [group.parameters_per_channel(network.module) for group in groups]
-    module, warnings, search_seconds = network.module, list[str](), 0.0
-    left = [group.channels for group in groups]
-    dense_cost = _cost(network, groups, calibration, settings, latency)
-    for number in range(1, settings.rounds + 1):
-        wanted = 1.0 - (1.0 - settings.sparsity) ** (number / settings.rounds)
-        gone = float(dense_cost.removed([count / group.channels for count, group in zip(left, groups, strict=True)]))
-        problem = coefficient_problem(
-            replace(network, module=module),
-            calibration,
-            terms,
-            settings.model_copy(update={"sparsity": max(0.0, 1.0 - (1.0 - wanted) / (1.0 - gone))}),
-            progress,
-            cost=dense_cost if number == 1 else None,
-            latency=latency,
-            teacher=network,
-        )
-        started = time.monotonic()
-        kept = optimizer_of(settings)(problem, progress)
-        search_seconds += time.monotonic() - started
-        progress("reconstruction", 0.0)
-        module = problem.build(kept)
-        warnings += problem.warnings
-        left = problem.kept_of(kept)
-        if number == settings.rounds:
-            exceeded = problem.violated(module)
-            if exceeded:
-                warnings.append(f"the limit on {', '.join(exceeded)} is exceeded by every choice that was tried")
-    modules = {"reconstructed": module}
+    problem = coefficient_problem(
+        network,
+        calibration,
+        terms,
+        settings.model_copy(update={"sparsity": _sparsity_by(1, settings)}),
+        progress,
+        latency=latency,
+    )
+    methods: list[Method] = [settings.method]
+    if choose is not None and settings.method != "uniform":
+        methods.append("uniform")
+    candidates, warnings, search_seconds = list[Candidate[Module]](), list[str](), 0.0
+    for method in methods:
+        candidate, notes, seconds = _shrunk(problem, settings.model_copy(update={"method": method}), progress, latency)
+        if all(candidate.groups != other.groups for other in candidates):
+            candidates.append(candidate)
+        warnings += notes
+        search_seconds += seconds
+    chosen = _chosen(candidates, choose, progress)
     if settings.distill_steps:
-        data = calibration
-        student = module
-        for number in range(settings.on_policy_rounds + 1 if more_data is not None else 1):
-            if number:
-                assert more_data is not None
-                progress("distillation", number / (settings.on_policy_rounds + 1))
-                data = data.with_more(more_data(student))
-            student = distill(
-                student,
-                network,
-                data,
-                terms,
-                steps=settings.distill_steps,
-                seed=settings.seed + number,
-                progress=progress,
-            )
-        modules["distilled"] = student
-    with torch.no_grad():
-        dense = network.run(network.module, calibration.held_out)
-    judged = {name: held_out_errors(network, found, calibration, terms, dense) for name, found in modules.items()}
+        candidates.append(_distilled(problem, chosen, settings, progress, more_data))
+        chosen = _chosen([chosen, candidates[-1]], choose, progress)
     return Pruned(
-        modules=modules,
-        errors={name: by_term for name, (_, by_term) in judged.items()},
-        objectives={name: total for name, (total, _) in judged.items()},
-        groups=[GroupOutcome(group, count, price) for group, count, price in zip(groups, left, prices, strict=True)],
-        sparsity=float(dense_cost.removed([count / group.channels for count, group in zip(left, groups, strict=True)])),
+        candidates={candidate.name: candidate for candidate in candidates},
+        chosen=chosen,
         warnings=tuple(dict.fromkeys(warnings)),
         search_seconds=search_seconds,
     )
+
+
+def _sparsity_by(number: int, settings: PruningSettings) -> float:
+    """Return the share of the dense network's cost that is gone after so many rounds."""
+    return 1.0 - (1.0 - settings.sparsity) ** (number / settings.rounds)
+
+
+def _shrunk(
+    first: CoefficientProblem[Module], settings: PruningSettings, progress: Progress, latency: Latency | None
+) -> tuple[Candidate[Module], list[str], float]:
+    """Prune and reconstruct in as many rounds as the settings say.
+
+    Args:
+        first: The problem of the first round, which the dense network is pruned by.
+        settings: The settings.
+        progress: Told of every stage.
+        latency: Measures latency, where the budget is one.
+
+    Returns:
+        The candidate, what the user should know, and the seconds that finding coefficients took.
+    """
+    problem, module, left = first, first.network.module, [group.channels for group in first.groups]
+    warnings, seconds = list[str](), 0.0
+    for number in range(1, settings.rounds + 1):
+        if number > 1:
+            wanted = 1.0 - (1.0 - _sparsity_by(number, settings)) / (1.0 - _removed(first, left))
+            problem = coefficient_problem(
+                replace(first.network, module=module),
+                first.calibration,
+                first.terms,
+                settings.model_copy(update={"sparsity": max(0.0, wanted)}),
+                progress,
+                latency=latency,
+                teacher=first.network,
+            )
+        started = time.monotonic()
+        kept = optimizer_of(settings)(problem, progress)
+        seconds += time.monotonic() - started
+        progress("reconstruction", 0.0)
+        module, left = problem.build(kept), problem.kept_of(kept)
+        warnings += problem.warnings
+    exceeded = problem.violated(module)
+    if exceeded:
+        warnings.append(f"the limit on {', '.join(exceeded)} is exceeded by every choice that was tried")
+    prices = [group.parameters_per_channel(first.network.module) for group in first.groups]
+    groups = [GroupOutcome(*outcome) for outcome in zip(first.groups, left, prices, strict=True)]
+    objective, errors = first.errors(module)
+    candidate = Candidate(module, settings.method, False, groups, _removed(first, left), objective, errors)
+    return candidate, warnings, seconds
+
+
+def _distilled(
+    problem: CoefficientProblem[Module],
+    candidate: Candidate[Module],
+    settings: PruningSettings,
+    progress: Progress,
+    more_data: MoreData | None,
+) -> Candidate[Module]:
+    """Distill a candidate; where there is a way to get them, in rounds with rows that it meets itself."""
+    data, student = problem.calibration, candidate.module
+    rounds = settings.on_policy_rounds + 1 if more_data is not None else 1
+    for number in range(rounds):
+        if number:
+            assert more_data is not None
+            progress("distillation", number / rounds)
+            data = data.with_more(more_data(student))
+        student = distill(
+            student,
+            problem.network,
+            data,
+            problem.terms,
+            steps=settings.distill_steps,
+            seed=settings.seed + number,
+            progress=progress,
+        )
+    objective, errors = problem.errors(student)
+    return replace(candidate, module=student, distilled=True, objective=objective, errors=errors)
+
+
+def _chosen(candidates: Sequence[Candidate[Module]], choose: Choose | None, progress: Progress) -> Candidate[Module]:
+    progress("choice", 0.0)
+    return candidates[(choose or least_objective)(candidates) if len(candidates) > 1 else 0]
+
+
+def _removed(problem: CoefficientProblem[Module], left: Sequence[int]) -> float:
+    """Return the share of the cost that is gone with so many channels left in each group."""
+    shares = [count / group.channels for count, group in zip(left, problem.groups, strict=True)]
+    return float(problem.cost.removed(shares))
 
 
 def coefficient_problem(
@@ -200,7 +285,6 @@ def coefficient_problem(
     settings: PruningSettings,
     progress: Progress,
     *,
-    cost: CostModel | None = None,
     latency: Latency | None = None,
     teacher: Network[Module] | None = None,
 ) -> CoefficientProblem[Module]:
@@ -212,7 +296,6 @@ def coefficient_problem(
         terms: What matters, with their scales.
         settings: The settings.
         progress: Told of each stage.
-        cost: What the budget is about, where it is known already.
         latency: Measures latency, where the budget is one.
         teacher: Whose outputs to keep; by default the network's own.
     """
@@ -227,7 +310,7 @@ def coefficient_problem(
         scores=normalized(groups, scores, settings.component_weights),
         calibration=calibration,
         terms=terms,
-        cost=cost or _cost(network, groups, calibration, settings, latency),
+        cost=_cost(network, groups, calibration, settings, latency),
         sparsity=settings.sparsity,
         tolerance=settings.tolerance,
         seed=settings.seed,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.architectures import Recipe, recipe_for, sample_batch
 from nncontrol_prune.pruning.calibration import Calibration, calibration_from
 from nncontrol_prune.pruning.costs import parameter_cost
-from nncontrol_prune.pruning.engine import Pruned, prune_network
+from nncontrol_prune.pruning.engine import Candidate, prune_network
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.network import Batch
 from nncontrol_prune.pruning.settings import PruningSettings
@@ -66,25 +65,11 @@ class PruningReport(Spec):
     seconds: float
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A pruned controller: `reconstructed`, or `distilled` in addition."""
-
-    name: str
-    bundle: Bundle
-    error: float
-
-
-Choose = Callable[[Sequence[Candidate]], int]
-"""Takes the candidates and returns the index of the best; in closed loop, where there is one."""
+Choose = Callable[[Sequence[Bundle]], int]
+"""Takes pruned controllers and returns the index of the best in closed loop."""
 
 Observe = Callable[[Bundle], NDArray[np.float64]]
 """Runs a controller in its environment and returns the observations (rows, n) it met."""
-
-
-def least_error(candidates: Sequence[Candidate]) -> int:
-    """Choose by the held-out error; for when there is no closed loop to ask."""
-    return min(range(len(candidates)), key=lambda index: candidates[index].error)
 
 
 def prune_bundle(
@@ -93,7 +78,7 @@ def prune_bundle(
     settings: PruningSettings,
     *,
     name: str | None = None,
-    choose: Choose = least_error,
+    choose: Choose | None = None,
     observe: Observe | None = None,
     progress: Progress | None = None,
 ) -> tuple[Bundle, PruningReport]:
@@ -104,7 +89,8 @@ def prune_bundle(
         rollouts: What the loop logged, with the controller's observation size.
         settings: How much to remove and how.
         name: Of the new controller; by default the dense one's with the sparsity.
-        choose: Picks among the candidates before and after distillation.
+        choose: Picks among the candidates: the method's coefficients or uniform ones, before or after distillation.
+            By default the held-out error does.
         observe: Runs a candidate in its environment, for on-policy rounds of distillation.
         progress: Told of every stage, and asked whether to stop.
 
@@ -143,6 +129,22 @@ def prune_bundle(
                 f"what is left of {manifest.name} is of no use: {error}; ask for less sparsity"
             ) from error
 
+    bundles: dict[str, Bundle | PruningError] = {}
+
+    def deployed(candidate: Candidate[Any]) -> Bundle | PruningError:
+        if candidate.name not in bundles:
+            try:
+                bundles[candidate.name] = bundle_of(candidate.module, _provenance(rollouts, settings, candidate))
+            except PruningError as error:
+                bundles[candidate.name] = error
+        return bundles[candidate.name]
+
+    def best_of(candidates: Sequence[Candidate[Any]]) -> int:
+        assert choose is not None
+        found = [deployed(candidate) for candidate in candidates]
+        usable = [bundle for bundle in found if isinstance(bundle, Bundle)]
+        return found.index(usable[choose(usable) if len(usable) > 1 else 0]) if usable else 0
+
     def met_by(module: Any) -> Batch:
         assert observe is not None
         return _like(calibration.fit, observe(bundle_of(module)))
@@ -155,22 +157,17 @@ def prune_bundle(
         progress=progress,
         latency=lambda module: latency_of(bundle_of(module)),
         more_data=None if observe is None or not settings.on_policy_rounds else met_by,
+        choose=None if choose is None else best_of,
     )
-    candidates = [
-        Candidate(
-            name=label,
-            error=pruned.objectives[label],
-            bundle=bundle_of(module, _provenance(rollouts, settings, pruned, distilled=label == "distilled")),
-        )
-        for label, module in pruned.modules.items()
-    ]
-    progress("choice", 0.0)
-    chosen = candidates[choose(candidates) if len(candidates) > 1 else 0]
+    chosen = pruned.chosen
+    bundle = deployed(chosen)
+    if isinstance(bundle, PruningError):
+        raise bundle
     report = PruningReport(
         dense_parameters=manifest.parameters,
-        pruned_parameters=chosen.bundle.manifest.parameters,
+        pruned_parameters=bundle.manifest.parameters,
         cost=settings.cost,
-        sparsity=pruned.sparsity,
+        sparsity=chosen.sparsity,
         groups=tuple(
             GroupReport(
                 name=outcome.group.name,
@@ -181,10 +178,10 @@ def prune_bundle(
                 coefficient=outcome.coefficient,
                 parameters_per_channel=outcome.parameters_per_channel,
             )
-            for outcome in pruned.groups
+            for outcome in chosen.groups
         ),
-        errors=pruned.objectives,
-        terms=pruned.errors,
+        errors={found.name: found.objective for found in pruned.candidates.values()},
+        terms={found.name: found.errors for found in pruned.candidates.values()},
         chosen=chosen.name,
         rollouts=rollouts.digest,
         rows=len(rollouts.stamp),
@@ -192,7 +189,7 @@ def prune_bundle(
         search_seconds=pruned.search_seconds,
         seconds=time.monotonic() - started,
     )
-    return chosen.bundle, report
+    return bundle, report
 
 
 def controller_calibration(
@@ -245,14 +242,14 @@ def latency_of(bundle: Bundle) -> float:
     return float(np.median(seconds))
 
 
-def _provenance(rollouts: Rollouts, settings: PruningSettings, pruned: Pruned[Any], *, distilled: bool) -> Provenance:
+def _provenance(rollouts: Rollouts, settings: PruningSettings, candidate: Candidate[Any]) -> Provenance:
     return Provenance(
         rollouts=rollouts.digest,
-        method=settings.method,
+        method=candidate.method,
         importance=settings.importance,
-        coefficients={outcome.group.name: outcome.coefficient for outcome in pruned.groups},
-        sparsity=pruned.sparsity,
-        distill_steps=settings.distill_steps if distilled else 0,
+        coefficients={outcome.group.name: outcome.coefficient for outcome in candidate.groups},
+        sparsity=candidate.sparsity,
+        distill_steps=settings.distill_steps if candidate.distilled else 0,
         seed=settings.seed,
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import HELD_OUT_SHARE, MIN_ROWS, Calibration
-from nncontrol_prune.pruning.engine import Pruned, prune_network
+from nncontrol_prune.pruning.engine import Choose, Pruned, prune_network
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Components
 from nncontrol_prune.pruning.network import Batch, Network, rows_of, take
@@ -53,6 +53,7 @@ def prune(
     rounds: int = 1,
     distill_steps: int = 0,
     latency: Callable[[Any], float] | None = None,
+    choose: Choose | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Pruned[Module]:
@@ -76,11 +77,13 @@ def prune(
         rounds: Surgery and reconstruction in so many steps.
         distill_steps: Gradient steps of distillation; 0 for none.
         latency: Returns the seconds that a network takes; for a budget on latency.
+        choose: Takes the candidates and returns the index of the best, where something can tell that better than the
+            terms, such as a closed loop. With it, uniform coefficients are a candidate beside those of the method.
         seed: Of all that is drawn.
         progress: Told of every stage, and asked whether to stop.
 
     Returns:
-        The pruned modules and what became of each group.
+        The candidates, and which was chosen: its module and what became of each group.
 
     Raises:
         PruningError: The network cannot be traced, the arguments do not fit it, or the budget cannot be reached.
@@ -126,7 +129,7 @@ def prune(
         with torch.no_grad():
             outputs = network.run(network.module, take(calibration.fit, torch.arange(2)))
         terms = [Term(name, scale=None) for name in outputs]
-    return prune_network(network, calibration, terms, settings, progress=progress, latency=latency)
+    return prune_network(network, calibration, terms, settings, progress=progress, latency=latency, choose=choose)
 
 
 def _checked_rows(batch: Batch, weights: Tensor | None, held_out: Tensor | None) -> int:

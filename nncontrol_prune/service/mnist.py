@@ -220,8 +220,8 @@ def compare(dense: Autoencoder, images: Images, settings: MnistSettings, progres
             notes.append(f"{method} at {sparsity:g}: {error}")
             continue
         notes += [note for note in pruned.warnings if note not in notes]
-        results += _results(pruned, method, sparsity, images.test)
-        best.setdefault(sparsity, {})[method] = pruned.best
+        results += _results(pruned, sparsity, images.test)
+        best.setdefault(sparsity, {})[method] = pruned.chosen.module
     if not results:
         raise PruningError("; ".join(notes) or "no method was named")
     report = MnistReport(
@@ -236,31 +236,29 @@ def compare(dense: Autoencoder, images: Images, settings: MnistSettings, progres
     return Comparison(report, dense, best[max(best)])
 
 
-def _results(pruned: Pruned[Autoencoder], method: Method, sparsity: float, test: Tensor) -> Iterator[MnistResult]:
-    groups = tuple(
-        GroupShare(
-            name=outcome.group.name,
-            components=outcome.group.components,
-            kind=outcome.group.kind,
-            channels=outcome.group.channels,
-            kept=outcome.kept,
-            coefficient=outcome.coefficient,
+def _results(pruned: Pruned[Autoencoder], sparsity: float, test: Tensor) -> Iterator[MnistResult]:
+    for candidate in pruned.candidates.values():
+        groups = tuple(
+            GroupShare(
+                name=outcome.group.name,
+                components=outcome.group.components,
+                kind=outcome.group.kind,
+                channels=outcome.group.channels,
+                kept=outcome.kept,
+                coefficient=outcome.coefficient,
+            )
+            for outcome in candidate.groups
         )
-        for outcome in pruned.groups
-    )
-    for candidate, module in pruned.modules.items():
-        yield MnistResult.model_validate(
-            {
-                "method": method,
-                "candidate": candidate,
-                "asked_sparsity": sparsity,
-                "sparsity": pruned.sparsity,
-                "parameters": parameter_count(module),
-                "score": score(module, test),
-                "objective": pruned.objectives[candidate],
-                "search_seconds": pruned.search_seconds,
-                "groups": groups,
-            }
+        yield MnistResult(
+            method=candidate.method,
+            distilled=candidate.distilled,
+            asked_sparsity=sparsity,
+            sparsity=candidate.sparsity,
+            parameters=parameter_count(candidate.module),
+            score=score(candidate.module, test),
+            objective=candidate.objective,
+            search_seconds=pruned.search_seconds,
+            groups=groups,
         )
 
 

@@ -12,8 +12,6 @@ from nncontrol_prune.pruning.settings import ImportanceName, Method
 
 METHODS: tuple[Method, ...] = ("uniform", "threshold", "grid", "gradient", "tpe")
 
-Candidate = Literal["reconstructed", "distilled"]
-
 
 class MnistSettings(Spec):
     """What to train, and what to prune it to."""
@@ -56,7 +54,8 @@ class MnistResult(Spec):
     """One candidate of one method at one sparsity."""
 
     method: Method
-    candidate: Candidate
+    distilled: bool
+    """Whether gradient steps followed."""
     asked_sparsity: float
     sparsity: float
     parameters: int
@@ -71,7 +70,7 @@ class MnistResult(Spec):
     @property
     def label(self) -> str:
         """The method, and what else was done."""
-        return self.method if self.candidate == "reconstructed" else f"{self.method}, {self.candidate}"
+        return f"{self.method}, distilled" if self.distilled else self.method
 
 
 class MnistReport(Spec):

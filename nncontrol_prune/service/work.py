@@ -98,7 +98,7 @@ def prune(
     name: str | None = None,
 ) -> tuple[Bundle, PruningReport]:
     """Prune a controller from bags; with an environment, candidates are chosen between in closed loop there."""
-    from nncontrol_prune.pruning.pipeline import least_error, prune_bundle
+    from nncontrol_prune.pruning.pipeline import prune_bundle
 
     progress("rollouts", 0.0)
     manifest = dense.manifest
@@ -108,7 +108,7 @@ def prune(
         data,
         settings,
         name=name,
-        choose=least_error if environment is None else best_in_closed_loop(environment),
+        choose=None if environment is None else best_in_closed_loop(environment),
         observe=None if environment is None else observations_in(environment),
         progress=progress,
     )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.plants.environments import make_environment
-from nncontrol_prune.pruning.pipeline import Candidate, Choose, Observe
+from nncontrol_prune.pruning.pipeline import Choose, Observe
 from nncontrol_prune.validation.evaluation import run_episode, run_episodes, summarize
 
 SELECTION_SEED = 50_000
@@ -21,13 +21,18 @@ OBSERVATION_EPISODES = 5
 
 def best_in_closed_loop(environment: str, episodes: int = SELECTION_EPISODES) -> Choose:
     """Return a function that picks the candidate with the most successes, then the highest mean return."""
+    ranks: dict[str, tuple[int, float]] = {}
 
-    def choose(candidates: Sequence[Candidate]) -> int:
-        seeds = range(SELECTION_SEED, SELECTION_SEED + episodes)
-        summaries = [
-            summarize(candidate.bundle, run_episodes(candidate.bundle, environment, seeds)) for candidate in candidates
-        ]
-        return max(range(len(summaries)), key=lambda index: (summaries[index].successes, summaries[index].return_mean))
+    def rank(candidate: Bundle) -> tuple[int, float]:
+        if candidate.digest not in ranks:
+            seeds = range(SELECTION_SEED, SELECTION_SEED + episodes)
+            summary = summarize(candidate, run_episodes(candidate, environment, seeds))
+            ranks[candidate.digest] = summary.successes, summary.return_mean
+        return ranks[candidate.digest]
+
+    def choose(candidates: Sequence[Bundle]) -> int:
+        found = [rank(candidate) for candidate in candidates]
+        return found.index(max(found))
 
     return choose
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from nncontrol_prune.controllers.bundle import Bundle, load_bundle
+from nncontrol_prune.controllers.errors import BundleError
 from nncontrol_prune.progress import Cancelled, Progress
+from nncontrol_prune.pruning import pipeline
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.pipeline import prune_bundle
 from nncontrol_prune.pruning.settings import PruningSettings
@@ -28,20 +30,51 @@ def test_pruned_bundle_knows_where_it_comes_from(small_bundle: Bundle, rollouts,
     assert (manifest.observation, manifest.action) == (small_bundle.manifest.observation, small_bundle.manifest.action)
 
 
-def test_distillation_is_a_second_candidate_and_the_choice_is_asked(small_bundle: Bundle, rollouts) -> None:
-    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="uniform", distill_steps=100)
+def test_uniform_coefficients_and_distillation_are_candidates_and_the_choice_is_asked(
+    small_bundle: Bundle, rollouts
+) -> None:
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="threshold", distill_steps=100)
     asked = []
 
     def choose(candidates) -> int:
-        asked.extend(candidate.name for candidate in candidates)
+        asked.append([candidate.manifest.provenance for candidate in candidates])
         return 1
 
     pruned, report = prune_bundle(small_bundle, rollouts, settings, choose=choose)
-    assert asked == ["reconstructed", "distilled"]
-    assert report.chosen == "distilled"
-    assert pruned.manifest.provenance is not None
-    assert pruned.manifest.provenance.distill_steps == 100
-    assert report.errors["distilled"] <= report.errors["reconstructed"]
+    assert [[(made.method, made.distill_steps) for made in candidates] for candidates in asked] == [
+        [("threshold", 0), ("uniform", 0)],
+        [("uniform", 0), ("uniform", 100)],
+    ]
+    assert report.chosen == "uniform_distilled"
+    assert pruned.manifest.provenance == asked[1][1]
+    assert pruned.manifest.architecture.hidden == tuple(group.kept for group in report.groups)
+    assert list(report.errors) == ["threshold", "uniform", "uniform_distilled"]
+    assert report.errors["uniform_distilled"] <= report.errors["uniform"]
+
+
+def test_without_a_closed_loop_the_held_out_error_chooses(small_bundle: Bundle, rollouts) -> None:
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="grid", distill_steps=100)
+    _, report = prune_bundle(small_bundle, rollouts, settings)
+    assert list(report.errors) == ["grid", "grid_distilled"]
+    assert report.chosen == min(report.errors, key=report.errors.__getitem__)
+
+
+def test_a_candidate_that_cannot_be_deployed_is_none(small_bundle: Bundle, rollouts, monkeypatch) -> None:
+    made = pipeline.make_bundle
+
+    def fails_for_some(module, *, provenance, **others):
+        if provenance is not None and provenance.method in refused:
+            raise BundleError("its outputs are not finite")
+        return made(module, provenance=provenance, **others)
+
+    monkeypatch.setattr(pipeline, "make_bundle", fails_for_some)
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="threshold")
+    refused = ["uniform"]
+    _, report = prune_bundle(small_bundle, rollouts, settings, choose=lambda candidates: len(candidates) - 1)
+    assert report.chosen == "threshold"
+    refused.append("threshold")
+    with pytest.raises(PruningError, match="of no use: its outputs are not finite; ask for less sparsity"):
+        prune_bundle(small_bundle, rollouts, settings, choose=lambda candidates: len(candidates) - 1)
 
 
 def test_same_seed_gives_the_same_bundle(small_bundle: Bundle, rollouts) -> None:

@@ -24,9 +24,9 @@ def test_any_module_is_pruned_from_data_and_a_share(classifier: nn.Module) -> No
     data = torch.randn(600, 6)
     before = classifier(data)
     result = prune(classifier, data=data, budget=0.5, components={"all": [""]})
-    assert parameter_count(result.best) == pytest.approx(0.5 * parameter_count(classifier), rel=0.03)
-    assert result.sparsity == pytest.approx(0.5, abs=0.01)
-    error = (result.best(data) - before).square().mean() / before.var()
+    assert parameter_count(result.chosen.module) == pytest.approx(0.5 * parameter_count(classifier), rel=0.03)
+    assert result.chosen.sparsity == pytest.approx(0.5, abs=0.01)
+    error = (result.chosen.module(data) - before).square().mean() / before.var()
     assert error < 0.1
     torch.testing.assert_close(classifier(data), before)
 
@@ -48,11 +48,11 @@ def test_a_model_of_several_components_with_outputs_terms_and_ties() -> None:
         rounds=2,
         distill_steps=60,
     )
-    assert set(result.modules) == {"reconstructed", "distilled"}
-    assert set(result.errors["distilled"]) == {"action0", "value1"}
-    assert result.objectives["distilled"] <= result.objectives["reconstructed"]
-    latent = next(outcome for outcome in result.groups if outcome.group.name == "encoder.3")
-    assert latent.kept * 4 == result.best.policy[0].in_features
+    assert set(result.candidates) == {"uniform", "uniform_distilled"}
+    assert set(result.chosen.errors) == {"action0", "value1"}
+    assert result.candidates["uniform_distilled"].objective <= result.candidates["uniform"].objective
+    latent = next(outcome for outcome in result.chosen.groups if outcome.group.name == "encoder.3")
+    assert latent.kept * 4 == result.chosen.module.policy[0].in_features
     assert latent.coefficient == pytest.approx(1 - latent.kept / 6)
 
 
@@ -69,7 +69,7 @@ def test_an_autoencoder_is_pruned_against_its_images() -> None:
         terms=[Term("image", target="image", error=mean_squared, name="psnr")],
         method="grid",
     )
-    assert result.best(images).shape == images.shape
+    assert result.chosen.module(images).shape == images.shape
 
 
 def test_latency_is_a_budget_where_it_can_be_measured(classifier: nn.Module) -> None:
@@ -80,7 +80,7 @@ def test_latency_is_a_budget_where_it_can_be_measured(classifier: nn.Module) -> 
         classifier, data=torch.randn(300, 6), budget=Budget(0.3, cost="latency", tolerance=0.03),
         components={"all": [""]}, latency=seconds, method="uniform",
     )  # fmt: skip
-    assert seconds(result.best) == pytest.approx(0.7 * seconds(classifier), rel=0.1)
+    assert seconds(result.chosen.module) == pytest.approx(0.7 * seconds(classifier), rel=0.1)
     with pytest.raises(PruningError, match="a budget on latency needs a way to measure it"):
         prune(classifier, data=torch.randn(300, 6), budget=Budget(0.3, cost="latency"), components={"all": [""]})
 
@@ -90,7 +90,7 @@ def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
     sizes = {
         rounds: parameter_count(
             prune(classifier, data=data, budget=Budget(0.8, tolerance=0.02), components={"all": [""]},
-                  rounds=rounds, method="uniform").best
+                  rounds=rounds, method="uniform").chosen.module
         )
         for rounds in (1, 3)
     }  # fmt: skip
