@@ -234,7 +234,9 @@ def build(subject: Subject, keep: Sequence[Tensor], method: str, help_kind: str,
     if method == "scratch":
         module = from_scratch(module, subject.seed)
     if help_kind in ("ls", "both"):
-        reconstruct(module, network, subject.groups, keep, calibration.fit, calibration.fit_weights)
+        reconstruct(
+            module, network, subject.groups, keep, calibration.fit, calibration.fit_weights, terms=subject.terms
+        )
     if help_kind in ("distill", "both"):
         module = distill(
             module,

@@ -26,7 +26,7 @@ from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.network import Network, Outputs, take
-from nncontrol_prune.pruning.reconstruction import dense_targets, reconstruct
+from nncontrol_prune.pruning.reconstruction import dense_targets, last_layer_sensitivity, reconstruct
 from nncontrol_prune.pruning.surgery import Module, most_important, remove_channels
 from nncontrol_prune.pruning.terms import Term, weighted_sum
 
@@ -87,6 +87,11 @@ class CoefficientProblem(Generic[Module]):
     def targets(self) -> dict[str, Tensor]:
         """What the layers to be refitted give out in the dense network."""
         return dense_targets(self.network, self.groups, self.calibration.fit)
+
+    @cached_property
+    def sensitivity(self) -> dict[str, Tensor]:
+        """How much the outputs that matter change, row by row, with what the last layers give out."""
+        return last_layer_sensitivity(self.network, self.groups, self.calibration.fit, self.terms)
 
     @cached_property
     def dense_held_out(self) -> Outputs:
@@ -177,7 +182,17 @@ class CoefficientProblem(Generic[Module]):
                 f"the pruned network does not run, since its forward pass has a size written into it: {error}"
             ) from error
         if self.reconstructed:
-            warnings = reconstruct(pruned, self.network, self.groups, keep, data.fit, data.fit_weights, self.targets)
+            warnings = reconstruct(
+                pruned,
+                self.network,
+                self.groups,
+                keep,
+                data.fit,
+                data.fit_weights,
+                terms=self.terms,
+                targets=self.targets,
+                sensitivity=self.sensitivity,
+            )
             self.warnings.extend(warning for warning in warnings if warning not in self.warnings)
         return pruned
 

@@ -20,13 +20,11 @@ from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.layers import by_channel, is_regression, regressors, solution_of, taps
 from nncontrol_prune.pruning.network import Batch, Network, rows_of, spread_rows, take
 from nncontrol_prune.pruning.reconstruction import blown_up, contrast_factor, moments, regression_rows
+from nncontrol_prune.pruning.sensitivity import MINIBATCH, directions, squared_gradients
 from nncontrol_prune.pruning.terms import Term
 
-MINIBATCH = 256
 GRADIENT_ROWS = 2048
 """Rows that gradient scores are averaged over; one minibatch of a few hundred is mostly noise."""
-EXACT_OUTPUTS = 8
-"""Outputs with more entries than this are differentiated along as many random directions instead."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def _gate_scores(evidence: Evidence, *, centred: bool) -> list[Tensor]:
         with torch.enable_grad(), _inputs_of(module, groups) as inputs:
             outputs = evidence.network.run(module, batch)
             taken = [(name, number, call) for name, calls in inputs.items() for number, call in enumerate(calls)]
-            for direction in _directions(outputs, evidence.terms, generator):
+            for direction in directions(outputs, evidence.terms, generator):
                 gradients = torch.autograd.grad(
                     direction, [call for _, _, call in taken], retain_graph=True, allow_unused=True
                 )
@@ -245,60 +243,12 @@ def _regression(
 
 
 def _output_sensitivity(evidence: Evidence) -> dict[str, Tensor]:
-    """Return, for each consumer, the mean over rows of `Σ_k (∂y_k/∂z)²` for each of its outputs z."""
-    module, groups = evidence.network.module, evidence.groups
-    names = list(dict.fromkeys(name for group in groups for name in group.consumers))
+    """Return, for each consumer, the mean over rows of how much the outputs change with each of its own."""
     rows = spread_rows(rows_of(evidence.batch), GRADIENT_ROWS)
-    found: dict[str, Tensor] = {}
-    generator = torch.Generator().manual_seed(evidence.seed)
-    total = evidence.weights[rows].sum()
-    for part in rows.split(MINIBATCH):
-        batch, weights = take(evidence.batch, part), evidence.weights[part]
-        calls: list[tuple[str, Tensor]] = []
-
-        def note(name: str, output: Tensor, calls: list[tuple[str, Tensor]] = calls) -> Tensor:
-            leaf = output + 0.0 if output.requires_grad else output.detach().requires_grad_(True)
-            calls.append((name, leaf))
-            return leaf
-
-        hooks = [
-            module.get_submodule(name).register_forward_hook(lambda _, inputs, output, name=name: note(name, output))
-            for name in names
-        ]
-        try:
-            with torch.enable_grad():
-                outputs = evidence.network.run(module, batch)
-                for direction in _directions(outputs, evidence.terms, generator):
-                    gradients = torch.autograd.grad(
-                        direction, [leaf for _, leaf in calls], retain_graph=True, allow_unused=True
-                    )
-                    for (name, _), gradient in zip(calls, gradients, strict=True):
-                        if gradient is not None:
-                            layer = module.get_submodule(name)
-                            squares = by_channel(layer, gradient).square().sum(dim=2)
-                            found[name] = found.get(name, 0.0) + (weights[:, None] * squares).sum(dim=0) / total
-        finally:
-            for hook in hooks:
-                hook.remove()
-    return {name: value.double() for name, value in found.items()}
-
-
-def _directions(outputs: Mapping[str, Tensor], terms: Sequence[Term], generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield scalars whose gradients are, row by row, those of the scaled outputs: each entry, or random signs."""
-    for term in terms:
-        output = outputs[term.output]
-        if term.weight <= 0 or not output.requires_grad:
-            continue
-        assert term.scale is not None
-        scaled = (output / term.scale).flatten(1) if output.dim() > 1 else (output / term.scale)[:, None]
-        scaled = scaled * math.sqrt(term.weight)
-        if scaled.shape[1] <= EXACT_OUTPUTS:
-            for entry in range(scaled.shape[1]):
-                yield scaled[:, entry].sum()
-        else:
-            for _ in range(EXACT_OUTPUTS):
-                signs = torch.randint(0, 2, scaled.shape, generator=generator) * 2.0 - 1.0
-                yield (scaled * signs).sum() / math.sqrt(EXACT_OUTPUTS)
+    share = (evidence.weights[rows] / evidence.weights[rows].sum()).double()
+    names = list(dict.fromkeys(name for group in evidence.groups for name in group.consumers))
+    squares = squared_gradients(evidence.network, names, take(evidence.batch, rows), evidence.terms, evidence.seed)
+    return {name: share @ values.double() for name, values in squares.items()}
 
 
 @contextmanager

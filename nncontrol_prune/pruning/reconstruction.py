@@ -11,6 +11,12 @@ statistics now; its affine part is fitted channel by channel, (γ, β) → (aγ,
 + b - m_i)² for what it gives out, n, and gave out, m. A layer that runs several times, as when dynamics are unrolled,
 is fitted the first time, where its inputs are logged states and not yet its own predictions.
 
+What the last layers give out matters more in some rows than in others: not at all where a squashed action is at its
+limit or a softmax has settled. So they are fitted once more, output k with the row weights ω_i (½ + ½ s_k(i)), where
+s_k(i) is the squared gradient of what matters by z_k in row i (sensitivity.py), in units of its mean, and the mean of
+the dense network's and the pruned one's: the average over the way between them, so that a saturated row still counts
+where the pruned network has left saturation.
+
 A planner compares plans from one state, and these differ by far less than states do. Where a row holds alternatives
 (`Network.contrasts`), their deviations from the row's mean are blown up, in h and z alike, until they vary as much as
 rows: W and b that were exact stay so, and the fit attends to both.
@@ -20,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,7 +44,9 @@ from nncontrol_prune.pruning.layers import (
     responses,
     solution_of,
 )
-from nncontrol_prune.pruning.network import Batch, Network, spread_rows
+from nncontrol_prune.pruning.network import Batch, Network, spread_rows, take
+from nncontrol_prune.pruning.sensitivity import squared_gradients
+from nncontrol_prune.pruning.terms import Term
 
 RIDGE = 1e-6
 """Keeps the problem well posed where activations are dependent, without changing a solution that is."""
@@ -45,6 +54,8 @@ SCARCE_RIDGE = 1e-2
 """The ridge where there are fewer rows than a layer has inputs."""
 LARGEST_CONTRAST_FACTOR = 30.0
 """Beyond that, what differs within a row is rather noise than preference."""
+LAST_LAYER_ROWS = 4096
+"""Rows that the last layers are fitted on where they count; each output is a regression of its own."""
 REGRESSION_ROWS = 20_000
 """Rows times positions that a layer is fitted on at the most; the patches of images are many and alike."""
 
@@ -73,7 +84,10 @@ def reconstruct(
     keep: Sequence[Tensor],
     batch: Batch,
     weights: Tensor,
+    *,
+    terms: Sequence[Term] = (),
     targets: Mapping[str, Tensor] | None = None,
+    sensitivity: Mapping[str, Tensor] | None = None,
 ) -> list[str]:
     """Refit, in place, every layer of `pruned` that lost inputs, and every norm that lost channels.
 
@@ -84,7 +98,9 @@ def reconstruct(
         keep: Indices of the channels that stayed, by group.
         batch: Rows of the rollouts.
         weights: Their weights (rows,).
+        terms: What matters of the outputs, with their scales; without, the last layers are fitted like all others.
         targets: What `dense_targets` returned for them; None to find out.
+        sensitivity: What `last_layer_sensitivity` returned for the dense network; None to find out.
 
     Returns:
         Warnings, as sentences.
@@ -129,7 +145,60 @@ def reconstruct(
 
     with _first_calls(pruned, fitted_layers(pruned, groups), refit):
         network.run(pruned, batch)
+    if terms and last_layers(network.module, groups):
+        if sensitivity is None:
+            sensitivity = last_layer_sensitivity(network, groups, batch, terms)
+        _refit_last_layers(pruned, network, batch, weights, terms, targets, sensitivity)
     return warnings
+
+
+def last_layers(module: nn.Module, groups: Sequence[Group]) -> list[str]:
+    """Return the names of the linear layers to fit all of whose outputs stay."""
+    producers = {name for group in groups for name in group.producers}
+    names = fitted_layers(module, groups)
+    return [name for name in names if name not in producers and isinstance(module.get_submodule(name), nn.Linear)]
+
+
+def last_layer_sensitivity(
+    network: Network[Any], groups: Sequence[Group], batch: Batch, terms: Sequence[Term]
+) -> dict[str, Tensor]:
+    """Return `squared_gradients` of the last layers."""
+    return squared_gradients(network, last_layers(network.module, groups), batch, terms)
+
+
+def _refit_last_layers(
+    pruned: nn.Module,
+    network: Network[Any],
+    batch: Batch,
+    weights: Tensor,
+    terms: Sequence[Term],
+    targets: Mapping[str, Tensor],
+    dense: Mapping[str, Tensor],
+) -> None:
+    rows = spread_rows(len(weights), LAST_LAYER_ROWS)
+    batch, weights = take(batch, rows), weights[rows]
+    found = squared_gradients(replace(network, module=pruned), list(dense), batch, terms)
+
+    def refit(name: str, layer: nn.Module, held: Tensor, output: Tensor) -> None:
+        target = targets[name][rows]
+        if network.contrasts:
+            factor = contrast_factor(layer, target)
+            held, target = blown_up(held, factor), blown_up(target, factor)
+        inputs, wanted = regressors(layer, held).double(), responses(layer, target).double()
+        mattering = (dense[name][rows] + found[name]).double()
+        mean = (weights[:, None] * mattering).sum(0) / weights.sum()
+        share = 0.5 + 0.5 * mattering / mean.clamp_min(torch.finfo(torch.float32).tiny)
+        by_output = (weights[:, None] * share).repeat_interleave(len(inputs) // len(weights), dim=0)
+        ridge = SCARCE_RIDGE if len(inputs) < 2 * inputs.shape[1] else RIDGE
+        intercept = getattr(layer, "bias", None) is not None
+        solutions = [
+            weighted_ridge(inputs, wanted[:, [k]], by_output[:, k], ridge=ridge, intercept=intercept)
+            for k in range(wanted.shape[1])
+        ]
+        load_solution(layer, torch.cat([w for w, _ in solutions], dim=1), torch.cat([b for _, b in solutions]))
+
+    with _first_calls(pruned, list(found), refit):
+        network.run(pruned, batch)
 
 
 @contextmanager

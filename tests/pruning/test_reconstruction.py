@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from nncontrol_prune.controllers.mlp import Mlp
+from nncontrol_prune.controllers.specs import MlpArchitecture
+from nncontrol_prune.pruning.architectures import recipe_for
 from nncontrol_prune.pruning.groups import Group, Member
 from nncontrol_prune.pruning.network import Network
 from nncontrol_prune.pruning.reconstruction import (
@@ -91,6 +93,24 @@ def test_it_lowers_the_error_of_a_real_removal(network: Network[Mlp], observatio
     before = (pruned(observations) - dense).square().mean()
     reconstruct(pruned, network, groups, keep, batch, torch.ones(len(observations)))
     assert (pruned(observations) - dense).square().mean() < 0.1 * before
+
+
+def test_a_saturated_action_is_fitted_where_it_is_not() -> None:
+    torch.manual_seed(6)
+    module = Mlp(MlpArchitecture(hidden=(48, 48)), 5, 2)
+    with torch.no_grad():
+        module.layers[-1].weight *= 60.0  # at its limit nearly everywhere
+    recipe = recipe_for(module)
+    batch = {"observation": torch.randn(2000, 5)}
+    groups = recipe.network.groups(batch)
+    keep = [torch.arange(12), torch.arange(12)]
+    error = {}
+    for terms in ((), recipe.terms[:1]):
+        pruned = remove_channels(module, groups, keep)
+        reconstruct(pruned, recipe.network, groups, keep, batch, torch.ones(2000), terms=terms)
+        with torch.no_grad():
+            error[len(terms)] = float((module(batch["observation"]) - pruned(batch["observation"])).square().mean())
+    assert error[1] < 0.95 * error[0]
 
 
 def world_model_network() -> tuple[Network[WorldModel], dict[str, Tensor]]:
@@ -195,7 +215,9 @@ def test_a_layer_fitted_with_contrasts_keeps_what_tells_alternatives_apart(contr
     pruned = Head()
     network = Network(pruned, {"all": ("layer",)}, lambda module, batch: {"y": module(batch["x"])}, contrasts=contrasts)
     group = Group("x", ("all",), 2, (Member("layer.weight", 1, torch.tensor([[0], [1]])),), (), ("layer",))
-    reconstruct(pruned, network, [group], [torch.tensor([0, 1])], {"x": inputs}, torch.ones(500), {"layer": wanted})
+    reconstruct(
+        pruned, network, [group], [torch.tensor([0, 1])], {"x": inputs}, torch.ones(500), targets={"layer": wanted}
+    )
     with torch.no_grad():
         found = pruned(inputs)
     difference, right = (values[:, 0] - values[:, 1] for values in (found, wanted))

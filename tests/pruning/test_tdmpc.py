@@ -110,7 +110,7 @@ def test_an_agent_is_pruned_to_a_bundle_that_plans(bundle: Bundle, rollouts: Rol
     assert isinstance(architecture, TdMpcArchitecture)
     assert architecture.latent % architecture.simplex == 0
     assert architecture.planner == SMALL.planner
-    assert set(report.terms["reconstructed"]) == {"action", "plan", "reward", "value", "latent"}
+    assert set(report.terms[report.chosen]) == {"action", "plan", "reward", "value", "latent"}
     pruned.write(tmp_path / "pruned")
     loaded = load_bundle(tmp_path / "pruned")
     action = np.zeros(2)
@@ -126,7 +126,7 @@ def test_a_term_on_logged_rewards_needs_them(bundle: Bundle, rollouts: Rollouts)
     rollouts.reward[:] = rollouts.observation[:, 0]
     rollouts.reward[5] = np.nan
     _, report = prune_bundle(bundle, rollouts, settings)
-    assert report.terms["reconstructed"]["logged_reward"] > 0
+    assert report.terms[report.chosen]["logged_reward"] > 0
     assert "skipped 1 transitions that hold NaN or infinity" in report.warnings
 
 
