@@ -8,8 +8,9 @@
 
 All methods start from the same dense controller and the same rollouts: for each calibration seed 20 episodes of its
 own, run by the deployed policy. A cell is a method, a sparsity (share of the parameters) and a help: none, `ls`
-(least-squares reconstruction), `distill`, or both, with as many steps for all. The coefficients of ours are found for
-what comes after them: with reconstruction in the objective for `ls` and `both`, without for the others. A cell's
+(least-squares reconstruction), `on_policy` (the same, repeated in rounds with states that the pruned network itself
+gets into), `distill`, or both (`ls` and `distill`), with as many steps for all. The coefficients of ours are found for
+what comes after them: with reconstruction in the objective, but for `none` and `distill`. A cell's
 networks, one for each calibration seed, run as many evaluation episodes each, of seeds that calibration never sees and
 the dense controller ran from too, until the 95 % interval of the return kept (comparison/intervals.py) has a half-width
 under 2.5 % of the dense return, or lies wholly below 50 %, at most 500 over all networks; otherwise the cell is

@@ -243,7 +243,8 @@ def prune(
     rounds: Annotated[int, typer.Option(help="Prune gradually, in so many rounds.")] = PRUNING.rounds,
     distill_steps: Annotated[int, typer.Option(min=0, help="Gradient steps of distillation.")] = PRUNING.distill_steps,
     on_policy_rounds: Annotated[
-        int, typer.Option(help="Distillation rounds on what the pruned controller meets; needs --env.")
+        int | None,
+        typer.Option(help="Rounds with states that the pruned controller meets in --env; by default 3 where possible."),
     ] = PRUNING.on_policy_rounds,
     perturbation: Annotated[
         float, typer.Option(help="Noise on a second copy of the rollouts, in standard deviations.")

@@ -20,11 +20,12 @@ from comparison.intervals import Estimate, Status, clustered_mean, estimate_of, 
 from comparison.tasks import EVALUATION_SEED, Subject, Task, dense_controller, subject_of
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.progress import Progress
+from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.costs import parameter_cost
 from nncontrol_prune.pruning.distillation import distill
-from nncontrol_prune.pruning.engine import coefficient_problem, optimizer_of
+from nncontrol_prune.pruning.engine import coefficient_problem, optimizer_of, refitted_on_policy
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.pipeline import latency_of
+from nncontrol_prune.pruning.pipeline import ON_POLICY_ROUNDS, latency_of
 from nncontrol_prune.pruning.reconstruction import reconstruct
 from nncontrol_prune.pruning.settings import Method as Optimizer
 from nncontrol_prune.pruning.settings import PruningSettings
@@ -33,7 +34,7 @@ from nncontrol_prune.pruning.surgery import most_important, remove_channels
 BASELINES = ("tp_magnitude_local", "tp_magnitude_global", "tp_taylor_local", "tp_taylor_global", "random", "scratch")
 OURS = ("uniform", "grid", "gradient", "tpe")
 METHODS = (*BASELINES, *OURS)
-HELPS = ("none", "ls", "distill", "both")
+HELPS = ("none", "ls", "on_policy", "distill", "both")
 SPARSITIES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 TOLERANCE = 0.01
 LATENCY_TURNS = 20
@@ -146,7 +147,7 @@ def measure_cells(
         try:
             for subject in subjects:
                 # The coefficients of ours are found for what comes after: with reconstruction, or honestly without.
-                refitted = method in OURS and name in ("ls", "both")
+                refitted = method in OURS and name in ("ls", "on_policy", "both")
                 if (subject.seed, refitted) not in found:
                     found[subject.seed, refitted] = select(subject, method, sparsity, refitted=refitted)
                 selections.append(found[subject.seed, refitted])
@@ -233,10 +234,16 @@ def build(subject: Subject, keep: Sequence[Tensor], method: str, help_kind: str,
     module = remove_channels(network.module, subject.groups, keep)
     if method == "scratch":
         module = from_scratch(module, subject.seed)
-    if help_kind in ("ls", "both"):
-        reconstruct(
-            module, network, subject.groups, keep, calibration.fit, calibration.fit_weights, terms=subject.terms
-        )
+
+    def rebuilt(data: Calibration) -> Any:
+        smaller = remove_channels(network.module, subject.groups, keep)
+        reconstruct(smaller, network, subject.groups, keep, data.fit, data.fit_weights, terms=subject.terms)
+        return smaller
+
+    if help_kind in ("ls", "on_policy", "both"):
+        module = rebuilt(calibration)
+    if help_kind == "on_policy":
+        module, _ = refitted_on_policy(module, calibration, rebuilt, subject.met_by, ON_POLICY_ROUNDS, Progress())
     if help_kind in ("distill", "both"):
         module = distill(
             module,

@@ -34,6 +34,7 @@ LABELS = {
 TITLES = {
     "none": "no help",
     "ls": "least-squares reconstruction",
+    "on_policy": "least-squares reconstruction, on policy",
     "distill": "distillation",
     "both": "reconstruction, then distillation",
 }

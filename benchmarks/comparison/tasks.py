@@ -16,16 +16,19 @@ from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.pruning.architectures import Recipe, recipe_for
 from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.groups import Group
-from nncontrol_prune.pruning.pipeline import controller_calibration
+from nncontrol_prune.pruning.network import Batch
+from nncontrol_prune.pruning.pipeline import controller_calibration, rows_like
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.pruning.terms import Term, chosen_terms, scaled_terms
 from nncontrol_prune.resources import share_directory
+from nncontrol_prune.validation.selection import OBSERVATION_EPISODES
 
 TRAINED = Path(__file__).resolve().parents[1] / "controllers"
 CALIBRATION_EPISODES = 20
 CALIBRATION_SEED = 2_000_000
 EVALUATION_SEED = 1_000_000
-"""Evaluation takes the seeds from here on, calibration those from its own; they never meet."""
+ON_POLICY_SEED = 3_000_000
+"""Evaluation takes the seeds from here on, calibration and on-policy rounds those from their own; they never meet."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Subject:
 
     Attributes:
         dense: The dense controller.
+        environment: Where it is to act.
         recipe: How its network is pruned.
         terms: What matters.
         calibration: The data.
@@ -74,6 +78,7 @@ class Subject:
     """
 
     dense: Bundle
+    environment: str
     recipe: Recipe
     terms: Sequence[Term]
     calibration: Calibration
@@ -91,6 +96,12 @@ class Subject:
             rate=manifest.rate,
             reference_observations=self.calibration.fit["observation"].numpy(),
         )
+
+    def met_by(self, module: Any) -> Batch:
+        """Return rows with the states that a network meets, as the pipeline does it."""
+        first = ON_POLICY_SEED + self.seed * OBSERVATION_EPISODES
+        met = record(self.bundle(module), self.environment, range(first, first + OBSERVATION_EPISODES)).observation
+        return rows_like(self.calibration.fit, met)
 
 
 @functools.lru_cache(maxsize=16)
@@ -110,4 +121,4 @@ def subject_of(task: Task, seed: int) -> Subject:
         terms = scaled_terms(
             chosen, recipe.network.run(recipe.network.module, calibration.fit), calibration.fit_weights
         )
-    return Subject(dense, recipe, terms, calibration, recipe.network.groups(calibration.fit), seed)
+    return Subject(dense, task.environment, recipe, terms, calibration, recipe.network.groups(calibration.fit), seed)

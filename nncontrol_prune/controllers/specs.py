@@ -250,6 +250,8 @@ class Provenance(Spec):
     """Pruning coefficient of each group: the share of its channels removed."""
     sparsity: Annotated[FiniteFloat, Field(ge=0, lt=1)]
     """Share of the dense controller's parameters removed."""
+    on_policy_rounds: Annotated[int, Field(ge=0)] = 0
+    """Rounds of reconstruction with states that the pruned controller got into itself."""
     distill_steps: Annotated[int, Field(ge=0)] = 0
     seed: int = 0
 

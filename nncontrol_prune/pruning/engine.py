@@ -74,6 +74,8 @@ class Candidate(Generic[Module]):
     Attributes:
         module: The network.
         method: How the coefficients were found.
+        rebuild: Builds it anew, without gradient steps, from other data.
+        on_policy: Whether it was rebuilt with states that it gets into itself.
         distilled: Whether gradient steps followed.
         groups: What became of each group.
         sparsity: The share of the cost that is gone.
@@ -83,16 +85,18 @@ class Candidate(Generic[Module]):
 
     module: Module
     method: Method
-    distilled: bool
+    rebuild: Callable[[Calibration], Module]
     groups: list[GroupOutcome]
     sparsity: float
     objective: float
     errors: dict[str, float]
+    on_policy: bool = False
+    distilled: bool = False
 
     @property
     def name(self) -> str:
-        """The method, with `_distilled` where gradient steps followed."""
-        return f"{self.method}_distilled" if self.distilled else self.method
+        """The method, and what followed."""
+        return self.method + "_on_policy" * self.on_policy + "_distilled" * self.distilled
 
 
 @dataclass(frozen=True)
@@ -144,10 +148,10 @@ def prune_network(
         settings: How much to remove and how. What concerns rollouts and terms is done with by now.
         progress: Told of every stage, and asked whether to stop.
         latency: Measures latency, where the budget is one.
-        more_data: For distillation in several rounds on states that the pruned network gets into.
+        more_data: For rebuilding in several rounds with states that the pruned network gets into.
         choose: Picks among candidates better than the objective can. With it, uniform coefficients are a candidate
-            beside those of the method. What it picks is distilled, and it is asked again whether that was for the
-            better.
+            beside those of the method. What it picks is rebuilt on policy, and distilled, and it is asked each time
+            whether that was for the better.
 
     Raises:
         PruningError: The network cannot be traced, the components or terms do not fit it, or the budget cannot be
@@ -179,8 +183,24 @@ def prune_network(
         warnings += notes
         search_seconds += seconds
     chosen = _chosen(candidates, choose, progress)
+    data = calibration
+    if more_data is not None and settings.on_policy_rounds:
+        module, data = refitted_on_policy(
+            chosen.module, calibration, chosen.rebuild, more_data, settings.on_policy_rounds, progress
+        )
+        candidates.append(_judged(problem, replace(chosen, module=module, on_policy=True)))
+        chosen = _chosen([chosen, candidates[-1]], choose, progress)
     if settings.distill_steps:
-        candidates.append(_distilled(problem, chosen, settings, progress, more_data))
+        student = distill(
+            chosen.module,
+            network,
+            data,
+            problem.terms,
+            steps=settings.distill_steps,
+            seed=settings.seed,
+            progress=progress,
+        )
+        candidates.append(_judged(problem, replace(chosen, module=student, distilled=True)))
         chosen = _chosen([chosen, candidates[-1]], choose, progress)
     return Pruned(
         candidates={candidate.name: candidate for candidate in candidates},
@@ -235,36 +255,36 @@ def _shrunk(
     prices = [group.parameters_per_channel(first.network.module) for group in first.groups]
     groups = [GroupOutcome(*outcome) for outcome in zip(first.groups, left, prices, strict=True)]
     objective, errors = first.errors(module)
-    candidate = Candidate(module, settings.method, False, groups, _removed(first, left), objective, errors)
+
+    def rebuild(data: Calibration) -> Module:
+        return replace(problem, calibration=data, warnings=[]).build(kept)
+
+    candidate = Candidate(module, settings.method, rebuild, groups, _removed(first, left), objective, errors)
     return candidate, warnings, seconds
 
 
-def _distilled(
-    problem: CoefficientProblem[Module],
-    candidate: Candidate[Module],
-    settings: PruningSettings,
+def refitted_on_policy(
+    module: Module,
+    calibration: Calibration,
+    rebuild: Callable[[Calibration], Module],
+    more_data: MoreData,
+    rounds: int,
     progress: Progress,
-    more_data: MoreData | None,
-) -> Candidate[Module]:
-    """Distill a candidate; where there is a way to get them, in rounds with rows that it meets itself."""
-    data, student = problem.calibration, candidate.module
-    rounds = settings.on_policy_rounds + 1 if more_data is not None else 1
+) -> tuple[Module, Calibration]:
+    """Rebuild a pruned network with the states that it gets into, in rounds; return it and all the data there is then.
+
+    What was fitted to the dense network's states knows nothing of those that its own errors lead to (Ross et al. 2011).
+    """
     for number in range(rounds):
-        if number:
-            assert more_data is not None
-            progress("distillation", number / rounds)
-            data = data.with_more(more_data(student))
-        student = distill(
-            student,
-            problem.network,
-            data,
-            problem.terms,
-            steps=settings.distill_steps,
-            seed=settings.seed + number,
-            progress=progress,
-        )
-    objective, errors = problem.errors(student)
-    return replace(candidate, module=student, distilled=True, objective=objective, errors=errors)
+        progress("on-policy rounds", number / rounds)
+        calibration = calibration.with_more(more_data(module))
+        module = rebuild(calibration)
+    return module, calibration
+
+
+def _judged(problem: CoefficientProblem[Module], candidate: Candidate[Module]) -> Candidate[Module]:
+    objective, errors = problem.errors(candidate.module)
+    return replace(candidate, objective=objective, errors=errors)
 
 
 def _chosen(candidates: Sequence[Candidate[Module]], choose: Choose | None, progress: Progress) -> Candidate[Module]:

@@ -19,11 +19,15 @@ from nncontrol_prune.pruning.calibration import Calibration, calibration_from
 from nncontrol_prune.pruning.costs import parameter_cost
 from nncontrol_prune.pruning.engine import Candidate, prune_network
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.network import Batch
+from nncontrol_prune.pruning.network import Batch, spread_rows
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.pruning.terms import Term, chosen_terms
 from nncontrol_prune.rollouts.reader import Rollouts
 
+ON_POLICY_ROUNDS = 3
+"""Where the user names no number."""
+ON_POLICY_ROWS = 3000
+"""States of each round at the most."""
 LATENCY_RUNS = 400
 """Runs of a policy that its latency is the median of, after a tenth as many that do not count."""
 
@@ -91,7 +95,7 @@ def prune_bundle(
         name: Of the new controller; by default the dense one's with the sparsity.
         choose: Picks among the candidates: the method's coefficients or uniform ones, before or after distillation.
             By default the held-out error does.
-        observe: Runs a candidate in its environment, for on-policy rounds of distillation.
+        observe: Runs a candidate in its environment, for on-policy rounds.
         progress: Told of every stage, and asked whether to stop.
 
     Raises:
@@ -104,7 +108,10 @@ def prune_bundle(
     recipe = recipe_for(dense.module())
     terms = chosen_terms(recipe.terms, settings.terms, settings.limits)
     calibration = controller_calibration(dense, rollouts, recipe, terms, settings)
-    if settings.on_policy_rounds and (observe is None or recipe.horizon):
+    if settings.on_policy_rounds is None:
+        rounds = 0 if observe is None or recipe.horizon else ON_POLICY_ROUNDS
+        settings = settings.model_copy(update={"on_policy_rounds": rounds})
+    elif settings.on_policy_rounds and (observe is None or recipe.horizon):
         raise PruningError(
             "on-policy rounds need an environment to run in"
             if observe is None
@@ -147,7 +154,7 @@ def prune_bundle(
 
     def met_by(module: Any) -> Batch:
         assert observe is not None
-        return _like(calibration.fit, observe(bundle_of(module)))
+        return rows_like(calibration.fit, observe(bundle_of(module)))
 
     pruned = prune_network(
         recipe.network,
@@ -156,7 +163,7 @@ def prune_bundle(
         settings,
         progress=progress,
         latency=lambda module: latency_of(bundle_of(module)),
-        more_data=None if observe is None or not settings.on_policy_rounds else met_by,
+        more_data=None if observe is None else met_by,
         choose=None if choose is None else best_of,
     )
     chosen = pruned.chosen
@@ -249,13 +256,15 @@ def _provenance(rollouts: Rollouts, settings: PruningSettings, candidate: Candid
         importance=settings.importance,
         coefficients={outcome.group.name: outcome.coefficient for outcome in candidate.groups},
         sparsity=candidate.sparsity,
+        on_policy_rounds=settings.on_policy_rounds or 0 if candidate.on_policy else 0,
         distill_steps=settings.distill_steps if candidate.distilled else 0,
         seed=settings.seed,
     )
 
 
-def _like(batch: Batch, observations: NDArray[np.float64]) -> Batch:
-    """Return rows with these observations and, as they concern them, the batch's other entries."""
-    rows = torch.from_numpy(observations.astype(np.float32))
+def rows_like(batch: Batch, observations: NDArray[np.float64]) -> Batch:
+    """Return rows with these observations, or ON_POLICY_ROWS of them, and with other entries as the batch has them."""
+    observations = observations[np.isfinite(observations).all(axis=1)]
+    rows = torch.from_numpy(observations.astype(np.float32))[spread_rows(len(observations), ON_POLICY_ROWS)]
     again = torch.arange(len(rows)) % len(batch["observation"])
     return {name: rows if name == "observation" else values[again] for name, values in batch.items()}

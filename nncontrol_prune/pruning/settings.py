@@ -38,8 +38,9 @@ class PruningSettings(Spec):
     """Gradual pruning: surgery and reconstruction in so many steps."""
     distill_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Gradient steps of distillation; 0 for none."""
-    on_policy_rounds: Annotated[int, Field(ge=0, le=20)] = 0
-    """Times that distillation is repeated with states the pruned controller itself gets into, in the environment."""
+    on_policy_rounds: Annotated[int, Field(ge=0, le=20)] | None = None
+    """Times that the reconstruction is repeated with states the pruned controller itself gets into, in the environment;
+    None for some wherever that is possible."""
     max_rows: Annotated[int, Field(ge=256, le=1_000_000)] = 8192
     """Transitions used at the most."""
     perturbation: Annotated[FiniteFloat, Field(ge=0.0, le=10.0)] = 1.0

@@ -16,7 +16,7 @@ from nncontrol_prune.validation.evaluation import run_episode, run_episodes, sum
 SELECTION_SEED = 50_000
 SELECTION_EPISODES = 10
 OBSERVATION_SEED = 60_000
-OBSERVATION_EPISODES = 5
+OBSERVATION_EPISODES = 10
 
 
 def best_in_closed_loop(environment: str, episodes: int = SELECTION_EPISODES) -> Choose:

@@ -77,6 +77,36 @@ def test_a_candidate_that_cannot_be_deployed_is_none(small_bundle: Bundle, rollo
         prune_bundle(small_bundle, rollouts, settings, choose=lambda candidates: len(candidates) - 1)
 
 
+def test_states_that_the_pruned_controller_meets_are_fitted_too(small_bundle: Bundle, rollouts) -> None:
+    far = 3.0 + np.random.default_rng(1).normal(size=(400, small_bundle.manifest.observation.size))
+    met = far.copy()
+    met[::4] = np.nan
+    settings = PruningSettings(sparsity=0.7, tolerance=0.03, method="uniform")
+    observed = []
+
+    def observe(bundle: Bundle):
+        observed.append(bundle)
+        return met
+
+    last = lambda candidates: len(candidates) - 1  # noqa: E731
+    pruned, report = prune_bundle(small_bundle, rollouts, settings, choose=last, observe=observe)
+    alone, _ = prune_bundle(small_bundle, rollouts, settings, choose=last)
+    assert report.chosen == "uniform_on_policy"
+    assert len(observed) == pruned.manifest.provenance.on_policy_rounds == pipeline.ON_POLICY_ROUNDS
+    wanted = small_bundle.policy.batch(far.astype(np.float32))
+    errors = [np.square(bundle.policy.batch(far.astype(np.float32)) - wanted).mean() for bundle in (pruned, alone)]
+    assert errors[0] < 0.5 * errors[1]
+    _, report = prune_bundle(
+        small_bundle, rollouts, settings.model_copy(update={"on_policy_rounds": 0}), choose=last, observe=observe
+    )
+    assert report.chosen == "uniform"
+
+
+def test_on_policy_rounds_need_an_environment(small_bundle: Bundle, rollouts) -> None:
+    with pytest.raises(PruningError, match="on-policy rounds need an environment to run in"):
+        prune_bundle(small_bundle, rollouts, PruningSettings(on_policy_rounds=2))
+
+
 def test_same_seed_gives_the_same_bundle(small_bundle: Bundle, rollouts) -> None:
     settings = PruningSettings(sparsity=0.5, tolerance=0.03, distill_steps=60, seed=3)
     digests = {prune_bundle(small_bundle, rollouts, settings)[0].digest for _ in range(2)}
