@@ -104,6 +104,7 @@ def _tdmpc(module: TdMpc) -> Recipe:
             # Each member loses channels of its own choice, but as many as the others, so that all have one shape.
             ties=[[f"q.{member}.{3 * layer}" for member in members] for layer in range(len(architecture.q))],
             contrasts=True,
+            once=_one_step,
         ),
         terms=(
             Term("action", weight=10.0, scale=2.0, error=mean_squared),
@@ -116,6 +117,11 @@ def _tdmpc(module: TdMpc) -> Recipe:
         ),
         horizon=UNROLLED_STEPS,
     )
+
+
+def _one_step(batch: Batch) -> Batch:
+    steps = ("action", "alternative", "next_observation", "reward")
+    return {name: values[:, :1] if name in steps else values for name, values in batch.items()}
 
 
 def run_world_model(module: Any, batch: Batch) -> dict[str, Tensor]:

@@ -33,7 +33,6 @@ from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.layers import (
     NORMS,
     by_channel,
-    capture,
     is_regression,
     places_in,
     regressors,
@@ -41,11 +40,12 @@ from nncontrol_prune.pruning.layers import (
     run_solution,
     taps,
 )
-from nncontrol_prune.pruning.network import Network, joined, rows_of, spread_rows, take
+from nncontrol_prune.pruning.network import Network, rows_of, spread_rows, take
 from nncontrol_prune.pruning.reconstruction import (
     affine_fit,
     blown_up,
     contrast_factor,
+    dense_targets,
     fitted_layers,
     regression_rows,
     weighted_ridge,
@@ -84,12 +84,11 @@ def _descend(problem: CoefficientProblem[Module], start: Sequence[float], progre
     """Yield the coefficients reached, every few steps."""
     network, groups, data = problem.network, list(problem.groups), problem.calibration
     share = 2 if network.contrasts else 1  # such rows are run with two alternatives
-    fit = spread_rows(rows_of(data.fit), FIT_ROWS // share)
+    rows = spread_rows(rows_of(data.fit), FIT_ROWS // share)
     held_out = spread_rows(rows_of(data.held_out), HELD_OUT_ROWS // share)
-    judge, judge_weights = take(data.held_out, held_out), data.held_out_weights[held_out]
-    batch, fit_weights = joined(take(data.fit, fit), judge), data.fit_weights[fit]
-    with torch.no_grad(), capture(network.module, fitted_layers(network.module, groups)) as targets:
-        network.run(network.module, batch)
+    fit, judge = network.once(take(data.fit, rows)), take(data.held_out, held_out)
+    judge_weights = data.held_out_weights[held_out]
+    targets = dense_targets(network, groups, fit)
     teacher = problem.teacher or network
     with torch.no_grad():
         dense = teacher.run(teacher.module, judge)
@@ -99,7 +98,7 @@ def _descend(problem: CoefficientProblem[Module], start: Sequence[float], progre
     multiplier, stiffness = 0.0, 100.0
     limited = [term for term in problem.terms if term.limit is not None]
     pressures = {term.label: 0.0 for term in limited}
-    layers = _SoftLayers(network, groups, targets, fit_weights)
+    layers = _SoftLayers(network, groups, targets, data.fit_weights[rows])
     for step in range(STEPS):
         progress("coefficients", step / STEPS)
         annealed = step / (STEPS - 1)
@@ -111,8 +110,8 @@ def _descend(problem: CoefficientProblem[Module], start: Sequence[float], progre
             for rank, coefficient in zip(ranks, coefficients, strict=True)
         ]
         with layers.masked(masks):
-            outputs = network.run(network.module, batch)
-        found = {name: output[len(fit) :] for name, output in outputs.items()}
+            network.run(network.module, fit)
+            found = network.run(network.module, judge)
         objective, means = weighted_sum(problem.terms, found, dense, judge, judge_weights)
         excess = problem.cost.removed([1.0 - coefficient for coefficient in coefficients]) - problem.sparsity
         # The logarithm makes a step independent of the error's scale, which spans orders of magnitude.
@@ -137,7 +136,7 @@ class _SoftLayers:
         network: The dense network.
         groups: Its groups.
         targets: What each layer to fit gave out in the dense network.
-        fit_weights: Weights of the first rows of each batch, which the layers are fitted on; they are applied to all.
+        fit_weights: Weights of the rows that the layers are fitted on.
     """
 
     def __init__(
@@ -147,7 +146,6 @@ class _SoftLayers:
         self._contrasts = network.contrasts
         self._targets = targets
         self._weights = fit_weights
-        self._rows = len(fit_weights)
         self._places: dict[str, tuple[Tensor, Tensor]] = {}
         for name in fitted_layers(module, groups):
             layer = module.get_submodule(name)
@@ -160,7 +158,10 @@ class _SoftLayers:
 
     @contextmanager
     def masked(self, masks: Sequence[Tensor]) -> Iterator[None]:
-        """Within the block the module computes what the masks, one for each group, leave of it."""
+        """Within the block the module computes what the masks, one for each group, leave of it.
+
+        Layers are fitted when they are first run, which has to be on the rows to fit.
+        """
         fitted: dict[str, tuple[Tensor, Tensor]] = {}
 
         def hook(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -198,7 +199,7 @@ class _SoftLayers:
         fitted: dict[str, tuple[Tensor, Tensor]],
     ) -> Tensor:
         if name not in fitted:
-            rows = regression_rows(layer, inputs[: self._rows], FIT_POSITIONS)
+            rows = regression_rows(layer, inputs, FIT_POSITIONS)
             taken, target = inputs[rows], self._targets[name][rows]
             if self._contrasts:
                 factor = contrast_factor(layer, target)
@@ -236,8 +237,8 @@ class _SoftLayers:
             output = output if bias is None else output + bias
         if name not in fitted:
             fitted[name] = affine_fit(
-                by_channel(layer, output[: self._rows]),
-                by_channel(layer, self._targets[name][: self._rows]),
+                by_channel(layer, output),
+                by_channel(layer, self._targets[name]),
                 self._weights,
                 intercept=getattr(layer, "bias", None) is not None,
             )

@@ -220,7 +220,7 @@ def _gram_matrices(evidence: Evidence, names: Sequence[str]) -> dict[str, Tensor
     ]
     try:
         with torch.no_grad():
-            evidence.network.run(module, evidence.batch)
+            evidence.network.run(module, evidence.network.once(evidence.batch))
     finally:
         for hook in hooks:
             hook.remove()

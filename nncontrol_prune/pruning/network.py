@@ -34,6 +34,8 @@ class Network(Generic[Module]):
         ties: Groups, by name, that keep as many channels as each other, such as those of an ensemble's members.
         contrasts: Whether the positions of a row, in layers that have (rows, positions, channels), are alternatives
             to each other: reconstruction then fits how they differ as well as how rows do.
+        once: Cuts a batch to what runs every layer once. Layers are fitted to their first call, so what a network does
+            with its own predictions need not be computed for that.
     """
 
     module: Module
@@ -41,6 +43,7 @@ class Network(Generic[Module]):
     run: Run
     ties: Sequence[Sequence[str]] = field(default=())
     contrasts: bool = False
+    once: Callable[[Batch], Batch] = lambda batch: batch
 
     def groups(self, batch: Batch) -> list[Group]:
         """Find the groups, by a trace over the first rows of a batch.

@@ -44,7 +44,7 @@ from nncontrol_prune.pruning.layers import (
     responses,
     solution_of,
 )
-from nncontrol_prune.pruning.network import Batch, Network, spread_rows, take
+from nncontrol_prune.pruning.network import Batch, Network, rows_of, spread_rows, take
 from nncontrol_prune.pruning.sensitivity import squared_gradients
 from nncontrol_prune.pruning.terms import Term
 
@@ -72,7 +72,7 @@ def fitted_layers(module: nn.Module, groups: Sequence[Group]) -> list[str]:
 def dense_targets(network: Network[Any], groups: Sequence[Group], batch: Batch) -> dict[str, Tensor]:
     """Return what each layer to fit gives out in the dense network, by name."""
     with capture(network.module, fitted_layers(network.module, groups)) as targets:
-        network.run(network.module, batch)
+        network.run(network.module, network.once(batch))
     return targets
 
 
@@ -144,7 +144,7 @@ def reconstruct(
         load_solution(layer, weight, bias)
 
     with _first_calls(pruned, fitted_layers(pruned, groups), refit):
-        network.run(pruned, batch)
+        network.run(pruned, network.once(batch))
     if terms and last_layers(network.module, groups):
         if sensitivity is None:
             sensitivity = last_layer_sensitivity(network, groups, batch, terms)
@@ -162,8 +162,9 @@ def last_layers(module: nn.Module, groups: Sequence[Group]) -> list[str]:
 def last_layer_sensitivity(
     network: Network[Any], groups: Sequence[Group], batch: Batch, terms: Sequence[Term]
 ) -> dict[str, Tensor]:
-    """Return `squared_gradients` of the last layers."""
-    return squared_gradients(network, last_layers(network.module, groups), batch, terms)
+    """Return `squared_gradients` of the last layers, for the rows that they are fitted on."""
+    rows = spread_rows(rows_of(batch), LAST_LAYER_ROWS)
+    return squared_gradients(network, last_layers(network.module, groups), take(batch, rows), terms)
 
 
 def _refit_last_layers(
@@ -185,7 +186,7 @@ def _refit_last_layers(
             factor = contrast_factor(layer, target)
             held, target = blown_up(held, factor), blown_up(target, factor)
         inputs, wanted = regressors(layer, held).double(), responses(layer, target).double()
-        mattering = (dense[name][rows] + found[name]).double()
+        mattering = (dense[name] + found[name]).double()
         mean = (weights[:, None] * mattering).sum(0) / weights.sum()
         share = 0.5 + 0.5 * mattering / mean.clamp_min(torch.finfo(torch.float32).tiny)
         by_output = (weights[:, None] * share).repeat_interleave(len(inputs) // len(weights), dim=0)
@@ -198,7 +199,7 @@ def _refit_last_layers(
         load_solution(layer, torch.cat([w for w, _ in solutions], dim=1), torch.cat([b for _, b in solutions]))
 
     with _first_calls(pruned, list(found), refit):
-        network.run(pruned, batch)
+        network.run(pruned, network.once(batch))
 
 
 @contextmanager
