@@ -98,7 +98,7 @@ class Subject:
         )
 
     def met_by(self, module: Any) -> Batch:
-        """Return rows with the states that a network meets, as the pipeline does it."""
+        """Return rows with the states that a network meets, in as many episodes as the pipeline runs at the most."""
         first = ON_POLICY_SEED + self.seed * OBSERVATION_EPISODES
         met = record(self.bundle(module), self.environment, range(first, first + OBSERVATION_EPISODES)).observation
         return rows_like(self.calibration.fit, met)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.plants.environments import make_environment
-from nncontrol_prune.pruning.pipeline import Choose, Observe
+from nncontrol_prune.pruning.pipeline import ON_POLICY_ROWS, Choose, Observe
 from nncontrol_prune.validation.evaluation import run_episode, run_episodes, summarize
 
 SELECTION_SEED = 50_000
@@ -49,6 +49,8 @@ def observations_in(environment: str, episodes: int = OBSERVATION_EPISODES) -> O
         env = make_environment(environment)
         try:
             for seed in range(OBSERVATION_SEED, OBSERVATION_SEED + episodes):
+                if len(met) >= ON_POLICY_ROWS:
+                    break  # where episodes are long, a few are enough
                 run_episode(bundle.policy, bundle.manifest, env, environment, seed, on_transition=note)
         finally:
             env.close()

@@ -101,7 +101,7 @@ def test_the_pruned_agent_equals_the_masked_dense_one(agent: TdMpc) -> None:
     assert pruned.current_architecture().latent == 12
 
 
-@pytest.mark.parametrize("method", ["uniform", "grid", "gradient"])
+@pytest.mark.parametrize("method", ["uniform", "gradient"])
 def test_an_agent_is_pruned_to_a_bundle_that_plans(bundle: Bundle, rollouts: Rollouts, method: Any, tmp_path) -> None:
     settings = PruningSettings(sparsity=0.6, tolerance=0.02, method=method, distill_steps=20, max_rows=600)
     pruned, report = prune_bundle(bundle, rollouts, settings)
