@@ -250,7 +250,7 @@ def _plot(path: Path, task: Task, cells: Cells) -> None:
     lowest = min((cell.kept - cell.half_width for cell in cells.values() if not math.isnan(cell.kept)), default=0.0)
     axes[0].set_ylim(max(-20.0, 100 * min(lowest, 0.0)) - 2.0, 115.0)
     known = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=2 + len(axes), fontsize=8)
     figure.suptitle(f"{task.name} in {task.environment}", fontsize=11)
     figure.savefig(path, dpi=110)
     plt.close(figure)
