@@ -17,7 +17,7 @@ from comparison.cells import Cell, Dense, Settings
 from comparison.closed_loop import record, run_in_lockstep
 from comparison.intervals import Estimate, estimate_of, rounds, status_of
 from comparison.report import write_report
-from comparison.tasks import CALIBRATION_EPISODES, CALIBRATION_SEED, EVALUATION_SEED, TASKS
+from comparison.tasks import CALIBRATION_EPISODES, CALIBRATION_SEED, EVALUATION_SEED, ON_POLICY_SEED, TASKS
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.mlp import Mlp
 from nncontrol_prune.controllers.specs import MlpArchitecture
@@ -28,6 +28,7 @@ from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.network import Network
 from nncontrol_prune.pruning.terms import Term
 from nncontrol_prune.validation.evaluation import run_episode
+from nncontrol_prune.validation.selection import OBSERVATION_EPISODES
 from tests.pruning.networks import WorldModel
 
 
@@ -173,10 +174,11 @@ def test_lockstep_returns_are_those_of_one_episode_at_a_time(small_bundle: Bundl
     assert not rollouts.terminated.any()
 
 
-def test_evaluation_seeds_are_not_calibration_seeds() -> None:
+def test_evaluation_seeds_are_used_for_nothing_else() -> None:
     settings = Settings()
     evaluation = set(range(EVALUATION_SEED, EVALUATION_SEED + settings.max_episodes))
-    assert not evaluation & set(range(CALIBRATION_SEED, CALIBRATION_SEED + settings.seeds * CALIBRATION_EPISODES))
+    for first, episodes in ((CALIBRATION_SEED, CALIBRATION_EPISODES), (ON_POLICY_SEED, OBSERVATION_EPISODES)):
+        assert not evaluation & set(range(first, first + settings.seeds * episodes))
 
 
 CELL = Cell("gradient", 0.9, "ls", "resolved", 0.99, 0.01, (0.98, 1.0), 100, 0.9, 1.0, 9.0, 16.0, 8.0)

@@ -20,6 +20,7 @@ from nncontrol_prune.pruning.costs import Cost, LatencyCost, multiplication_cost
 from nncontrol_prune.pruning.distillation import distill
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.gradient import gradient
+from nncontrol_prune.pruning.group_report import GroupReport
 from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.importance import IMPORTANCES, Evidence, normalized
 from nncontrol_prune.pruning.network import Batch, Network, take
@@ -66,6 +67,18 @@ class GroupOutcome:
         """The pruning coefficient: the share of the channels that left."""
         return 1.0 - self.kept / self.group.channels
 
+    def report(self) -> GroupReport:
+        """Return what a report says of it."""
+        return GroupReport(
+            name=self.group.name,
+            components=self.group.components,
+            kind=self.group.kind,
+            channels=self.group.channels,
+            kept=self.kept,
+            coefficient=self.coefficient,
+            parameters_per_channel=self.parameters_per_channel,
+        )
+
 
 @dataclass(frozen=True)
 class Candidate(Generic[Module]):
@@ -75,12 +88,12 @@ class Candidate(Generic[Module]):
         module: The network.
         method: How the coefficients were found.
         rebuild: Builds it anew, without gradient steps, from other data.
-        on_policy: Whether it was rebuilt with states that it gets into itself.
-        distilled: Whether gradient steps followed.
         groups: What became of each group.
         sparsity: The share of the cost that is gone.
         objective: On the held-out part.
         errors: Mean error by term, on the held-out part.
+        on_policy: Whether it was rebuilt with states that it gets into itself.
+        distilled: Whether gradient steps followed.
     """
 
     module: Module

@@ -19,6 +19,7 @@ from nncontrol_prune.pruning.calibration import Calibration, calibration_from
 from nncontrol_prune.pruning.costs import parameter_cost
 from nncontrol_prune.pruning.engine import Candidate, prune_network
 from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.group_report import GroupReport
 from nncontrol_prune.pruning.network import Batch, spread_rows
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.pruning.terms import Term, chosen_terms
@@ -30,18 +31,6 @@ ON_POLICY_ROWS = 3000
 """States of each round at the most."""
 LATENCY_RUNS = 400
 """Runs of a policy that its latency is the median of, after a tenth as many that do not count."""
-
-
-class GroupReport(Spec):
-    """What became of one group."""
-
-    name: str
-    components: tuple[str, ...]
-    kind: str
-    channels: int
-    kept: int
-    coefficient: float
-    parameters_per_channel: int
 
 
 class PruningReport(Spec):
@@ -175,18 +164,7 @@ def prune_bundle(
         pruned_parameters=bundle.manifest.parameters,
         cost=settings.cost,
         sparsity=chosen.sparsity,
-        groups=tuple(
-            GroupReport(
-                name=outcome.group.name,
-                components=outcome.group.components,
-                kind=outcome.group.kind,
-                channels=outcome.group.channels,
-                kept=outcome.kept,
-                coefficient=outcome.coefficient,
-                parameters_per_channel=outcome.parameters_per_channel,
-            )
-            for outcome in chosen.groups
-        ),
+        groups=tuple(outcome.report() for outcome in chosen.groups),
         errors={found.name: found.objective for found in pruned.candidates.values()},
         terms={found.name: found.errors for found in pruned.candidates.values()},
         chosen=chosen.name,

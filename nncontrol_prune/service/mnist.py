@@ -33,7 +33,7 @@ from nncontrol_prune.pruning.terms import (
     weighted_sum,
 )
 from nncontrol_prune.service.idx import IdxError, find_idx, read_images
-from nncontrol_prune.service.mnist_report import GroupShare, MnistReport, MnistResult, MnistSettings, Score
+from nncontrol_prune.service.mnist_report import MnistReport, MnistResult, MnistSettings, Score
 
 TRAIN, TEST = "train-images-idx3-ubyte", "t10k-images-idx3-ubyte"
 SIDE = 28
@@ -238,17 +238,6 @@ def compare(dense: Autoencoder, images: Images, settings: MnistSettings, progres
 
 def _results(pruned: Pruned[Autoencoder], sparsity: float, test: Tensor) -> Iterator[MnistResult]:
     for candidate in pruned.candidates.values():
-        groups = tuple(
-            GroupShare(
-                name=outcome.group.name,
-                components=outcome.group.components,
-                kind=outcome.group.kind,
-                channels=outcome.group.channels,
-                kept=outcome.kept,
-                coefficient=outcome.coefficient,
-            )
-            for outcome in candidate.groups
-        )
         yield MnistResult(
             method=candidate.method,
             distilled=candidate.distilled,
@@ -258,7 +247,7 @@ def _results(pruned: Pruned[Autoencoder], sparsity: float, test: Tensor) -> Iter
             score=score(candidate.module, test),
             objective=candidate.objective,
             search_seconds=pruned.search_seconds,
-            groups=groups,
+            groups=tuple(outcome.report() for outcome in candidate.groups),
         )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, FiniteFloat
 
 from nncontrol_prune.controllers.specs import Spec
+from nncontrol_prune.pruning.group_report import GroupReport
 from nncontrol_prune.pruning.settings import ImportanceName, Method
 
 METHODS: tuple[Method, ...] = ("uniform", "threshold", "grid", "gradient", "tpe")
@@ -39,17 +40,6 @@ class Score(Spec):
     """Structural similarity, the mean over the images."""
 
 
-class GroupShare(Spec):
-    """What was taken of one group."""
-
-    name: str
-    components: tuple[str, ...]
-    kind: Literal["intra-component", "inter-component"]
-    channels: int
-    kept: int
-    coefficient: float
-
-
 class MnistResult(Spec):
     """One candidate of one method at one sparsity."""
 
@@ -65,7 +55,7 @@ class MnistResult(Spec):
     """On the held-out training images, which the coefficients were chosen by."""
     search_seconds: float
     """Time to find the coefficients."""
-    groups: tuple[GroupShare, ...]
+    groups: tuple[GroupReport, ...]
 
     @property
     def label(self) -> str:
