@@ -243,6 +243,7 @@ def _plot(path: Path, task: Task, cells: Cells) -> None:
                 )
         axis.axhline(100 * KEEPS, color="0.6", lw=0.8, ls=":")
         axis.set_title(TITLES[name], fontsize=10)
+        axis.set_xlim(-0.5, len(sparsities) - 0.5)  # the same for all, whatever was measured
         axis.set_xticks(range(len(sparsities)), [f"{100 * sparsity:g}" for sparsity in sparsities])
         axis.set_xlabel("parameters removed [%]")
         axis.grid(alpha=0.25)
