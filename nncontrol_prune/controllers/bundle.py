@@ -45,7 +45,7 @@ REFERENCE_TOLERANCE = 1e-4
 """How far a reproduced action may be off, as a share of the action's range: room for another processor's rounding."""
 EXPORT_TOLERANCE = 1e-5
 """How far the exported policy may be off its torch module, as a share of the action's range."""
-PLANNER_FACTOR = 10.0
+PLANNER_FACTOR = 100
 """How much further off a planner's action may be: it is a mean weighted by exponentials of expected returns."""
 FLIPPED_SHARE = 0.5
 """Share of the pairs in which a planner may give another action: where plans are worth nearly the same, rounding
