@@ -23,6 +23,7 @@ from nncontrol_prune.controllers.specs import Activation
 from nncontrol_prune.pruning.settings import CostName, ImportanceName, Method, PruningSettings
 from nncontrol_prune.service.mnist_report import MnistSettings
 from nncontrol_prune.transport.network import DEFAULT_PORT, LOOPBACK, Network
+from nncontrol_prune.validation.settings import GateSettings
 
 if TYPE_CHECKING:
     from nncontrol_prune.controllers.bundle import Bundle
@@ -48,6 +49,7 @@ Keys = Annotated[Path | None, typer.Option(help="Directory with CURVE keys, made
 Sparsity = Annotated[float | None, typer.Option(help="Share of the parameters to remove, in [0, 1).")]
 DEFAULT_STORE = Path("out/store")
 PRUNING = PruningSettings()
+GATE = GateSettings()
 MNIST = MnistSettings()
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -268,7 +270,6 @@ def prune(
     from nncontrol_prune.service import work
     from nncontrol_prune.service.boundary import prune_to_boundary
     from nncontrol_prune.validation.evaluation import check_environment
-    from nncontrol_prune.validation.settings import GateSettings
 
     values: dict[str, Any] = {
         "tolerance": tolerance,
@@ -307,7 +308,8 @@ def prune(
                 tuple(rollouts),
                 settings,
                 environment=str(env),
-                gate=GateSettings(),
+                gate=GATE,
+                cache=work.episode_cache(bundles),
                 progress=Progress(show),
                 name=name,
             )
@@ -363,25 +365,42 @@ def validate(
     candidate: Annotated[str, typer.Argument(help="The pruned controller: directory or name@digest.")],
     against: Annotated[str, typer.Option(help="The dense controller: shipped name, directory or name@digest.")],
     env: Env = None,
-    episodes: Annotated[int, typer.Option(help="Pairs of episodes.")] = 50,
-    success_margin: Annotated[float, typer.Option(help="Largest probability of failing where dense succeeds.")] = 0.1,
-    return_ratio: Annotated[float, typer.Option(help="Smallest share of the dense return to keep.")] = 0.95,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes; the verdict does not depend on it.")] = 1,
+    max_episodes: Annotated[
+        int, typer.Option(help="Pairs of episodes after which it is inconclusive.")
+    ] = GATE.max_episodes,
+    min_episodes: Annotated[int, typer.Option(help="Pairs before it may be accepted.")] = GATE.min_episodes,
+    success_margin: Annotated[
+        float, typer.Option(help="How much less likely it may succeed than the dense one.")
+    ] = GATE.success_margin,
+    return_ratio: Annotated[
+        float, typer.Option(help="Smallest share of the dense return to keep.")
+    ] = GATE.return_ratio,
+    action_rate_ratio: Annotated[
+        float, typer.Option(help="How much faster its commands may change, times the dense one's.")
+    ] = GATE.action_rate_ratio,
+    latency_share: Annotated[
+        float, typer.Option(help="Largest share of the control period that an action (p99) may take here.")
+    ] = GATE.latency_share,
+    delay: Annotated[int, typer.Option(help="Ticks that a command takes to the plant.")] = GATE.delay,
+    jobs: Annotated[int, typer.Option(min=1, help="Workers; the verdict does not depend on it.")] = GATE.jobs,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Judge a pruned controller in closed loop. The verdict is kept in the store; 3 is the exit code of a rejection."""
+    """Judge a pruned controller in closed loop. The verdict is kept in the store; without acceptance, exit code 3."""
     from nncontrol_prune import display
     from nncontrol_prune.config import validated
     from nncontrol_prune.progress import Progress
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service import work
-    from nncontrol_prune.validation.settings import GateSettings
 
     values = {
-        "episodes": episodes,
+        "min_episodes": min_episodes,
+        "max_episodes": max_episodes,
         "success_margin": success_margin,
         "return_ratio": return_ratio,
+        "action_rate_ratio": action_rate_ratio,
+        "latency_share": latency_share,
+        "delay": delay,
         "jobs": jobs,
     }
     gate = validated(GateSettings, values, "validate")

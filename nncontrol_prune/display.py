@@ -25,6 +25,9 @@ if not out.is_terminal:
 err = Console(stderr=True)
 
 
+OUTCOMES = {"passed": "passed", "failed": "[bold red]failed[/]", "undecided": "[bold yellow]undecided[/]"}
+
+
 @contextmanager
 def progress_bar(quiet: bool = False) -> Iterator[Any]:
     """Show progress while the block runs; yields a function of what is done and the share of it, or None."""
@@ -117,7 +120,7 @@ def verdict_table(verdict: Verdict) -> Table:
     table.add_column("")
     table.add_column("reason")
     for criterion in verdict.criteria:
-        table.add_row(criterion.name, "passed" if criterion.passed else "[bold red]failed[/]", criterion.reason)
+        table.add_row(criterion.name, OUTCOMES[criterion.outcome], criterion.reason)
     return table
 
 

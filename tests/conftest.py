@@ -86,7 +86,7 @@ def make_verdict() -> Callable[..., Verdict]:
             candidate=bundle.reference,
             against=bundle.manifest.parent or "none",
             decision="accept" if accepted else "reject",
-            criteria=(Criterion(name="test", passed=accepted, reason="a test said so"),),
+            criteria=(Criterion(name="test", outcome="passed" if accepted else "failed", reason="a test said so"),),
             environment=CARTPOLE,
             thresholds={},
             seed=0,

@@ -14,8 +14,8 @@ pytest.importorskip("torch_pruning")
 from compare_pruners import Results, missing_units
 from comparison.baselines import equalized, from_scratch, kept_channels, torch_pruning_selection
 from comparison.cells import Cell, Dense, Settings
-from comparison.closed_loop import record, run_in_lockstep
 from comparison.intervals import Estimate, estimate_of, rounds, status_of
+from comparison.recording import record
 from comparison.report import write_report
 from comparison.tasks import CALIBRATION_EPISODES, CALIBRATION_SEED, EVALUATION_SEED, ON_POLICY_SEED, TASKS
 from nncontrol_prune.controllers.bundle import Bundle
@@ -27,7 +27,7 @@ from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.network import Network
 from nncontrol_prune.pruning.terms import Term
-from nncontrol_prune.validation.evaluation import run_episode
+from nncontrol_prune.validation.evaluation import run_episodes
 from nncontrol_prune.validation.selection import OBSERVATION_EPISODES
 from tests.pruning.networks import WorldModel
 
@@ -160,16 +160,11 @@ def test_rounds_add_up_to_the_most_episodes() -> None:
         assert episodes == list(range(max(2, most // networks)))
 
 
-def test_lockstep_returns_are_those_of_one_episode_at_a_time(small_bundle: Bundle) -> None:
-    from nncontrol_prune.plants.environments import make_environment
-
-    env = make_environment(CARTPOLE)
-    alone = [run_episode(small_bundle.policy, small_bundle.manifest, env, CARTPOLE, seed) for seed in (3, 4)]
-    together = run_in_lockstep(small_bundle, CARTPOLE, [3, 4])
-    assert [episode.episode_return for episode in alone] == [trajectory.episode_return for trajectory in together]
+def test_recorded_rollouts_are_the_episodes(small_bundle: Bundle) -> None:
+    episodes = run_episodes(small_bundle, CARTPOLE, [3, 4])
     rollouts = record(small_bundle, CARTPOLE, [3, 4])
-    assert len(rollouts) == sum(episode.steps for episode in alone)
-    assert rollouts.reward[rollouts.episode == 1].sum() == pytest.approx(alone[1].episode_return)
+    assert len(rollouts) == sum(episode.steps for episode in episodes)
+    assert rollouts.reward[rollouts.episode == 1].sum() == pytest.approx(episodes[1].episode_return)
     assert rollouts.truncated.sum() == 2
     assert not rollouts.terminated.any()
 

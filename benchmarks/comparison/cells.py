@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from comparison.baselines import Importance, from_scratch, torch_pruning_selection
-from comparison.closed_loop import run_in_lockstep
 from comparison.intervals import Estimate, Status, clustered_mean, estimate_of, rounds, status_of
 from comparison.tasks import EVALUATION_SEED, Subject, Task, dense_controller, subject_of
 from nncontrol_prune.controllers.bundle import Bundle
@@ -30,6 +29,7 @@ from nncontrol_prune.pruning.reconstruction import reconstruct
 from nncontrol_prune.pruning.settings import Method as Optimizer
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.pruning.surgery import most_important, remove_channels
+from nncontrol_prune.validation.evaluation import run_episodes
 
 BASELINES = ("tp_magnitude_local", "tp_magnitude_global", "tp_taylor_local", "tp_taylor_global", "random", "scratch")
 OURS = ("uniform", "grid", "gradient", "tpe")
@@ -125,13 +125,11 @@ def measure_dense(task: Task, settings: Settings) -> Dense:
     """Run the dense controller, for as many episodes as a cell has at the most."""
     dense = dense_controller(task)
     started = time.monotonic()
-    trajectories = run_in_lockstep(
-        dense, task.environment, range(EVALUATION_SEED, EVALUATION_SEED + settings.max_episodes)
-    )
-    seconds = (time.monotonic() - started) / len(trajectories)
-    returns = tuple(trajectory.episode_return for trajectory in trajectories)
+    episodes = run_episodes(dense, task.environment, range(EVALUATION_SEED, EVALUATION_SEED + settings.max_episodes))
+    seconds = (time.monotonic() - started) / len(episodes)
+    returns = tuple(episode.episode_return for episode in episodes)
     mean, half_width = clustered_mean(np.array([returns]))
-    steps = statistics.mean(trajectory.steps for trajectory in trajectories)
+    steps = statistics.mean(episode.steps for episode in episodes)
     return Dense(returns, mean, half_width, steps, seconds)
 
 
@@ -276,12 +274,10 @@ def evaluate(task: Task, bundles: Sequence[Bundle], dense: Dense) -> tuple[NDArr
     for episodes in rounds(count, len(whole)):
         # Every network has starts of its own, of those that the dense controller ran from.
         more = [
-            run_in_lockstep(
-                bundle, task.environment, [EVALUATION_SEED + count * episode + number for episode in episodes]
-            )
+            run_episodes(bundle, task.environment, [EVALUATION_SEED + count * episode + number for episode in episodes])
             for number, bundle in enumerate(bundles)
         ]
-        new = [[trajectory.episode_return for trajectory in trajectories] for trajectories in more]
+        new = [[episode.episode_return for episode in done] for done in more]
         returns = np.concatenate([returns, np.array(new)], axis=1)
         estimate = estimate_of(returns, whole[: returns.size].reshape(-1, count).T, whole)
         status = status_of(estimate)

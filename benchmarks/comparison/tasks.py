@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from comparison.closed_loop import record
+from comparison.recording import record
 from nncontrol_prune.controllers.bundle import Bundle, load_bundle, make_bundle
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.pruning.architectures import Recipe, recipe_for

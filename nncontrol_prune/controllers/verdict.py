@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
@@ -20,24 +21,36 @@ class EpisodeSummary(Spec):
     return_std: FiniteFloat
 
 
+Decision = Literal["accept", "reject", "inconclusive"]
+
+
 class Criterion(Spec):
     """One condition of the gate, with the figure it was decided on."""
 
     name: str
-    passed: bool
+    outcome: Literal["passed", "failed", "undecided"]
     reason: str
     """The figure, the threshold and what they mean, as a sentence."""
+
+
+def decision_of(criteria: Sequence[Criterion]) -> Decision:
+    """Return what follows from the criteria: all have to be passed, and one that is failed is enough."""
+    outcomes = {criterion.outcome for criterion in criteria}
+    if "failed" in outcomes:
+        return "reject"
+    return "accept" if outcomes == {"passed"} else "inconclusive"
 
 
 class Verdict(Spec):
     """The gate's decision about a candidate."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     candidate: Annotated[str, Field(pattern=r"@[0-9a-f]{64}$")]
     """`name@digest` of the bundle judged."""
     against: str
     """`name@digest` of the dense controller."""
-    decision: Literal["accept", "reject"]
+    decision: Decision
+    """What is inconclusive is as good as rejected."""
     criteria: tuple[Criterion, ...]
     environment: str
     thresholds: dict[str, FiniteFloat]
@@ -51,7 +64,7 @@ class Verdict(Spec):
 
     @model_validator(mode="after")
     def _decision_follows_the_criteria(self) -> Verdict:
-        if self.accepted != (bool(self.criteria) and all(criterion.passed for criterion in self.criteria)):
+        if self.decision != decision_of(self.criteria):
             raise ValueError(f"the decision is {self.decision}, which its criteria do not say")
         return self
 
@@ -62,6 +75,9 @@ class Verdict(Spec):
 
     @property
     def reasons(self) -> list[str]:
-        """Why, in sentences: those that rejected it, or all that accepted it."""
-        failed = [criterion.reason for criterion in self.criteria if not criterion.passed]
-        return failed or [criterion.reason for criterion in self.criteria]
+        """Why, in sentences: what it failed, or what is undecided, or all that it passed."""
+        for outcome in ("failed", "undecided"):
+            found = [criterion.reason for criterion in self.criteria if criterion.outcome == outcome]
+            if found:
+                return found
+        return [criterion.reason for criterion in self.criteria]

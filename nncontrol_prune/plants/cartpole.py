@@ -45,7 +45,8 @@ class CartPoleSwingUpEnv(MujocoEnv):
         observation = self._observation()
         if self.render_mode == "human":
             self.render()
-        return observation, self._reward(observation, float(action[0])), False, False, {}
+        reward = rewards_of(observation[None], np.asarray(action[:1], dtype=np.float64))[0]
+        return observation, reward, False, False, {}
 
     def reset_model(self) -> NDArray[np.float64]:
         x = self.np_random.uniform(-0.5, 0.5)
@@ -55,20 +56,25 @@ class CartPoleSwingUpEnv(MujocoEnv):
         return self._observation()
 
     def _observation(self) -> NDArray[np.float64]:
-        x, theta = self.data.qpos
-        x_dot, theta_dot = self.data.qvel
-        return np.array([x, np.cos(theta), np.sin(theta), x_dot, theta_dot])
-
-    @staticmethod
-    def _reward(observation: NDArray[np.float64], force: float) -> np.float64:
-        x, cosine, _, _, theta_dot = observation
-        upright = (1.0 + cosine) / 2.0
-        centred = (1.0 + np.exp(-(x**2))) / 2.0
-        calm = (1.0 + np.exp(-((theta_dot / 5.0) ** 2))) / 2.0
-        gentle = (4.0 + 1.0 - min((force / 10.0) ** 2, 1.0)) / 5.0
-        return np.float64(upright * centred * calm * gentle)
+        return observations_of(self.data.qpos[None], self.data.qvel[None])[0]
 
 
-def upright(observation: NDArray[np.float64]) -> bool:
-    """Return whether the pole is upright, from a cart-pole observation."""
-    return bool(observation[1] > UPRIGHT_COSINE)
+def observations_of(positions: NDArray[np.float64], velocities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return observations (k, 5) of positions and velocities (k, 2) of cart and pole."""
+    x, theta = positions.T
+    return np.stack([x, np.cos(theta), np.sin(theta), *velocities.T], axis=1)
+
+
+def rewards_of(observations: NDArray[np.float64], forces: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return rewards (k,) of observations (k, 5) and the forces (k,) that led to them."""
+    x, cosine, _, _, theta_dot = observations.T
+    upright = (1.0 + cosine) / 2.0
+    centred = (1.0 + np.exp(-(x**2))) / 2.0
+    calm = (1.0 + np.exp(-((theta_dot / 5.0) ** 2))) / 2.0
+    gentle = (4.0 + 1.0 - np.minimum((forces / 10.0) ** 2, 1.0)) / 5.0
+    return np.asarray(upright * centred * calm * gentle)
+
+
+def upright(observations: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return in which observations (..., 5) the pole is upright."""
+    return np.asarray(observations[..., 1] > UPRIGHT_COSINE)

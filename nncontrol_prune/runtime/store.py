@@ -3,6 +3,7 @@
     <root>/bundles/<digest>/           bundles, never changed after they are written
     <root>/verdicts/<digest>.json      what the gate said
     <root>/slots/<slot>.json           current controller and history of a slot
+    <root>/episodes/                   dense controllers' episodes, which validation need not run again
 
 Everything comes by atomic rename: a power cut leaves the old controller or the new one, never neither.
 """
@@ -128,7 +129,8 @@ class BundleStore:
         if verdict.against != bundle.manifest.parent:
             raise NotAcceptedError(f"{who} and was judged against another, {short(verdict.against)}")
         if not verdict.accepted:
-            raise NotAcceptedError(f"{who} and the gate rejected it: {'; '.join(verdict.reasons)}")
+            found = "rejected it" if verdict.decision == "reject" else "could not tell whether it is as good"
+            raise NotAcceptedError(f"{who} and the gate {found}: {'; '.join(verdict.reasons)}")
 
     def slot(self, slot: str) -> SlotRecord | None:
         """Return what a slot runs; None if it never ran anything.

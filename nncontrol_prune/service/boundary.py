@@ -14,6 +14,7 @@ from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.service.work import prune
+from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.gate import judge
 from nncontrol_prune.validation.settings import GateSettings
 
@@ -87,6 +88,7 @@ def prune_to_boundary(
     *,
     environment: str,
     gate: GateSettings,
+    cache: EpisodeCache | None = None,
     progress: Progress,
     name: str | None = None,
 ) -> Boundary:
@@ -98,6 +100,7 @@ def prune_to_boundary(
         settings: How to prune; its sparsity is not used.
         environment: Where candidates are validated.
         gate: What the gate asks.
+        cache: Where the dense controller's episodes are kept.
         progress: Told of every stage, and asked whether to stop.
         name: Of the new controller.
 
@@ -120,7 +123,7 @@ def prune_to_boundary(
         except PruningError as error:
             tried.append((_unbuilt(sparsity, str(error)), None, None))
             return False
-        verdict = judge(candidate, dense, environment, searching, told)
+        verdict = judge(candidate, dense, environment, searching, told, cache=cache)
         tried.append((_point(report.sparsity, verdict), candidate, report))
         return verdict.accepted
 
@@ -130,7 +133,7 @@ def prune_to_boundary(
     # From the smallest on: chance may have let one pass in the search that does not pass on seeds of its own.
     for point, candidate, report in sorted(tried, key=lambda attempt: -attempt[0].sparsity):
         if point.accepted and candidate is not None and report is not None:
-            verdict = judge(candidate, dense, environment, gate, progress)
+            verdict = judge(candidate, dense, environment, gate, progress, cache=cache)
             if verdict.accepted:
                 return Boundary(candidate, report, verdict, curve)
     raise PruningError(f"nothing that was tried passes validation: {_tried(curve)}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from nncontrol_prune.controllers.bundle import Bundle
-from nncontrol_prune.plants.environments import make_environment
+from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.rollouts.writer import BagWriter
-from nncontrol_prune.validation.evaluation import Episode, check_environment, run_episode
+from nncontrol_prune.validation.evaluation import check_environment, trajectories
+from nncontrol_prune.validation.metrics import Episode, episode_of
 
 
 def record_episodes(
@@ -23,24 +23,30 @@ def record_episodes(
     """
     manifest = bundle.manifest
     check_environment(manifest, environment)
-    period = 1.0 / manifest.rate
-    env = make_environment(environment)
+    task = task_of(environment)
     episodes: list[Episode] = []
     ticks = 0
     with BagWriter(
         bag, observation_size=manifest.observation.size, action_size=manifest.action.size, rate=manifest.rate
     ) as writer:
         writer.bundle(0.0, 0, bundle.reference)
-
-        def write(step: int, observation: Any, action: Any, reward: float, terminated: bool, truncated: bool) -> None:
-            nonlocal ticks
-            stamp = ticks * period
-            writer.transition(stamp, 0, observation, action)
-            writer.step(stamp, len(episodes), step, reward, terminated, truncated)
-            ticks += 1
-
-        for seed in seeds:
+        for trajectory in trajectories(bundle, environment, seeds):
             report(len(episodes) / len(seeds))
-            episodes.append(run_episode(bundle.policy, manifest, env, environment, seed, write))
-    env.close()
+            last = len(trajectory.rewards) - 1
+            for step, (observation, action, reward) in enumerate(
+                zip(trajectory.observations[:-1], trajectory.actions, trajectory.rewards.tolist(), strict=True)
+            ):
+                stamp = ticks / manifest.rate
+                writer.transition(stamp, 0, observation, action)
+                ended = step == last
+                writer.step(
+                    stamp,
+                    len(episodes),
+                    step,
+                    reward,
+                    ended and trajectory.terminated,
+                    ended and not trajectory.terminated,
+                )
+                ticks += 1
+            episodes.append(episode_of(trajectory, task, manifest.action, manifest.rate))
     return episodes

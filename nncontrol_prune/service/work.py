@@ -18,6 +18,7 @@ from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.rollouts.reader import read_rollouts
 from nncontrol_prune.runtime.store import BundleStore, StoreError
+from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.gate import judge
 from nncontrol_prune.validation.selection import best_in_closed_loop, observations_in
 from nncontrol_prune.validation.settings import GateSettings
@@ -118,9 +119,14 @@ def validate(
     candidate: Bundle, dense: Bundle, store: BundleStore, environment: str, gate: GateSettings, progress: Progress
 ) -> Verdict:
     """Run the gate, and keep the verdict in the store."""
-    verdict = judge(candidate, dense, environment, gate, progress)
+    verdict = judge(candidate, dense, environment, gate, progress, cache=episode_cache(store))
     store.write_verdict(verdict)
     return verdict
+
+
+def episode_cache(store: BundleStore) -> EpisodeCache:
+    """Return where the dense controllers' episodes are kept."""
+    return EpisodeCache(store.root / "episodes")
 
 
 def stored_bundle(store: BundleStore, text: str) -> Bundle:

@@ -1,31 +1,30 @@
-"""Closed-loop evaluation of a controller as it is deployed: its ONNX policy, at the control rate, within its limits."""
+"""Evaluation: many episodes of a deployed controller, shared among workers and remembered from one time to the next."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import joblib
 import numpy as np
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from nncontrol_prune.controllers.bundle import Bundle
-from nncontrol_prune.controllers.limits import ActionLimits
-from nncontrol_prune.controllers.policy import Policy, load_policy
-from nncontrol_prune.controllers.specs import POLICY, Manifest
+from nncontrol_prune.controllers.policy import load_policy
+from nncontrol_prune.controllers.specs import POLICY, Manifest, TdMpcArchitecture
 from nncontrol_prune.controllers.verdict import EpisodeSummary
-from nncontrol_prune.plants.environments import check_controller, environment_specs, make_environment
+from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.plants.batch import make_batch
+from nncontrol_prune.plants.environments import PlantError, check_controller, environment_specs
 from nncontrol_prune.plants.tasks import task_of
+from nncontrol_prune.validation.closed_loop import WIDTH, Trajectory, run_closed_loop
+from nncontrol_prune.validation.episode_cache import EpisodeCache
+from nncontrol_prune.validation.metrics import Episode, episode_of
 
-
-@dataclass(frozen=True)
-class Episode:
-    """What happened in one episode."""
-
-    seed: int
-    episode_return: float
-    success: bool
-    steps: int
+PLANNED_TOGETHER = 5
+"""Episodes of a planner that are run as one batch, always the same ones: each row of its plans depends, by rounding, on
+how many rows there are, and twenty ticks later the episodes are others. Five at a time are twice as fast as one."""
+ATTEMPTS = 3
+"""How often episodes are begun anew whose worker has died."""
 
 
 def check_environment(manifest: Manifest, environment: str) -> None:
@@ -37,78 +36,55 @@ def check_environment(manifest: Manifest, environment: str) -> None:
     check_controller(manifest, environment_specs(environment))
 
 
-def run_episodes(bundle: Bundle, environment: str, seeds: Sequence[int], *, jobs: int = 1) -> list[Episode]:
+def run_episodes(
+    bundle: Bundle,
+    environment: str,
+    seeds: Sequence[int],
+    *,
+    delay: int = 0,
+    jobs: int = 1,
+    cache: EpisodeCache | None = None,
+) -> list[Episode]:
     """Run one episode for each seed; the same numbers whatever the number of workers.
 
     Args:
         bundle: The controller.
         environment: A gymnasium id.
         seeds: Seeds of the episodes' starts.
-        jobs: Processes that share the work.
+        delay: Ticks that a command takes to the plant.
+        jobs: Workers that share the work: threads where the plant's equations are our own and the controller is no
+            planner, otherwise processes.
+        cache: Where episodes are looked up before they are run, and kept afterwards.
 
     Raises:
-        PlantError: There is no such environment.
+        PlantError: There is no such environment, it raises, or the workers die.
     """
+    known = {} if cache is None else cache.read(bundle, environment, delay)
+    missing = [seed for seed in dict.fromkeys(seeds) if seed not in known]
     model, manifest = bundle.files[POLICY], bundle.manifest
-    jobs = min(jobs, len(seeds))
-    if jobs <= 1:
-        return _run_episodes(model, manifest, environment, seeds)
-    shares = [list(seeds[start::jobs]) for start in range(jobs)]
-    done = joblib.Parallel(n_jobs=jobs)(joblib.delayed(_run_episodes)(model, manifest, environment, s) for s in shares)
-    by_seed = {episode.seed: episode for share in done for episode in share}
-    return [by_seed[seed] for seed in seeds]
+    if not missing:
+        found = []
+    elif jobs == 1 or len(missing) == 1 or _runs_in_threads(manifest, environment):
+        found = _episodes(model, manifest, environment, missing, delay, jobs)
+    else:
+        found = _in_processes(model, manifest, environment, missing, delay, jobs)
+    if cache is not None and found:
+        cache.add(bundle, environment, delay, found)
+    known.update((episode.seed, episode) for episode in found)
+    return [known[seed] for seed in seeds]
 
 
-def _run_episodes(model: bytes, manifest: Manifest, environment: str, seeds: Sequence[int]) -> list[Episode]:
-    policy = load_policy(model, manifest.architecture, manifest.observation.size, manifest.action.size)
-    env = make_environment(environment)
-    try:
-        return [run_episode(policy, manifest, env, environment, seed) for seed in seeds]
-    finally:
-        env.close()
+def trajectories(bundle: Bundle, environment: str, seeds: Sequence[int], *, delay: int = 0) -> Iterator[Trajectory]:
+    """Run one episode for each seed, and yield them in the order of the seeds.
 
-
-def run_episode(
-    policy: Policy,
-    manifest: Manifest,
-    env: Any,
-    environment: str,
-    seed: int,
-    on_transition: Callable[[int, Any, Any, float, bool, bool], None] | None = None,
-) -> Episode:
-    """Run one episode.
-
-    Args:
-        policy: The controller's policy.
-        manifest: The controller's manifest.
-        env: The environment, made from `environment`.
-        environment: Its gymnasium id, which names the task.
-        seed: Seed of the start.
-        on_transition: Called after every step with its number, the observation it started from, the action, the
-            reward, and whether the episode was terminated or truncated.
+    Raises:
+        PlantError: There is no such environment, or it raises.
     """
-    task = task_of(environment)
-    limits = ActionLimits(manifest.action)
-    action = np.zeros(manifest.action.size)
-    observation, _ = env.reset(seed=seed)
-    policy.reset()
-    total, step, away, done, terminated = 0.0, 0, 0, False, False
-    while not done:
-        policy.act(observation, action)
-        policy.advance()
-        limits.apply(action)
-        before = observation
-        observation, reward, terminated, truncated, _ = env.step(action)
-        total += float(reward)
-        if on_transition is not None:
-            on_transition(step, before, action, float(reward), terminated, truncated)
-        step += 1
-        if task.goal is not None and not task.goal(observation):
-            away = step
-        done = terminated or truncated
-    held = (step - away) / manifest.rate
-    success = not terminated and (task.goal is None or held >= task.hold)
-    return Episode(seed=seed, episode_return=total, success=success, steps=step)
+    size = PLANNED_TOGETHER if _plans(bundle.manifest) else WIDTH
+    for first in range(0, len(seeds), size):
+        some = seeds[first : first + size]
+        done = _trajectories(bundle.files[POLICY], bundle.manifest, environment, some, delay, 1)
+        yield from sorted(done, key=lambda trajectory: some.index(trajectory.seed))
 
 
 def summarize(bundle: Bundle, episodes: Sequence[Episode]) -> EpisodeSummary:
@@ -121,3 +97,65 @@ def summarize(bundle: Bundle, episodes: Sequence[Episode]) -> EpisodeSummary:
         return_mean=float(returns.mean()),
         return_std=float(returns.std(ddof=1)) if len(returns) > 1 else 0.0,
     )
+
+
+def _plans(manifest: Manifest) -> bool:
+    return isinstance(manifest.architecture, TdMpcArchitecture)
+
+
+def _runs_in_threads(manifest: Manifest, environment: str) -> bool:
+    return environment == CARTPOLE and not _plans(manifest)
+
+
+def _in_processes(
+    model: bytes, manifest: Manifest, environment: str, seeds: Sequence[int], delay: int, jobs: int
+) -> list[Episode]:
+    """Share episodes among processes; those of a process that died are run again, and none is counted twice."""
+    done: dict[int, Episode] = {}
+    for _ in range(ATTEMPTS):
+        left = [seed for seed in seeds if seed not in done]
+        batches = _batches(manifest, left)
+        shares = [[seed for batch in batches[start::jobs] for seed in batch] for start in range(jobs)]
+        shares = [share for share in shares if share]
+        tasks = (joblib.delayed(_episodes)(model, manifest, environment, share, delay, 1) for share in shares)
+        try:
+            for found in joblib.Parallel(n_jobs=len(shares), return_as="generator_unordered")(tasks):
+                done.update((episode.seed, episode) for episode in found)
+        except TerminatedWorkerError:
+            continue
+        return list(done.values())
+    raise PlantError(f"{environment}: the processes that run its episodes died {ATTEMPTS} times, as for want of memory")
+
+
+def _episodes(
+    model: bytes, manifest: Manifest, environment: str, seeds: Sequence[int], delay: int, threads: int
+) -> list[Episode]:
+    task = task_of(environment)
+    return [
+        episode_of(trajectory, task, manifest.action, manifest.rate)
+        for trajectory in _trajectories(model, manifest, environment, seeds, delay, threads)
+    ]
+
+
+def _trajectories(
+    model: bytes, manifest: Manifest, environment: str, seeds: Sequence[int], delay: int, threads: int
+) -> Iterator[Trajectory]:
+    policy = load_policy(model, manifest.architecture, manifest.observation.size, manifest.action.size)
+    wanted = set(seeds)
+    together = _batches(manifest, seeds) if _plans(manifest) else [seeds]
+    plants = make_batch(environment, min(WIDTH, max(len(batch) for batch in together)), threads=threads)
+    try:
+        for batch in together:
+            for trajectory in run_closed_loop(policy, manifest, plants, batch, delay=delay):
+                if trajectory.seed in wanted:
+                    yield trajectory
+    finally:
+        plants.close()
+
+
+def _batches(manifest: Manifest, seeds: Sequence[int]) -> list[list[int]]:
+    """Return which episodes are run as one batch whatever else is asked for; some of them may not have been."""
+    if not _plans(manifest):
+        return [[seed] for seed in seeds]
+    numbers = dict.fromkeys(seed // PLANNED_TOGETHER for seed in seeds)
+    return [list(range(PLANNED_TOGETHER * number, PLANNED_TOGETHER * (number + 1))) for number in numbers]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nncontrol_prune.controllers.bundle import Bundle
-from nncontrol_prune.plants.environments import make_environment
 from nncontrol_prune.pruning.pipeline import ON_POLICY_ROWS, Choose, Observe
-from nncontrol_prune.validation.evaluation import run_episode, run_episodes, summarize
+from nncontrol_prune.validation.evaluation import run_episodes, summarize, trajectories
 
 SELECTION_SEED = 50_000
 SELECTION_EPISODES = 10
@@ -42,18 +40,10 @@ def observations_in(environment: str, episodes: int = OBSERVATION_EPISODES) -> O
 
     def observe(bundle: Bundle) -> NDArray[np.float64]:
         met: list[NDArray[np.float64]] = []
-
-        def note(step: int, observation: Any, *_: Any) -> None:
-            met.append(np.array(observation, dtype=np.float64))
-
-        env = make_environment(environment)
-        try:
-            for seed in range(OBSERVATION_SEED, OBSERVATION_SEED + episodes):
-                if len(met) >= ON_POLICY_ROWS:
-                    break  # where episodes are long, a few are enough
-                run_episode(bundle.policy, bundle.manifest, env, environment, seed, on_transition=note)
-        finally:
-            env.close()
+        for trajectory in trajectories(bundle, environment, range(OBSERVATION_SEED, OBSERVATION_SEED + episodes)):
+            met.extend(trajectory.observations[:-1])
+            if len(met) >= ON_POLICY_ROWS:
+                break  # where episodes are long, a few are enough
         return np.array(met)
 
     return observe

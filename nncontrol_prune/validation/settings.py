@@ -4,21 +4,43 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, FiniteFloat
+from pydantic import Field, FiniteFloat, model_validator
 
 from nncontrol_prune.controllers.specs import Spec
+from nncontrol_prune.validation.betting import values_needed
 
 
 class GateSettings(Spec):
     """What the gate asks of a candidate."""
 
-    episodes: Annotated[int, Field(ge=30, le=100_000)] = 50
-    """Pairs of episodes."""
-    success_margin: Annotated[FiniteFloat, Field(gt=0.0, le=0.5)] = 0.1
-    """Largest probability that the dense controller succeeds and the candidate fails from the same start."""
-    return_ratio: Annotated[FiniteFloat, Field(gt=0.0, le=1.0)] = 0.95
+    min_episodes: Annotated[int, Field(ge=1, le=100_000)] = 50
+    """Pairs of episodes before a candidate may be accepted."""
+    max_episodes: Annotated[int, Field(ge=1, le=1_000_000)] = 600
+    """Pairs of episodes after which it is inconclusive."""
+    success_margin: Annotated[FiniteFloat, Field(gt=0.0, le=0.5)] = 0.05
+    """How much less likely the candidate may succeed than the dense controller."""
+    return_ratio: Annotated[FiniteFloat, Field(gt=0.0, lt=1.0)] = 0.95
     """Smallest share of the dense controller's mean return to be kept."""
+    action_rate_ratio: Annotated[FiniteFloat, Field(gt=1.0)] = 1.5
+    """How much faster its commands may change on the mean, times the dense controller's."""
+    latency_share: Annotated[FiniteFloat, Field(gt=0.0, le=1.0)] = 0.6
+    """Largest share of the control period that 99 of 100 of its actions take to compute, on this machine."""
+    delay: Annotated[int, Field(ge=0, le=100)] = 0
+    """Ticks that a command takes to the plant, beyond the next step. The simulator's loop has none."""
     first_seed: Annotated[int, Field(ge=0)] = 100_000
     """Seed of the first pair; the next ones follow."""
     jobs: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Processes that run episodes; the verdict does not depend on it."""
+    """Workers that run episodes; the verdict does not depend on it."""
+
+    @model_validator(mode="after")
+    def _enough_episodes(self) -> GateSettings:
+        if self.min_episodes > self.max_episodes:
+            raise ValueError(f"min_episodes {self.min_episodes} is more than max_episodes {self.max_episodes}")
+        for name, allowed in (("success_margin", self.success_margin), ("return_ratio", 1.0 - self.return_ratio)):
+            needed = values_needed(allowed)
+            if needed > self.max_episodes:
+                raise ValueError(
+                    f"max_episodes {self.max_episodes} cannot show a {name} of {getattr(self, name):g}, even of a "
+                    f"controller that is the same; ask for at least {needed}, or for less"
+                )
+        return self

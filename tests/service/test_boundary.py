@@ -54,7 +54,7 @@ def test_the_boundary_passes_and_everything_tried_is_reported(
         (bag,),
         PruningSettings(method="uniform", max_rows=4000),
         environment=CARTPOLE,
-        gate=GateSettings(episodes=30),
+        gate=GateSettings(),
         progress=Progress(lambda stage, _: stages.append(stage)),
     )
     assert found.verdict.accepted

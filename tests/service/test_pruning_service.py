@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.controllers.bundle import Bundle, load_bundle
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.pruning.settings import PruningSettings
+from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.service.pruning_service import JobStatus, PruningService, ServiceError
 from nncontrol_prune.service.rollouts import record_episodes
@@ -37,7 +38,7 @@ def job(store: BundleStore, shipped_bundle: Bundle, bag: Path, tmp_path: Path) -
         store=store.root,
         controller=store.add(shipped_bundle),
         environment=CARTPOLE,
-        gate=GateSettings(episodes=30),
+        gate=GateSettings(),
         pruning=PruningSettings(sparsity=0.7, method="uniform"),
         rollouts=(bag,),
         report=tmp_path / "report.json",
@@ -92,7 +93,12 @@ def test_rejected_candidate_is_kept_with_its_verdict_and_cannot_be_staged(
 
 @pytest.mark.parametrize("stage", ["starting", "rollouts", "coefficients", "validation"])
 def test_cancelling_leaves_nothing_behind(service: PruningService, store: BundleStore, job: Job, stage: str) -> None:
-    slow = job.model_copy(update={"pruning": PruningSettings(method="gradient"), "gate": GateSettings(episodes=500)})
+    slow = job.model_copy(
+        update={
+            "pruning": PruningSettings(method="gradient"),
+            "gate": GateSettings(min_episodes=5000, max_episodes=5000),
+        }
+    )
     before = bundles(store)
     service.start(slow)
     wait_for(service, stage)
@@ -106,8 +112,13 @@ def test_cancelling_leaves_nothing_behind(service: PruningService, store: Bundle
     assert not list(store.root.glob("*/.writing-*"))
 
 
-def test_cancelling_ends_the_processes_that_run_episodes_too(service: PruningService, job: Job) -> None:
-    service.start(job.model_copy(update={"gate": GateSettings(episodes=5000, jobs=2)}))
+def test_cancelling_ends_the_processes_that_run_episodes_too(
+    service: PruningService, store: BundleStore, job: Job
+) -> None:
+    # A planner's episodes are shared among processes.
+    planner = store.add(load_bundle(shipped_controllers()["cartpole_swingup_tdmpc"]))
+    gate = GateSettings(jobs=2)
+    service.start(job.model_copy(update={"gate": gate, "controller": planner, "candidate": planner, "pruning": None}))
     wait_for(service, "validation")
     assert service._process is not None
     group = service._process.pid

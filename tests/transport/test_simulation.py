@@ -20,7 +20,7 @@ from nncontrol_prune.transport.requests import Client, RequestFailedError
 from nncontrol_prune.transport.simulation import Simulation
 
 CONFIG = Config().override("nn_controller", controller="cartpole_swingup_sac")
-QUICK: dict[str, float | int | str] = {"sparsity": 0.7, "method": "uniform", "episodes": 30}
+QUICK: dict[str, float | int | str] = {"sparsity": 0.7, "method": "uniform"}
 
 
 def simulation(network: Network, tmp_path: Path, config: Config = CONFIG) -> Simulation:
@@ -86,7 +86,7 @@ def test_running_loop_prunes_its_own_controller_and_swaps_it_in(network: Network
 def test_killed_pruning_process_leaves_the_loop_undisturbed(network: Network, tmp_path: Path) -> None:
     with simulation(network, tmp_path) as running:
         wait_until(lambda: running.plant.request(Status())["steps"] > 200, 30)
-        running.pruning.request(Prune(settings={"method": "gradient", "episodes": 5000}))
+        running.pruning.request(Prune(settings={"method": "gradient", "min_episodes": 50_000, "max_episodes": 50_000}))
         wait_until(lambda: running.pruning.request(Status())["stage"] == "coefficients")
         os.kill(running.processes["pruning"], signal.SIGKILL)
         before = running.controller.request(Status())["ticks"]["ticks"]

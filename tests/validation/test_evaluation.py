@@ -1,22 +1,29 @@
 from __future__ import annotations
 
-import numpy as np
+import os
+from pathlib import Path
 
-from nncontrol_prune.controllers.bundle import Bundle
+import pytest
+
+from nncontrol_prune.controllers.bundle import Bundle, load_bundle
 from nncontrol_prune.plants import CARTPOLE
-from nncontrol_prune.plants.environments import make_environment
-from nncontrol_prune.validation.evaluation import run_episode, run_episodes
+from nncontrol_prune.plants.environments import PlantError
+from nncontrol_prune.resources import shipped_controllers
+from nncontrol_prune.validation import evaluation
+from nncontrol_prune.validation.episode_cache import EpisodeCache
+from nncontrol_prune.validation.evaluation import run_episodes, trajectories
+
+SEEDS = [5, 1, 4, 2, 9]
 
 
-def test_same_seed_gives_the_same_episode(shipped_bundle: Bundle) -> None:
-    assert run_episodes(shipped_bundle, CARTPOLE, [3]) == run_episodes(shipped_bundle, CARTPOLE, [3])
-
-
-def test_episodes_come_in_the_order_of_their_seeds_with_any_number_of_workers(small_bundle: Bundle) -> None:
-    seeds = [5, 1, 4, 2, 9]
-    alone, shared = (run_episodes(small_bundle, CARTPOLE, seeds, jobs=jobs) for jobs in (1, 2))
-    assert [episode.seed for episode in alone] == seeds
-    assert alone == shared
+def test_episodes_come_in_the_order_of_their_seeds_with_any_number_of_workers(
+    small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, in_threads = (run_episodes(small_bundle, CARTPOLE, SEEDS, jobs=jobs) for jobs in (1, 2))
+    monkeypatch.setattr(evaluation, "_runs_in_threads", lambda *_: False)
+    in_processes = run_episodes(small_bundle, CARTPOLE, SEEDS, jobs=2)
+    assert [episode.seed for episode in alone] == SEEDS
+    assert alone == in_threads == in_processes
 
 
 def test_success_needs_the_goal_to_be_held_at_the_end(shipped_bundle: Bundle, small_bundle: Bundle) -> None:
@@ -24,12 +31,61 @@ def test_success_needs_the_goal_to_be_held_at_the_end(shipped_bundle: Bundle, sm
     assert not run_episodes(small_bundle, CARTPOLE, [0])[0].success
 
 
-def test_transitions_are_those_of_the_episode(shipped_bundle: Bundle) -> None:
-    seen = []
-    env = make_environment(CARTPOLE)
-    episode = run_episode(
-        shipped_bundle.policy, shipped_bundle.manifest, env, CARTPOLE, 1, lambda *row: seen.append((*row[:2], row[3]))
-    )
-    assert [step for step, *_ in seen] == list(range(1000))
-    assert np.isclose(sum(reward for *_, reward in seen), episode.episode_return)
-    assert seen[0][1][1] < -0.9, "the first observation is the one the episode started from"
+def test_trajectories_come_in_the_order_of_the_seeds(small_bundle: Bundle) -> None:
+    done = list(trajectories(small_bundle, CARTPOLE, SEEDS))
+    assert [trajectory.seed for trajectory in done] == SEEDS
+    assert all(trajectory.observations[0, 1] < -0.9 for trajectory in done), "hanging"
+
+
+def test_episodes_that_are_kept_are_not_run_again(
+    tmp_path: Path, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = EpisodeCache(tmp_path)
+    first = run_episodes(small_bundle, CARTPOLE, [1, 2], cache=cache)
+    asked: list[list[int]] = []
+    run = evaluation._episodes
+
+    def noted(model, manifest, environment, seeds, delay, threads):
+        asked.append(list(seeds))
+        return run(model, manifest, environment, seeds, delay, threads)
+
+    monkeypatch.setattr(evaluation, "_episodes", noted)
+    assert run_episodes(small_bundle, CARTPOLE, [2, 3, 1], cache=cache)[::2] == first[::-1]
+    assert asked == [[3]]
+
+
+def test_planner_gives_the_same_numbers_whatever_else_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "PLANNED_TOGETHER", 2)
+    planner = load_bundle(shipped_controllers()["cartpole_swingup_tdmpc"])
+    both, one = run_episodes(planner, CARTPOLE, [4, 3]), run_episodes(planner, CARTPOLE, [3])
+    assert [episode.seed for episode in both] == [4, 3]
+    assert one == both[1:]
+
+
+def test_episodes_of_a_worker_that_died_are_run_again_and_none_twice(
+    tmp_path: Path, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark, run = tmp_path / "died", evaluation._episodes
+
+    def dies_once(model, manifest, environment, seeds, delay, threads):
+        if 1 in seeds and not mark.exists():
+            mark.touch()
+            os._exit(1)
+        return run(model, manifest, environment, seeds, delay, threads)
+
+    monkeypatch.setattr(evaluation, "_runs_in_threads", lambda *_: False)
+    expected = run_episodes(small_bundle, CARTPOLE, SEEDS)
+    monkeypatch.setattr(evaluation, "_episodes", dies_once)
+    assert run_episodes(small_bundle, CARTPOLE, SEEDS, jobs=2) == expected
+    assert mark.exists()
+
+
+def test_workers_that_go_on_dying_are_given_up(small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "_runs_in_threads", lambda *_: False)
+    monkeypatch.setattr(evaluation, "_episodes", _dies)
+    with pytest.raises(PlantError, match="died 3 times"):
+        run_episodes(small_bundle, CARTPOLE, [1, 2], jobs=2)
+
+
+def _dies(*_) -> None:
+    os._exit(1)

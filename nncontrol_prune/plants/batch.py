@@ -1,0 +1,147 @@
+"""Many copies of one environment, stepped together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import mujoco
+import numpy as np
+from mujoco import rollout
+from numpy.typing import NDArray
+
+from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.plants.cartpole import observations_of, rewards_of
+from nncontrol_prune.plants.environments import make_environment
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What came of one step of k plants.
+
+    Attributes:
+        observations: (k, n).
+        rewards: (k,).
+        terminated: Whether each plant's episode ended for good, (k,).
+        truncated: Whether its time was over, (k,).
+    """
+
+    observations: NDArray[np.float64]
+    rewards: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+
+
+class PlantBatch(Protocol):
+    """Plants numbered from 0 on, each in an episode of its own."""
+
+    def reset(self, plant: int, seed: int) -> NDArray[np.float64]:
+        """Start an episode of one plant; returns the first observation (n,)."""
+        ...
+
+    def step(self, plants: NDArray[np.intp], actions: NDArray[np.float64]) -> Steps:
+        """Step the plants of these numbers (k,) with actions (k, m) for one control period."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the plants hold."""
+        ...
+
+
+def make_batch(environment: str, plants: int, *, threads: int = 1) -> PlantBatch:
+    """Make a batch of an environment.
+
+    The plants of a batch do what single ones do, bit by bit, whatever the number of plants and threads.
+
+    Args:
+        environment: A gymnasium MuJoCo id.
+        plants: How many.
+        threads: Threads that step them, where the environment's equations are our own; others are stepped in Python,
+            one after the other.
+
+    Raises:
+        PlantError: There is no such environment, or it is not a MuJoCo one.
+    """
+    if environment == CARTPOLE:
+        return CartPoleBatch(plants, threads=threads)
+    return GymnasiumBatch(environment, plants)
+
+
+class GymnasiumBatch:
+    """Plants that gymnasium steps: reward and termination are Python, so they take turns.
+
+    Args:
+        environment: A gymnasium MuJoCo id.
+        plants: How many.
+    """
+
+    def __init__(self, environment: str, plants: int) -> None:
+        self._envs = [make_environment(environment) for _ in range(plants)]
+
+    def reset(self, plant: int, seed: int) -> NDArray[np.float64]:
+        """Start an episode of one plant."""
+        observation, _ = self._envs[plant].reset(seed=seed)
+        return np.asarray(observation, dtype=np.float64)
+
+    def step(self, plants: NDArray[np.intp], actions: NDArray[np.float64]) -> Steps:
+        """Step the plants, one after the other."""
+        found: list[Any] = [
+            self._envs[plant].step(action)[:4] for plant, action in zip(plants.tolist(), actions, strict=True)
+        ]
+        observations, rewards, terminated, truncated = zip(*found, strict=True)
+        return Steps(np.array(observations), np.array(rewards, dtype=float), np.array(terminated), np.array(truncated))
+
+    def close(self) -> None:
+        """Close the environments."""
+        for env in self._envs:
+            env.close()
+
+
+class CartPoleBatch:
+    """Cart-poles that MuJoCo steps in threads, without Python in between.
+
+    Args:
+        plants: How many.
+        threads: Threads that step them.
+    """
+
+    def __init__(self, plants: int, *, threads: int = 1) -> None:
+        self._env = make_environment(CARTPOLE)
+        base: Any = self._env.unwrapped
+        assert self._env.spec is not None
+        self._limit = self._env.spec.max_episode_steps
+        self._frames: int = base.frame_skip
+        self._base, self._model = base, base.model
+        size = mujoco.mj_stateSize(self._model, mujoco.mjtState.mjSTATE_FULLPHYSICS)
+        self._states = np.zeros((plants, size))
+        self._elapsed = np.zeros(plants, dtype=int)
+        self._data = [mujoco.MjData(self._model) for _ in range(threads)]
+        self._rollout = rollout.Rollout(nthread=threads if threads > 1 else 0)
+
+    def reset(self, plant: int, seed: int) -> NDArray[np.float64]:
+        """Start an episode of one plant."""
+        observation, _ = self._env.reset(seed=seed)
+        mujoco.mj_getState(self._model, self._base.data, self._states[plant], mujoco.mjtState.mjSTATE_FULLPHYSICS)
+        self._elapsed[plant] = 0
+        return np.asarray(observation)
+
+    def step(self, plants: NDArray[np.intp], actions: NDArray[np.float64]) -> Steps:
+        """Step the plants."""
+        # A state is all there is to carry on: the model starts its constraint solver cold (see cartpole.xml).
+        controls = np.repeat(actions[:, None], self._frames, axis=1)
+        states, _ = self._rollout.rollout(self._model, self._data, self._states[plants], controls, nstep=self._frames)
+        after = states[:, -1]
+        self._states[plants] = after
+        self._elapsed[plants] += 1
+        observations = observations_of(after[:, 1:3], after[:, 3:5])
+        return Steps(
+            observations,
+            rewards_of(observations, actions[:, 0]),
+            np.zeros(len(plants), dtype=bool),
+            self._elapsed[plants] == self._limit,
+        )
+
+    def close(self) -> None:
+        """End the threads."""
+        self._rollout.close()
+        self._env.close()

@@ -1,0 +1,163 @@
+"""The closed loop as fast as the machine runs it: many plants, and one policy that is asked for all of them at once.
+
+The policy is the deployed one. ONNX Runtime gives each row the same bits in a batch as alone, and a batch's plants do
+what single ones do, so a trajectory follows from controller, environment, seed and delay alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nncontrol_prune.controllers.policy import PlannerPolicy, Policy
+from nncontrol_prune.controllers.specs import ActionSpec, Manifest, TdMpcArchitecture
+from nncontrol_prune.plants.batch import PlantBatch
+
+WIDTH = 50
+"""Plants that are stepped together."""
+FIRST_LENGTH = 1024
+"""Steps there is room for at first."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One episode.
+
+    Attributes:
+        seed: Of its start.
+        observations: What was observed before each step, and at the end, (steps + 1, n).
+        actions: What the plant was commanded, (steps, m).
+        rewards: (steps,).
+        terminated: Whether it ended for good, and not because its time was over.
+        faults: Actions that held NaN or infinity, and were replaced by the safe command.
+    """
+
+    seed: int
+    observations: NDArray[np.float64]
+    actions: NDArray[np.float64]
+    rewards: NDArray[np.float64]
+    terminated: bool
+    faults: int
+
+
+def run_closed_loop(
+    policy: Policy, manifest: Manifest, plants: PlantBatch, seeds: Sequence[int], *, delay: int = 0
+) -> Iterator[Trajectory]:
+    """Run one episode for each seed, and yield them as they end.
+
+    Args:
+        policy: The deployed policy.
+        manifest: The controller's.
+        plants: WIDTH plants, or as many as there are seeds.
+        seeds: Seeds of the episodes' starts.
+        delay: Ticks that a command takes to the plant, which is sent the safe command before the first arrives.
+    """
+    loop = _Loop(policy, manifest, plants, min(WIDTH, len(seeds)), delay)
+    waiting = list(reversed(seeds))
+    for plant in range(loop.width):
+        loop.start(plant, waiting.pop())
+    running = np.arange(loop.width)
+    while len(running):
+        for plant in loop.tick(running):
+            yield loop.trajectory(plant)
+            if waiting:
+                loop.start(plant, waiting.pop())
+            else:
+                running = running[running != plant]
+
+
+class _Loop:
+    """Plants in their episodes, and what has happened in these."""
+
+    def __init__(self, policy: Policy, manifest: Manifest, plants: PlantBatch, width: int, delay: int) -> None:
+        self.width = width
+        self._policy, self._plants, self._delay = policy, plants, delay
+        self._limits = BatchLimits(manifest.action)
+        architecture, actions = manifest.architecture, manifest.action.size
+        horizon = architecture.planner.horizon if isinstance(architecture, TdMpcArchitecture) else 0
+        self._plans = np.zeros((width, horizon, actions), dtype=np.float32)
+        self._on_the_way = np.zeros((width, delay, actions))
+        self._seeds = [0] * width
+        self._steps = np.zeros(width, dtype=int)
+        self._faults = np.zeros(width, dtype=int)
+        self._terminated = np.zeros(width, dtype=bool)
+        self._observations = np.zeros((width, FIRST_LENGTH, manifest.observation.size))
+        self._actions = np.zeros((width, FIRST_LENGTH, actions))
+        self._rewards = np.zeros((width, FIRST_LENGTH))
+
+    def start(self, plant: int, seed: int) -> None:
+        self._seeds[plant] = seed
+        self._steps[plant] = self._faults[plant] = 0
+        self._plans[plant] = 0.0
+        self._on_the_way[plant] = self._limits.safe_command
+        self._observations[plant, 0] = self._plants.reset(plant, seed)
+
+    def tick(self, running: NDArray[np.intp]) -> list[int]:
+        """Run one tick of the plants of these numbers; return those whose episode is over."""
+        steps = self._steps[running]
+        actions = self._act(running, self._observations[running, steps])
+        self._faults[running] += self._limits.apply(actions)
+        if self._delay:
+            arrived = self._on_the_way[running, 0]
+            self._on_the_way[running] = np.concatenate([self._on_the_way[running, 1:], actions[:, None]], axis=1)
+            actions = arrived
+        done = self._plants.step(running, actions)
+        if steps.max() + 1 >= self._observations.shape[1]:
+            self._make_room()
+        self._actions[running, steps] = actions
+        self._rewards[running, steps] = done.rewards
+        self._observations[running, steps + 1] = done.observations
+        self._steps[running] += 1
+        self._terminated[running] = done.terminated
+        ended: list[int] = running[done.terminated | done.truncated].tolist()
+        return ended
+
+    def trajectory(self, plant: int) -> Trajectory:
+        """Return the episode that a plant is in."""
+        steps = self._steps[plant]
+        return Trajectory(
+            seed=self._seeds[plant],
+            observations=self._observations[plant, : steps + 1].copy(),
+            actions=self._actions[plant, :steps].copy(),
+            rewards=self._rewards[plant, :steps].copy(),
+            terminated=bool(self._terminated[plant]),
+            faults=int(self._faults[plant]),
+        )
+
+    def _act(self, running: NDArray[np.intp], observations: NDArray[np.float64]) -> NDArray[np.float64]:
+        if isinstance(self._policy, PlannerPolicy):
+            actions, plans = self._policy.batch_from(observations.astype(np.float32), self._plans[running])
+            # As PlannerPolicy.advance does: a plan that an observation spoilt is no start of the next one.
+            plans[~np.isfinite(plans).all(axis=(1, 2))] = 0.0
+            self._plans[running] = plans
+        else:
+            actions = self._policy.batch(observations)
+        return actions.astype(np.float64)
+
+    def _make_room(self) -> None:
+        self._observations, self._actions, self._rewards = (
+            np.concatenate([values, np.zeros_like(values)], axis=1)
+            for values in (self._observations, self._actions, self._rewards)
+        )
+
+
+class BatchLimits:
+    """What `ActionLimits` does, for many actions at once.
+
+    Args:
+        action: The action spec, with its limits.
+    """
+
+    def __init__(self, action: ActionSpec) -> None:
+        self._lower, self._upper = np.asarray(action.lower), np.asarray(action.upper)
+        self.safe_command = np.clip(np.zeros(action.size), self._lower, self._upper)
+
+    def apply(self, actions: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Clip actions (k, m) to the limits, in place; return which (k,) were replaced for NaN or infinity."""
+        faulty = np.asarray(~np.isfinite(actions).all(axis=1))
+        actions[faulty] = self.safe_command
+        np.clip(actions, self._lower, self._upper, out=actions)
+        return faulty

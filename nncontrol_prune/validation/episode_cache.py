@@ -1,0 +1,62 @@
+"""Episodes that were run before, so that a dense controller's need not be run for every candidate."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import mujoco
+import onnxruntime
+from pydantic import ValidationError
+
+from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.validation.metrics import Episode
+
+VERSION = 1
+"""Of what an episode's metrics mean and how plants are stepped: another one finds nothing that was kept before."""
+
+
+class EpisodeCache:
+    """A directory of episodes by controller and environment; any number of processes may use it at once.
+
+    Args:
+        root: The directory; made on the first write.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def read(self, bundle: Bundle, environment: str, delay: int) -> dict[int, Episode]:
+        """Return the episodes that are kept, by seed."""
+        episodes: dict[int, Episode] = {}
+        try:
+            lines = self._file(bundle, environment, delay).read_bytes().splitlines()
+        except FileNotFoundError:
+            return episodes
+        for line in lines:
+            try:
+                episode = Episode.model_validate_json(line)
+            except ValidationError:
+                continue  # cut short by a power cut: that episode is run again
+            episodes[episode.seed] = episode
+        return episodes
+
+    def add(self, bundle: Bundle, environment: str, delay: int, episodes: Sequence[Episode]) -> None:
+        """Keep episodes."""
+        path = self._file(bundle, environment, delay)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = b"".join(episode.model_dump_json().encode() + b"\n" for episode in episodes)
+        # One append, so that what several processes write is not mixed; the line feed ends one that was cut short.
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(file, b"\n" + lines)
+        finally:
+            os.close(file)
+
+    def _file(self, bundle: Bundle, environment: str, delay: int) -> Path:
+        # What an episode follows from, the libraries that compute it included.
+        key = [VERSION, environment, delay, mujoco.__version__, onnxruntime.__version__]
+        return self._root / bundle.digest / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.jsonl"

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.plants.batch import CartPoleBatch, GymnasiumBatch, make_batch
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_cart_poles_of_a_batch_do_what_single_ones_do_to_the_bit(threads: int) -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = CartPoleBatch(7, threads=threads), GymnasiumBatch(CARTPOLE, 7)
+    for plant in range(7):
+        np.testing.assert_array_equal(ours.reset(plant, 10 + plant), theirs.reset(plant, 10 + plant))
+    furthest = 0.0
+    for step in range(400):
+        plants = np.flatnonzero(rng.random(7) < 0.7)
+        # In the second half against the end of the rail, where the constraint solver has to work.
+        actions = rng.uniform(-10, 10, (len(plants), 1)) if step < 200 else np.full((len(plants), 1), 10.0)
+        mine, their = ours.step(plants, actions), theirs.step(plants, actions)
+        np.testing.assert_array_equal(mine.observations, their.observations)
+        np.testing.assert_array_equal(mine.rewards, their.rewards)
+        furthest = max(furthest, mine.observations[:, 0].max())
+    assert furthest > 1.8, "at the end of the rail"
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("environment", [CARTPOLE, "Hopper-v5"])
+def test_episodes_end_when_they_end_alone(environment: str) -> None:
+    batch = make_batch(environment, 2)
+    batch.reset(0, 0)
+    batch.reset(1, 1)
+    size = {CARTPOLE: 1, "Hopper-v5": 3}[environment]
+    steps = 0
+    while True:
+        done = batch.step(np.array([1]), np.zeros((1, size)))
+        steps += 1
+        if done.truncated[0] or done.terminated[0]:
+            break
+    assert (steps == 1000, bool(done.terminated[0])) == ((True, False) if environment == CARTPOLE else (False, True))
+    assert not batch.step(np.array([0]), np.zeros((1, size))).truncated[0], "the other one is still in its first step"
+    batch.close()
