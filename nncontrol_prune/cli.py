@@ -381,6 +381,9 @@ def validate(
     latency_share: Annotated[
         float, typer.Option(help="Largest share of the control period that an action (p99) may take here.")
     ] = GATE.latency_share,
+    margin_share: Annotated[
+        float, typer.Option(help="Smallest share of the dense one's delay and gain margins to keep.")
+    ] = GATE.margin_share,
     delay: Annotated[int, typer.Option(help="Ticks that a command takes to the plant.")] = GATE.delay,
     jobs: Annotated[int, typer.Option(min=1, help="Workers; the verdict does not depend on it.")] = GATE.jobs,
     store: Store = DEFAULT_STORE,
@@ -400,6 +403,7 @@ def validate(
         "return_ratio": return_ratio,
         "action_rate_ratio": action_rate_ratio,
         "latency_share": latency_share,
+        "margin_share": margin_share,
         "delay": delay,
         "jobs": jobs,
     }

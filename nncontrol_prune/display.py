@@ -121,6 +121,8 @@ def verdict_table(verdict: Verdict) -> Table:
     table.add_column("reason")
     for criterion in verdict.criteria:
         table.add_row(criterion.name, OUTCOMES[criterion.outcome], criterion.reason)
+    for note in verdict.notes:
+        table.add_row("", "", note)
     return table
 
 

@@ -52,6 +52,8 @@ class Verdict(Spec):
     decision: Decision
     """What is inconclusive is as good as rejected."""
     criteria: tuple[Criterion, ...]
+    notes: tuple[str, ...] = ()
+    """What was not looked at, and why, as sentences."""
     environment: str
     thresholds: dict[str, FiniteFloat]
     """What the gate was told to ask for."""

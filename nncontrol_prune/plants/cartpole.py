@@ -42,7 +42,7 @@ class CartPoleSwingUpEnv(MujocoEnv):
         self, action: NDArray[np.float32]
     ) -> tuple[NDArray[np.float64], np.float64, bool, bool, dict[str, np.float64]]:
         self.do_simulation(action, self.frame_skip)
-        observation = self._observation()
+        observation = self._get_obs()
         if self.render_mode == "human":
             self.render()
         reward = rewards_of(observation[None], np.asarray(action[:1], dtype=np.float64))[0]
@@ -53,9 +53,9 @@ class CartPoleSwingUpEnv(MujocoEnv):
         theta = np.pi + self.np_random.uniform(-0.3, 0.3)
         velocity = self.np_random.uniform(-0.1, 0.1, size=2)
         self.set_state(np.array([x, theta]), velocity)
-        return self._observation()
+        return self._get_obs()
 
-    def _observation(self) -> NDArray[np.float64]:
+    def _get_obs(self) -> NDArray[np.float64]:
         return observations_of(self.data.qpos[None], self.data.qvel[None])[0]
 
 

@@ -23,7 +23,7 @@ class TrainingStarts(gymnasium.Wrapper[Any, Any, Any, Any]):
             base: Any = self.env.unwrapped
             position = np.array([self._rng.uniform(-1.2, 1.2), self._rng.uniform(-np.pi, np.pi)])
             base.set_state(position, self._rng.normal(0.0, [0.5, 2.0]))
-            observation = base._observation()
+            observation = base._get_obs()
         return observation, info
 
     def step(self, action: Any) -> Any:

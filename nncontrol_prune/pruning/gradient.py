@@ -2,7 +2,7 @@
 
 Channel j of group g, of importance rank r_j (0 leaves first), is kept with probability
 
-    m_j = σ((r_j + ½ - α_g n_g) / τ)
+    m_j = σ((r_j + ½ - α_g n_g) / (τ n_g))
 
 and τ is annealed, so that the masks become hard. A mask that only scales activations would be undone by the
 next layer's least squares; so the layer is fitted to *random* masks b_j ~ Bernoulli(m_j) in expectation, which is
@@ -55,13 +55,15 @@ from nncontrol_prune.pruning.terms import weighted_sum
 
 STEPS = 60
 JUDGED_EVERY = 10
-LEARNING_RATE = 0.2
+LEARNING_RATES = (0.2, 0.02)
+"""First and last, of Adam on the logits of α."""
 FIT_ROWS, HELD_OUT_ROWS = 1600, 500
 FIT_POSITIONS = 4000
 """Rows times positions that a convolution is fitted on in every step."""
 TEMPERATURES = (0.03, 0.003)
-"""First and last τ, as a share of the group's channels. Masks that stay soft over many channels promise what whole
-channels do not keep: a world model starting at 0.08 found nothing better than uniform coefficients."""
+"""First and last τ, as a share of the group's channels, and never less than one channel: a mask that is hard between
+two of a few channels has no gradient. Masks that stay soft over many promise what whole channels do not keep: a world
+model starting at 0.08 found nothing better than uniform coefficients."""
 SMALLEST_MASK = 1e-4
 
 
@@ -94,20 +96,19 @@ def _descend(problem: CoefficientProblem[Module], start: Sequence[float], progre
         dense = teacher.run(teacher.module, judge)
     ranks = [torch.argsort(torch.argsort(score, stable=True)) for score in problem.scores]
     logits = torch.logit(torch.tensor(start).clamp(0.02, 0.98)).requires_grad_(True)
-    optimizer = torch.optim.Adam([logits], lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam([logits], lr=LEARNING_RATES[0])
     multiplier, stiffness = 0.0, 100.0
     limited = [term for term in problem.terms if term.limit is not None]
     pressures = {term.label: 0.0 for term in limited}
     layers = _SoftLayers(network, groups, targets, data.fit_weights[rows])
     for step in range(STEPS):
         progress("coefficients", step / STEPS)
-        annealed = step / (STEPS - 1)
-        temperature = TEMPERATURES[0] ** (1 - annealed) * TEMPERATURES[1] ** annealed
+        temperature = _annealed(TEMPERATURES, step)
+        optimizer.param_groups[0]["lr"] = _annealed(LEARNING_RATES, step)
         variables = torch.sigmoid(logits)
         coefficients = problem.by_group(variables.unbind())
         masks = [
-            torch.sigmoid((rank / len(rank) + 0.5 / len(rank) - coefficient) / temperature).clamp_min(SMALLEST_MASK)
-            for rank, coefficient in zip(ranks, coefficients, strict=True)
+            _mask_of(rank, coefficient, temperature) for rank, coefficient in zip(ranks, coefficients, strict=True)
         ]
         with layers.masked(masks):
             network.run(network.module, fit)
@@ -127,6 +128,19 @@ def _descend(problem: CoefficientProblem[Module], start: Sequence[float], progre
         multiplier += stiffness * float(excess.detach()) * 0.1
         if (step + 1) % JUDGED_EVERY == 0:
             yield torch.sigmoid(logits).tolist()
+
+
+def _annealed(ends: tuple[float, float], step: int) -> float:
+    """Return what is between two ends, evenly in logarithms, at a step."""
+    share = step / (STEPS - 1)
+    return float(ends[0] ** (1 - share) * ends[1] ** share)
+
+
+def _mask_of(rank: Tensor, coefficient: Tensor, temperature: float) -> Tensor:
+    """Return the soft mask of a group's channels, by their ranks."""
+    channels = len(rank)
+    softness = max(temperature, 1.0 / channels)
+    return torch.sigmoid(((rank + 0.5) / channels - coefficient) / softness).clamp_min(SMALLEST_MASK)
 
 
 class _SoftLayers:

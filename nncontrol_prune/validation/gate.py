@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 import numpy as np
 
 from nncontrol_prune.controllers.bundle import Bundle, short
-from nncontrol_prune.controllers.verdict import Criterion, Verdict, decision_of
+from nncontrol_prune.controllers.verdict import Verdict, decision_of
 from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.validation.criteria import Reference, closed_loop_criteria
@@ -22,6 +22,7 @@ from nncontrol_prune.validation.evaluation import check_environment, run_episode
 from nncontrol_prune.validation.latency import latency_criterion
 from nncontrol_prune.validation.metrics import Episode
 from nncontrol_prune.validation.settings import GateSettings
+from nncontrol_prune.validation.stability import NoEquilibriumError, margin_criterion
 
 LOOK = 25
 """Pairs run between two looks."""
@@ -85,7 +86,8 @@ def judge(
     if reference.episode_return == 0.0:
         raise GateError(f"the mean return of {short(dense.reference)} is zero, of which no share can be kept")
     deciding = closed_loop_criteria(settings, reference, task_of(environment).description)
-    known: tuple[Criterion, ...] = (latency_criterion(candidate, dense, settings.latency_share),)
+    known = [latency_criterion(candidate, dense, settings.latency_share)]
+    notes: list[str] = []
     ours: list[Episode] = []
     theirs: list[Episode] = []
     while True:
@@ -97,8 +99,14 @@ def judge(
         pairs = list(zip(ours, theirs, strict=True))
         for criterion in deciding:
             criterion.add(pairs[done:])
-        criteria = (*(criterion.criterion(pairs) for criterion in deciding), *known)
-        decision = decision_of(criteria)
+        criteria = [criterion.criterion(pairs) for criterion in deciding]
+        decision = decision_of([*criteria, *known])
+        if done == 0 and decision != "reject":
+            try:
+                known.append(margin_criterion(candidate, dense, environment, settings))
+            except NoEquilibriumError as error:
+                notes.append(f"local stability: not applicable, {error}")
+            decision = decision_of([*criteria, *known])
         finished = decision == "accept" and len(pairs) >= settings.min_episodes
         if decision == "reject" or finished or len(pairs) >= settings.max_episodes:
             break
@@ -107,13 +115,15 @@ def judge(
         candidate=candidate.reference,
         against=dense.reference,
         decision=decision,
-        criteria=criteria,
+        criteria=(*criteria, *known),
+        notes=tuple(notes),
         environment=environment,
         thresholds={
             "success_margin": settings.success_margin,
             "return_ratio": settings.return_ratio,
             "action_rate_ratio": settings.action_rate_ratio,
             "latency_share": settings.latency_share,
+            "margin_share": settings.margin_share,
             "delay": settings.delay,
         },
         seed=settings.first_seed,

@@ -25,6 +25,9 @@ class GateSettings(Spec):
     """How much faster its commands may change on the mean, times the dense controller's."""
     latency_share: Annotated[FiniteFloat, Field(gt=0.0, le=1.0)] = 0.6
     """Largest share of the control period that 99 of 100 of its actions take to compute, on this machine."""
+    margin_share: Annotated[FiniteFloat, Field(ge=0.0, le=1.0)] = 0.5
+    """Smallest share of the dense controller's margins to be kept, where the loop comes to rest: of the ticks of delay
+    it would stand, and of the factors on its gain in dB."""
     delay: Annotated[int, Field(ge=0, le=100)] = 0
     """Ticks that a command takes to the plant, beyond the next step. The simulator's loop has none."""
     first_seed: Annotated[int, Field(ge=0)] = 100_000
