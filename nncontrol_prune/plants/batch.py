@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.cartpole import observations_of, rewards_of
-from nncontrol_prune.plants.environments import make_environment
+from nncontrol_prune.plants.environments import PlantError, make_environment
 
 
 @dataclass(frozen=True)
@@ -76,25 +76,41 @@ class GymnasiumBatch:
     """
 
     def __init__(self, environment: str, plants: int) -> None:
-        self._envs = [make_environment(environment) for _ in range(plants)]
+        self._environment = environment
+        # Made when they are first needed: there may be more plants than episodes.
+        self._envs: list[Any] = [make_environment(environment), *[None] * (plants - 1)]
+        self._seeds = [0] * plants
 
     def reset(self, plant: int, seed: int) -> NDArray[np.float64]:
         """Start an episode of one plant."""
+        self._seeds[plant] = seed
+        if self._envs[plant] is None:
+            self._envs[plant] = make_environment(self._environment)
         observation, _ = self._envs[plant].reset(seed=seed)
         return np.asarray(observation, dtype=np.float64)
 
     def step(self, plants: NDArray[np.intp], actions: NDArray[np.float64]) -> Steps:
-        """Step the plants, one after the other."""
-        found: list[Any] = [
-            self._envs[plant].step(action)[:4] for plant, action in zip(plants.tolist(), actions, strict=True)
-        ]
+        """Step the plants, one after the other.
+
+        Raises:
+            PlantError: The environment raised something.
+        """
+        found = [self._step(plant, action) for plant, action in zip(plants.tolist(), actions, strict=True)]
         observations, rewards, terminated, truncated = zip(*found, strict=True)
         return Steps(np.array(observations), np.array(rewards, dtype=float), np.array(terminated), np.array(truncated))
+
+    def _step(self, plant: int, action: NDArray[np.float64]) -> tuple[Any, ...]:
+        try:
+            return self._envs[plant].step(action)[:4]
+        except Exception as error:  # whatever somebody's environment raises
+            what, seed = type(error).__name__, self._seeds[plant]
+            raise PlantError(f"{self._environment} raised {what} in the episode with seed {seed}: {error}") from error
 
     def close(self) -> None:
         """Close the environments."""
         for env in self._envs:
-            env.close()
+            if env is not None:
+                env.close()
 
 
 class CartPoleBatch:

@@ -16,7 +16,7 @@ from nncontrol_prune.controllers.policy import PlannerPolicy, Policy
 from nncontrol_prune.controllers.specs import ActionSpec, Manifest, TdMpcArchitecture
 from nncontrol_prune.plants.batch import PlantBatch
 
-WIDTH = 50
+WIDTH = 64
 """Plants that are stepped together."""
 FIRST_LENGTH = 1024
 """Steps there is room for at first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import joblib
 import numpy as np
@@ -13,7 +14,7 @@ from nncontrol_prune.controllers.policy import load_policy
 from nncontrol_prune.controllers.specs import POLICY, Manifest, TdMpcArchitecture
 from nncontrol_prune.controllers.verdict import EpisodeSummary
 from nncontrol_prune.plants import CARTPOLE
-from nncontrol_prune.plants.batch import make_batch
+from nncontrol_prune.plants.batch import PlantBatch, make_batch
 from nncontrol_prune.plants.environments import PlantError, check_controller, environment_specs
 from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.validation.closed_loop import WIDTH, Trajectory, run_closed_loop
@@ -143,14 +144,23 @@ def _trajectories(
     policy = load_policy(model, manifest.architecture, manifest.observation.size, manifest.action.size)
     wanted = set(seeds)
     together = _batches(manifest, seeds) if _plans(manifest) else [seeds]
-    plants = make_batch(environment, min(WIDTH, max(len(batch) for batch in together)), threads=threads)
-    try:
+    with _plants(environment, threads) as plants:
         for batch in together:
             for trajectory in run_closed_loop(policy, manifest, plants, batch, delay=delay):
                 if trajectory.seed in wanted:
                     yield trajectory
-    finally:
-        plants.close()
+
+
+@contextmanager
+def _plants(environment: str, threads: int) -> Iterator[PlantBatch]:
+    """Lend a batch, kept from the last time if there is one: compiling its models takes as long as some episodes."""
+    kept = _kept_plants.setdefault((environment, threads), [])
+    plants = kept.pop() if kept else make_batch(environment, WIDTH, threads=threads)
+    yield plants
+    kept.append(plants)  # unless something was raised, in which case there is no telling what state they are in
+
+
+_kept_plants: dict[tuple[str, int], list[PlantBatch]] = {}
 
 
 def _batches(manifest: Manifest, seeds: Sequence[int]) -> list[list[int]]:

@@ -8,11 +8,13 @@ largest number of pairs is inconclusive, which no controller is staged on.
 
 from __future__ import annotations
 
+import itertools
 from datetime import datetime, timezone
 
 import numpy as np
 
 from nncontrol_prune.controllers.bundle import Bundle, short
+from nncontrol_prune.controllers.specs import ActionSpec, Manifest
 from nncontrol_prune.controllers.verdict import Verdict, decision_of
 from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.progress import Progress
@@ -54,7 +56,8 @@ def judge(
         cache: Where the dense controller's episodes are kept from one time to the next.
 
     Raises:
-        GateError: The candidate was pruned from another controller, or the dense one's mean return is zero.
+        GateError: The candidate was pruned from another controller or has another layout or rate, or the dense one's
+            mean return is zero.
         PlantError: The environment does not exist, raises, or does not fit one of the controllers.
         Cancelled: `progress` said so.
     """
@@ -64,8 +67,8 @@ def judge(
             f"{short(candidate.reference)} was pruned from {short(str(candidate.manifest.parent))}, "
             f"so it is judged against that and not against {short(dense.reference)}"
         )
+    _check_same_layout(candidate.manifest, dense.manifest)
     check_environment(dense.manifest, environment)
-    check_environment(candidate.manifest, environment)
     progress("validation", 0.0)
 
     def episodes(bundle: Bundle, first: int, number: int) -> list[Episode]:
@@ -131,6 +134,26 @@ def judge(
         pruned=summarize(candidate, ours),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def _check_same_layout(candidate: Manifest, dense: Manifest) -> None:
+    who = f"{candidate.name} cannot take the place of {dense.name}"
+    pairs = itertools.zip_longest(candidate.observation.terms, dense.observation.terms)
+    for number, (ours, theirs) in enumerate(pairs, 1):
+        if ours != theirs:
+            found, wanted = (term and f"{term.name!r} ({term.size} {term.quantity})" for term in (ours, theirs))
+            raise GateError(
+                f"{who}: its observation term {number} is {found or 'missing'}, not {wanted or 'one at all'}"
+            )
+    if candidate.action != dense.action:
+        raise GateError(f"{who}: it commands {_told(candidate.action)}, not {_told(dense.action)}")
+    if candidate.rate != dense.rate:
+        raise GateError(f"{who}: its rate is {candidate.rate:g} Hz, not {dense.rate:g} Hz")
+
+
+def _told(action: ActionSpec) -> str:
+    limits = zip(action.joints, action.lower, action.upper, strict=True)
+    return ", ".join(f"{joint} in [{lower:g}, {upper:g}] {action.unit}".rstrip() for joint, lower, upper in limits)
 
 
 def _share(done: int, settings: GateSettings, evidence: float) -> float:

@@ -5,6 +5,7 @@ import pytest
 
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.batch import CartPoleBatch, GymnasiumBatch, make_batch
+from nncontrol_prune.plants.environments import PlantError
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -41,4 +42,17 @@ def test_episodes_end_when_they_end_alone(environment: str) -> None:
             break
     assert (steps == 1000, bool(done.terminated[0])) == ((True, False) if environment == CARTPOLE else (False, True))
     assert not batch.step(np.array([0]), np.zeros((1, size))).truncated[0], "the other one is still in its first step"
+    batch.close()
+
+
+def test_what_an_environment_raises_is_told_with_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = GymnasiumBatch("Hopper-v5", 2)
+    batch.reset(1, 17)
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("by hand")
+
+    monkeypatch.setattr(batch._envs[1].unwrapped, "step", broken)
+    with pytest.raises(PlantError, match="Hopper-v5 raised ZeroDivisionError in the episode with seed 17: by hand"):
+        batch.step(np.array([1]), np.zeros((1, 3)))
     batch.close()

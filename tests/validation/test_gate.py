@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,6 +194,28 @@ def test_candidate_is_judged_against_its_parent_only(
     pruned = make_cartpole_bundle(hidden=(4, 4), parent=shipped_bundle)
     with pytest.raises(GateError, match="pruned from cartpole_swingup_sac@.* not against small@"):
         judge(pruned, small_bundle, CARTPOLE, GateSettings())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rate": 50.0}, "its rate is 50 Hz, not 100 Hz"),
+        ({"action": {"upper": (5.0,)}}, r"it commands slider in \[-10, 5\] N or N m, not slider in \[-10, 10\]"),
+        ({"observation": {"name": "y"}}, r"its observation term 1 is 'y' \(1 position\), not 'x' \(1 position\)"),
+    ],
+)
+def test_candidate_with_another_layout_than_the_dense_controller_is_refused(
+    shipped_bundle: Bundle, make_cartpole_bundle, change: dict[str, Any], message: str
+) -> None:
+    manifest = shipped_bundle.manifest
+    if "action" in change:
+        change = {"action": manifest.action.model_copy(update=change["action"])}
+    if "observation" in change:
+        first, *others = manifest.observation.terms
+        terms = (first.model_copy(update=change["observation"]), *others)
+        change = {"observation": manifest.observation.model_copy(update={"terms": terms})}
+    with pytest.raises(GateError, match=message):
+        judge(make_cartpole_bundle(**change), shipped_bundle, CARTPOLE, GateSettings())
 
 
 def test_it_can_be_cancelled(shipped_bundle: Bundle, tmp_path: Path) -> None:
