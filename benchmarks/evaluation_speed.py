@@ -22,7 +22,7 @@ from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.validation.evaluation import run_episodes, trajectories
 
 CONTROLLERS = Path(__file__).parent / "controllers"
-EPISODES = 50
+EPISODES = 64
 TURNS = 5
 
 
