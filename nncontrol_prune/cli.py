@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
+from pydantic import JsonValue
 
 from nncontrol_prune.controllers.specs import Activation
 from nncontrol_prune.pruning.settings import CostName, ImportanceName, Method, PruningSettings
@@ -384,6 +385,9 @@ def validate(
     margin_share: Annotated[
         float, typer.Option(help="Smallest share of the dense one's delay and gain margins to keep.")
     ] = GATE.margin_share,
+    robustness: Annotated[
+        bool, typer.Option(help="Whether to try pushes, noise, more delay, other masses and friction too.")
+    ] = GATE.robustness.enabled,
     delay: Annotated[int, typer.Option(help="Ticks that a command takes to the plant.")] = GATE.delay,
     jobs: Annotated[int, typer.Option(min=1, help="Workers; the verdict does not depend on it.")] = GATE.jobs,
     store: Store = DEFAULT_STORE,
@@ -404,6 +408,7 @@ def validate(
         "action_rate_ratio": action_rate_ratio,
         "latency_share": latency_share,
         "margin_share": margin_share,
+        "robustness": {"enabled": robustness},
         "delay": delay,
         "jobs": jobs,
     }
@@ -416,6 +421,8 @@ def validate(
         _print_json(verdict.model_dump(mode="json"))
     else:
         display.out.print(display.verdict_table(verdict))
+        if verdict.robustness:
+            display.out.print(display.robustness_table(verdict))
     if not verdict.accepted:
         raise typer.Exit(REJECTED)
 
@@ -588,7 +595,7 @@ def call(
     from nncontrol_prune.transport.network import Service
     from nncontrol_prune.transport.requests import Client
 
-    settings: dict[str, float | int | str] = {}
+    settings: dict[str, JsonValue] = {}
     if sparsity is not None:
         settings["sparsity"] = sparsity
     if method is not None:

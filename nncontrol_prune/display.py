@@ -126,6 +126,23 @@ def verdict_table(verdict: Verdict) -> Table:
     return table
 
 
+def robustness_table(verdict: Verdict) -> Table:
+    """Return what both controllers did under other conditions."""
+    table = Table(title="robustness", title_justify="left")
+    for heading in ("condition", "success", "dense", "regressions", "return", "dense"):
+        table.add_column(heading, justify="left" if heading == "condition" else "right")
+    for found in verdict.robustness:
+        table.add_row(
+            found.condition,
+            f"{found.pruned_successes} of {found.pairs}",
+            f"{found.dense_successes} of {found.pairs}",
+            str(found.regressions),
+            f"{found.pruned_return:.4g}",
+            f"{found.dense_return:.4g}",
+        )
+    return table
+
+
 def mnist_table(report: MnistReport) -> Table:
     """Return how well each method keeps the images."""
     headings, rows = report.cells()

@@ -54,7 +54,9 @@ def test_pruned_bundle_can_be_run_only_after_validation(pruned: Path, tmp_path: 
     refused = run("sim", "--controller", pruned, "--store", store, "--out", tmp_path, "--port", port)
     assert refused.exit_code == 1
     assert "never validated" in refused.stderr
-    accepted = run("validate", pruned, "--against", "cartpole_swingup_sac", "--store", store, "--json")
+    accepted = run(
+        "validate", pruned, "--against", "cartpole_swingup_sac", "--no-robustness", "--store", store, "--json"
+    )
     assert (accepted.exit_code, json_of(accepted)["decision"]) == (0, "accept")
     ran = run(
         *("sim", "--controller", pruned, "--store", store, "--out", tmp_path, "--port", port),
@@ -66,7 +68,15 @@ def test_pruned_bundle_can_be_run_only_after_validation(pruned: Path, tmp_path: 
 
 def test_rejection_has_its_own_exit_code_and_reasons(small_bundle: Bundle, tmp_path: Path) -> None:
     small_bundle.write(tmp_path / "small")
-    arguments = ["validate", tmp_path / "small", "--against", "cartpole_swingup_sac", "--store", tmp_path / "store"]
+    arguments = [
+        "validate",
+        tmp_path / "small",
+        "--against",
+        "cartpole_swingup_sac",
+        "--no-robustness",
+        "--store",
+        tmp_path / "store",
+    ]
     assert run(*arguments).exit_code == 3
     result = run(*arguments, "--json")
     assert result.exit_code == 3

@@ -21,6 +21,19 @@ class EpisodeSummary(Spec):
     return_std: FiniteFloat
 
 
+class ConditionSummary(Spec):
+    """What both controllers did under one condition, in pairs of episodes."""
+
+    condition: str
+    pairs: int
+    dense_successes: int
+    pruned_successes: int
+    regressions: int
+    """Pairs in which the dense controller succeeds and the candidate fails."""
+    dense_return: FiniteFloat
+    pruned_return: FiniteFloat
+
+
 Decision = Literal["accept", "reject", "inconclusive"]
 
 
@@ -59,6 +72,8 @@ class Verdict(Spec):
     """What the gate was told to ask for."""
     seed: int
     """Seed of the first episode; episode i starts from seed + i, for both controllers."""
+    robustness: tuple[ConditionSummary, ...] = ()
+    """Under which conditions both were run beside the environment as it is."""
     dense: EpisodeSummary
     pruned: EpisodeSummary
     created: str

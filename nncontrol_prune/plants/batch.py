@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.cartpole import observations_of, rewards_of
+from nncontrol_prune.plants.conditions import Conditions, change_model, pushed
 from nncontrol_prune.plants.environments import PlantError, make_environment
 
 
@@ -43,12 +44,16 @@ class PlantBatch(Protocol):
         """Step the plants of these numbers (k,) with actions (k, m) for one control period."""
         ...
 
+    def push(self, plant: int, speed: float, rng: np.random.Generator) -> None:
+        """Push one plant, by an impulse that would give its whole mass that speed in m/s."""
+        ...
+
     def close(self) -> None:
         """Give back what the plants hold."""
         ...
 
 
-def make_batch(environment: str, plants: int, *, threads: int = 1) -> PlantBatch:
+def make_batch(environment: str, plants: int, conditions: Conditions | None = None, *, threads: int = 1) -> PlantBatch:
     """Make a batch of an environment.
 
     The plants of a batch do what single ones do, bit by bit, whatever the number of plants and threads.
@@ -56,15 +61,18 @@ def make_batch(environment: str, plants: int, *, threads: int = 1) -> PlantBatch
     Args:
         environment: A gymnasium MuJoCo id.
         plants: How many.
+        conditions: What is different from the environment as it is. Here only masses and friction: the rest is
+            done by the loop.
         threads: Threads that step them, where the environment's equations are our own; others are stepped in Python,
             one after the other.
 
     Raises:
         PlantError: There is no such environment, or it is not a MuJoCo one.
     """
+    conditions = conditions or Conditions()
     if environment == CARTPOLE:
-        return CartPoleBatch(plants, threads=threads)
-    return GymnasiumBatch(environment, plants)
+        return CartPoleBatch(plants, conditions, threads=threads)
+    return GymnasiumBatch(environment, plants, conditions)
 
 
 class GymnasiumBatch:
@@ -73,19 +81,20 @@ class GymnasiumBatch:
     Args:
         environment: A gymnasium MuJoCo id.
         plants: How many.
+        conditions: What is different.
     """
 
-    def __init__(self, environment: str, plants: int) -> None:
-        self._environment = environment
+    def __init__(self, environment: str, plants: int, conditions: Conditions) -> None:
+        self._environment, self._conditions = environment, conditions
         # Made when they are first needed: there may be more plants than episodes.
-        self._envs: list[Any] = [make_environment(environment), *[None] * (plants - 1)]
+        self._envs: list[Any] = [self._made(), *[None] * (plants - 1)]
         self._seeds = [0] * plants
 
     def reset(self, plant: int, seed: int) -> NDArray[np.float64]:
         """Start an episode of one plant."""
         self._seeds[plant] = seed
         if self._envs[plant] is None:
-            self._envs[plant] = make_environment(self._environment)
+            self._envs[plant] = self._made()
         observation, _ = self._envs[plant].reset(seed=seed)
         return np.asarray(observation, dtype=np.float64)
 
@@ -98,6 +107,17 @@ class GymnasiumBatch:
         found = [self._step(plant, action) for plant, action in zip(plants.tolist(), actions, strict=True)]
         observations, rewards, terminated, truncated = zip(*found, strict=True)
         return Steps(np.array(observations), np.array(rewards, dtype=float), np.array(terminated), np.array(truncated))
+
+    def push(self, plant: int, speed: float, rng: np.random.Generator) -> None:
+        """Push one plant, by an impulse that would give its whole mass that speed in m/s."""
+        base = self._envs[plant].unwrapped
+        base.data.qvel[:] = pushed(base.model, base.data, speed, rng)
+
+    def _made(self) -> Any:
+        env = make_environment(self._environment)
+        base: Any = env.unwrapped
+        change_model(base.model, base.data, self._conditions)
+        return env
 
     def _step(self, plant: int, action: NDArray[np.float64]) -> tuple[Any, ...]:
         try:
@@ -118,12 +138,14 @@ class CartPoleBatch:
 
     Args:
         plants: How many.
+        conditions: What is different.
         threads: Threads that step them.
     """
 
-    def __init__(self, plants: int, *, threads: int = 1) -> None:
+    def __init__(self, plants: int, conditions: Conditions, *, threads: int = 1) -> None:
         self._env = make_environment(CARTPOLE)
         base: Any = self._env.unwrapped
+        change_model(base.model, base.data, conditions)
         assert self._env.spec is not None
         self._limit = self._env.spec.max_episode_steps
         self._frames: int = base.frame_skip
@@ -156,6 +178,12 @@ class CartPoleBatch:
             np.zeros(len(plants), dtype=bool),
             self._elapsed[plants] == self._limit,
         )
+
+    def push(self, plant: int, speed: float, rng: np.random.Generator) -> None:
+        """Push one plant, by an impulse that would give its whole mass that speed in m/s."""
+        data, state = self._base.data, self._states[plant]
+        mujoco.mj_setState(self._model, data, state, mujoco.mjtState.mjSTATE_FULLPHYSICS)
+        state[3:5] = pushed(self._model, data, speed, rng)
 
     def close(self) -> None:
         """End the threads."""

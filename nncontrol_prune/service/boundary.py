@@ -111,7 +111,10 @@ def prune_to_boundary(
     from nncontrol_prune.pruning.pipeline import largest_sparsity
 
     tried: list[tuple[BoundaryPoint, Bundle | None, PruningReport | None]] = []
-    searching = gate.model_copy(update={"first_seed": SEARCH_SEED})
+    # Robustness takes the longest, and is looked at in the end.
+    searching = gate.model_copy(
+        update={"first_seed": SEARCH_SEED, "robustness": gate.robustness.model_copy(update={"enabled": False})}
+    )
 
     def passes(sparsity: float) -> bool:
         told = Progress(

@@ -25,11 +25,13 @@ STAGES = {
     "importance": (0.11, 0.13),
     "coefficients": (0.13, 0.4),
     "reconstruction": (0.4, 0.41),
-    "distillation": (0.41, 0.55),
-    "choice": (0.55, 0.6),
-    "validation": (0.6, 1.0),
+    "choice": (0.41, 0.42),
+    "on-policy rounds": (0.42, 0.5),
+    "distillation": (0.5, 0.6),
+    "validation": (0.6, 0.8),
+    "robustness": (0.8, 1.0),
 }
-"""Where each stage begins and ends in the progress of a whole job."""
+"""Where each stage begins and ends in the progress of a whole job; it does not go back where a stage comes again."""
 
 
 class ServiceError(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, JsonValue, TypeAdapter, ValidationError
 
 from nncontrol_prune.controllers.specs import BUNDLE_FILES, Spec
 from nncontrol_prune.controllers.verdict import Verdict
@@ -93,7 +93,7 @@ class Prune(Spec):
     request: Literal["prune"] = "prune"
     rollouts: tuple[Path, ...] | None = None
     """Bags; by default those that the running controller records."""
-    settings: dict[str, float | int | str] = Field(default_factory=dict)
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
     """Keys of the configuration's section `pruning_service` that differ for this job."""
 
 

@@ -1,7 +1,7 @@
 """The closed loop as fast as the machine runs it: many plants, and one policy that is asked for all of them at once.
 
 The policy is the deployed one. ONNX Runtime gives each row the same bits in a batch as alone, and a batch's plants do
-what single ones do, so a trajectory follows from controller, environment, seed and delay alone.
+what single ones do, so a trajectory follows from controller, environment, seed and conditions alone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from nncontrol_prune.controllers.policy import PlannerPolicy, Policy
 from nncontrol_prune.controllers.specs import ActionSpec, Manifest, TdMpcArchitecture
 from nncontrol_prune.plants.batch import PlantBatch
+from nncontrol_prune.plants.conditions import PUSH_INTERVAL, Conditions
 
 WIDTH = 64
 """Plants that are stepped together."""
@@ -28,7 +29,7 @@ class Trajectory:
 
     Attributes:
         seed: Of its start.
-        observations: What was observed before each step, and at the end, (steps + 1, n).
+        observations: What there was to observe before each step, and at the end, without noise, (steps + 1, n).
         actions: What the plant was commanded, (steps, m).
         rewards: (steps,).
         terminated: Whether it ended for good, and not because its time was over.
@@ -44,7 +45,11 @@ class Trajectory:
 
 
 def run_closed_loop(
-    policy: Policy, manifest: Manifest, plants: PlantBatch, seeds: Sequence[int], *, delay: int = 0
+    policy: Policy,
+    manifest: Manifest,
+    plants: PlantBatch,
+    seeds: Sequence[int],
+    conditions: Conditions | None = None,
 ) -> Iterator[Trajectory]:
     """Run one episode for each seed, and yield them as they end.
 
@@ -53,9 +58,10 @@ def run_closed_loop(
         manifest: The controller's.
         plants: WIDTH plants, or as many as there are seeds.
         seeds: Seeds of the episodes' starts.
-        delay: Ticks that a command takes to the plant, which is sent the safe command before the first arrives.
+        conditions: What is different from the environment as it is. Noise and pushes follow from the seed, so they are
+            the same for two controllers.
     """
-    loop = _Loop(policy, manifest, plants, min(WIDTH, len(seeds)), delay)
+    loop = _Loop(policy, manifest, plants, min(WIDTH, len(seeds)), conditions or Conditions())
     waiting = list(reversed(seeds))
     for plant in range(loop.width):
         loop.start(plant, waiting.pop())
@@ -72,14 +78,19 @@ def run_closed_loop(
 class _Loop:
     """Plants in their episodes, and what has happened in these."""
 
-    def __init__(self, policy: Policy, manifest: Manifest, plants: PlantBatch, width: int, delay: int) -> None:
+    def __init__(
+        self, policy: Policy, manifest: Manifest, plants: PlantBatch, width: int, conditions: Conditions
+    ) -> None:
         self.width = width
-        self._policy, self._plants, self._delay = policy, plants, delay
+        self._policy, self._plants, self._delay = policy, plants, conditions.delay
+        self._noise, self._push = np.array(conditions.noise), conditions.push
+        self._push_ticks = max(1, round(PUSH_INTERVAL * manifest.rate))
+        self._chance = [np.random.default_rng(0)] * width
         self._limits = BatchLimits(manifest.action)
         architecture, actions = manifest.architecture, manifest.action.size
         horizon = architecture.planner.horizon if isinstance(architecture, TdMpcArchitecture) else 0
         self._plans = np.zeros((width, horizon, actions), dtype=np.float32)
-        self._on_the_way = np.zeros((width, delay, actions))
+        self._on_the_way = np.zeros((width, conditions.delay, actions))
         self._seeds = [0] * width
         self._steps = np.zeros(width, dtype=int)
         self._faults = np.zeros(width, dtype=int)
@@ -90,6 +101,7 @@ class _Loop:
 
     def start(self, plant: int, seed: int) -> None:
         self._seeds[plant] = seed
+        self._chance[plant] = np.random.default_rng([seed, 1])  # not the stream that the start is drawn from
         self._steps[plant] = self._faults[plant] = 0
         self._plans[plant] = 0.0
         self._on_the_way[plant] = self._limits.safe_command
@@ -98,7 +110,10 @@ class _Loop:
     def tick(self, running: NDArray[np.intp]) -> list[int]:
         """Run one tick of the plants of these numbers; return those whose episode is over."""
         steps = self._steps[running]
-        actions = self._act(running, self._observations[running, steps])
+        if self._push:
+            for plant in running[steps % self._push_ticks == self._push_ticks // 2]:
+                self._plants.push(int(plant), self._push, self._chance[plant])
+        actions = self._act(running, self._observations[running, steps] + self._disturbance(running))
         self._faults[running] += self._limits.apply(actions)
         if self._delay:
             arrived = self._on_the_way[running, 0]
@@ -136,6 +151,11 @@ class _Loop:
         else:
             actions = self._policy.batch(observations)
         return actions.astype(np.float64)
+
+    def _disturbance(self, running: NDArray[np.intp]) -> NDArray[np.float64] | float:
+        if not len(self._noise):
+            return 0.0
+        return np.stack([self._noise * self._chance[plant].standard_normal(len(self._noise)) for plant in running])
 
     def _make_room(self) -> None:
         self._observations, self._actions, self._rewards = (

@@ -39,27 +39,22 @@ class Reference:
 
 
 class MeanCriterion:
-    """The mean of one value of each pair, which is in ±1, is above a bound.
+    """The mean of values in ±1 is above a bound.
 
     Args:
         name: What it is called.
         bound: The bound.
-        value: Takes the candidate's episode and the dense one's and returns the value.
-        describe: Takes all pairs and returns what they show, as half a sentence.
     """
 
-    def __init__(
-        self, name: str, bound: float, value: Callable[[Episode, Episode], float], describe: Callable[[Pairs], str]
-    ) -> None:
+    def __init__(self, name: str, bound: float) -> None:
         self.name = name
-        self._value, self._describe = value, describe
         self._above, self._below = MeanTest(bound, -1.0), MeanTest(-bound, -1.0)
 
-    def add(self, pairs: Pairs) -> None:
-        """Take in pairs, in their order."""
-        values = [min(max(self._value(ours, theirs), -1.0), 1.0) for ours, theirs in pairs]
-        self._above.add(values)
-        self._below.add([-value for value in values])
+    def add(self, values: Sequence[float]) -> None:
+        """Take in values, in their order; what is outside of ±1 counts as that."""
+        bounded = np.clip(values, -1.0, 1.0)
+        self._above.add(bounded.tolist())
+        self._below.add((-bounded).tolist())
 
     @property
     def outcome(self) -> Outcome:
@@ -73,20 +68,53 @@ class MeanCriterion:
         """How far it is on the way to being passed, 0..1."""
         return self._above.share
 
-    def criterion(self, pairs: Pairs) -> Criterion:
-        """Return what a verdict says of it."""
-        reason = self._describe(pairs)
-        sure = f"{1 - ERROR_RATE:.0%} sure"
+    def criterion(self, found: str, values: str = "pairs") -> Criterion:
+        """Return what a verdict says of it.
+
+        Args:
+            found: What the values show, as half a sentence.
+            values: What there would have to be more of.
+        """
         if self.outcome == "undecided":
             more = self._above.more_needed()
-            reason += "; not decided: " + (
-                f"about {round(more):,} more pairs would likely show it"
+            known = (
+                f"not decided: about {round(more):,} more {values} would likely show it"
                 if np.isfinite(more)
-                else "as it looks, no number of pairs would show it"
+                else f"not decided, and as it looks no number of {values} would show it"
             )
         else:
-            reason += f"; {sure} that it is {'kept' if self.outcome == 'passed' else 'missed'}"
-        return Criterion(name=self.name, outcome=self.outcome, reason=reason)
+            known = f"{1 - ERROR_RATE:.0%} sure that it is {'kept' if self.outcome == 'passed' else 'missed'}"
+        return Criterion(name=self.name, outcome=self.outcome, reason=f"{self.name}{found}; {known}")
+
+
+class PairCriterion:
+    """A criterion about the mean of one value of each pair.
+
+    Args:
+        name: What it is called.
+        bound: Of the mean.
+        value: Takes the candidate's episode and the dense one's and returns the value.
+        describe: Takes all pairs and returns what they show, as half a sentence that goes on after the name.
+    """
+
+    def __init__(
+        self, name: str, bound: float, value: Callable[[Episode, Episode], float], describe: Callable[[Pairs], str]
+    ) -> None:
+        self.name = name
+        self._mean, self._value, self._describe = MeanCriterion(name, bound), value, describe
+
+    def add(self, pairs: Pairs) -> None:
+        """Take in pairs, in their order."""
+        self._mean.add([self._value(ours, theirs) for ours, theirs in pairs])
+
+    @property
+    def share(self) -> float:
+        """How far it is on the way to being passed, 0..1."""
+        return self._mean.share
+
+    def criterion(self, pairs: Pairs) -> Criterion:
+        """Return what a verdict says of it."""
+        return self._mean.criterion(self._describe(pairs))
 
 
 class HealthCriterion:
@@ -101,11 +129,6 @@ class HealthCriterion:
         """Take in pairs."""
         self._faults += sum(ours.faults for ours, _ in pairs)
 
-    @property
-    def outcome(self) -> Outcome:
-        """What is known by now."""
-        return "failed" if self._faults else "passed"
-
     share = 1.0
 
     def criterion(self, pairs: Pairs) -> Criterion:
@@ -113,12 +136,12 @@ class HealthCriterion:
         actions = sum(ours.steps for ours, _ in pairs)
         found = f"{self._faults:,}" if self._faults else "none"
         reason = f"health: {found} of {actions:,} actions held NaN or infinity, and none may"
-        return Criterion(name=self.name, outcome=self.outcome, reason=reason)
+        return Criterion(name=self.name, outcome="failed" if self._faults else "passed", reason=reason)
 
 
 def closed_loop_criteria(
     settings: GateSettings, reference: Reference, task: str
-) -> tuple[HealthCriterion | MeanCriterion, ...]:
+) -> tuple[HealthCriterion | PairCriterion, ...]:
     """Return the criteria that are decided in closed loop.
 
     Args:
@@ -132,7 +155,7 @@ def closed_loop_criteria(
         lost = sum(theirs.success and not ours.success for ours, theirs in pairs)
         won = sum(ours.success and not theirs.success for ours, theirs in pairs)
         return (
-            f"success ({task}): {sum(ours.success for ours, _ in pairs)} of {len(pairs)} episodes, dense "
+            f" ({task}): {sum(ours.success for ours, _ in pairs)} of {len(pairs)} episodes, dense "
             f"{sum(theirs.success for _, theirs in pairs)}; failed {lost} times where the dense controller succeeded, "
             f"the reverse {won} times; a loss of less than {settings.success_margin:.0%} is allowed"
         )
@@ -141,31 +164,31 @@ def closed_loop_criteria(
         mine, their = (np.mean([pair[which].episode_return for pair in pairs]) for which in (0, 1))
         difference = (mine - their) / abs(reference.episode_return)
         return (
-            f"return: {mine:.4g} against {their:.4g}, a difference of {difference:+.1%} of the dense controller's; "
+            f": {mine:.4g} against {their:.4g}, a difference of {difference:+.1%} of the dense controller's; "
             f"above {settings.return_ratio - 1:+.1%} is allowed"
         )
 
     def action_rate(pairs: Pairs) -> str:
         mine, their = (np.mean([pair[which].action_rate for pair in pairs]) for which in (0, 1))
         return (
-            f"action rate: commands change by {mine:.3g} of their range a second, dense {their:.3g}; "
+            f": commands change by {mine:.3g} of their range a second, dense {their:.3g}; "
             f"up to {rate_limit:.3g} is allowed"
         )
 
     return (
         HealthCriterion(),
-        MeanCriterion(
+        PairCriterion(
             "success",
             -settings.success_margin,
             lambda ours, theirs: float(ours.success) - float(theirs.success),
             success,
         ),
         # Of differences larger than the dense controller's whole return, no more than that is counted.
-        MeanCriterion(
+        PairCriterion(
             "return",
             settings.return_ratio - 1.0,
             lambda ours, theirs: (ours.episode_return - theirs.episode_return) / abs(reference.episode_return),
             returns,
         ),
-        MeanCriterion("action rate", 0.0, lambda ours, theirs: 1.0 - ours.action_rate / rate_limit, action_rate),
+        PairCriterion("action rate", 0.0, lambda ours, theirs: 1.0 - ours.action_rate / rate_limit, action_rate),
     )

@@ -13,6 +13,7 @@ import onnxruntime
 from pydantic import ValidationError
 
 from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.validation.metrics import Episode
 
 VERSION = 1
@@ -29,11 +30,11 @@ class EpisodeCache:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def read(self, bundle: Bundle, environment: str, delay: int) -> dict[int, Episode]:
+    def read(self, bundle: Bundle, environment: str, conditions: Conditions) -> dict[int, Episode]:
         """Return the episodes that are kept, by seed."""
         episodes: dict[int, Episode] = {}
         try:
-            lines = self._file(bundle, environment, delay).read_bytes().splitlines()
+            lines = self._file(bundle, environment, conditions).read_bytes().splitlines()
         except FileNotFoundError:
             return episodes
         for line in lines:
@@ -44,9 +45,9 @@ class EpisodeCache:
             episodes[episode.seed] = episode
         return episodes
 
-    def add(self, bundle: Bundle, environment: str, delay: int, episodes: Sequence[Episode]) -> None:
+    def add(self, bundle: Bundle, environment: str, conditions: Conditions, episodes: Sequence[Episode]) -> None:
         """Keep episodes."""
-        path = self._file(bundle, environment, delay)
+        path = self._file(bundle, environment, conditions)
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = b"".join(episode.model_dump_json().encode() + b"\n" for episode in episodes)
         # One append, so that what several processes write is not mixed; the line feed ends one that was cut short.
@@ -56,7 +57,8 @@ class EpisodeCache:
         finally:
             os.close(file)
 
-    def _file(self, bundle: Bundle, environment: str, delay: int) -> Path:
+    def _file(self, bundle: Bundle, environment: str, conditions: Conditions) -> Path:
         # What an episode follows from, the libraries that compute it included.
-        key = [VERSION, environment, delay, mujoco.__version__, onnxruntime.__version__]
-        return self._root / bundle.digest / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.jsonl"
+        key = [VERSION, environment, conditions.model_dump(), mujoco.__version__, onnxruntime.__version__]
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        return self._root / bundle.digest / f"{name}.jsonl"

@@ -15,6 +15,7 @@ from nncontrol_prune.controllers.specs import POLICY, Manifest, TdMpcArchitectur
 from nncontrol_prune.controllers.verdict import EpisodeSummary
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.batch import PlantBatch, make_batch
+from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.environments import PlantError, check_controller, environment_specs
 from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.validation.closed_loop import WIDTH, Trajectory, run_closed_loop
@@ -41,8 +42,8 @@ def run_episodes(
     bundle: Bundle,
     environment: str,
     seeds: Sequence[int],
+    conditions: Conditions | None = None,
     *,
-    delay: int = 0,
     jobs: int = 1,
     cache: EpisodeCache | None = None,
 ) -> list[Episode]:
@@ -52,7 +53,7 @@ def run_episodes(
         bundle: The controller.
         environment: A gymnasium id.
         seeds: Seeds of the episodes' starts.
-        delay: Ticks that a command takes to the plant.
+        conditions: What is different from the environment as it is.
         jobs: Workers that share the work: threads where the plant's equations are our own and the controller is no
             planner, otherwise processes.
         cache: Where episodes are looked up before they are run, and kept afterwards.
@@ -60,22 +61,23 @@ def run_episodes(
     Raises:
         PlantError: There is no such environment, it raises, or the workers die.
     """
-    known = {} if cache is None else cache.read(bundle, environment, delay)
+    conditions = conditions or Conditions()
+    known = {} if cache is None else cache.read(bundle, environment, conditions)
     missing = [seed for seed in dict.fromkeys(seeds) if seed not in known]
     model, manifest = bundle.files[POLICY], bundle.manifest
     if not missing:
         found = []
     elif jobs == 1 or len(missing) == 1 or _runs_in_threads(manifest, environment):
-        found = _episodes(model, manifest, environment, missing, delay, jobs)
+        found = _episodes(model, manifest, environment, missing, conditions, jobs)
     else:
-        found = _in_processes(model, manifest, environment, missing, delay, jobs)
+        found = _in_processes(model, manifest, environment, missing, conditions, jobs)
     if cache is not None and found:
-        cache.add(bundle, environment, delay, found)
+        cache.add(bundle, environment, conditions, found)
     known.update((episode.seed, episode) for episode in found)
     return [known[seed] for seed in seeds]
 
 
-def trajectories(bundle: Bundle, environment: str, seeds: Sequence[int], *, delay: int = 0) -> Iterator[Trajectory]:
+def trajectories(bundle: Bundle, environment: str, seeds: Sequence[int]) -> Iterator[Trajectory]:
     """Run one episode for each seed, and yield them in the order of the seeds.
 
     Raises:
@@ -84,7 +86,7 @@ def trajectories(bundle: Bundle, environment: str, seeds: Sequence[int], *, dela
     size = PLANNED_TOGETHER if _plans(bundle.manifest) else WIDTH
     for first in range(0, len(seeds), size):
         some = seeds[first : first + size]
-        done = _trajectories(bundle.files[POLICY], bundle.manifest, environment, some, delay, 1)
+        done = _trajectories(bundle.files[POLICY], bundle.manifest, environment, some, Conditions(), 1)
         yield from sorted(done, key=lambda trajectory: some.index(trajectory.seed))
 
 
@@ -109,7 +111,7 @@ def _runs_in_threads(manifest: Manifest, environment: str) -> bool:
 
 
 def _in_processes(
-    model: bytes, manifest: Manifest, environment: str, seeds: Sequence[int], delay: int, jobs: int
+    model: bytes, manifest: Manifest, environment: str, seeds: Sequence[int], conditions: Conditions, jobs: int
 ) -> list[Episode]:
     """Share episodes among processes; those of a process that died are run again, and none is counted twice."""
     done: dict[int, Episode] = {}
@@ -118,7 +120,7 @@ def _in_processes(
         batches = _batches(manifest, left)
         shares = [[seed for batch in batches[start::jobs] for seed in batch] for start in range(jobs)]
         shares = [share for share in shares if share]
-        tasks = (joblib.delayed(_episodes)(model, manifest, environment, share, delay, 1) for share in shares)
+        tasks = (joblib.delayed(_episodes)(model, manifest, environment, share, conditions, 1) for share in shares)
         try:
             for found in joblib.Parallel(n_jobs=len(shares), return_as="generator_unordered")(tasks):
                 done.update((episode.seed, episode) for episode in found)
@@ -129,31 +131,36 @@ def _in_processes(
 
 
 def _episodes(
-    model: bytes, manifest: Manifest, environment: str, seeds: Sequence[int], delay: int, threads: int
+    model: bytes, manifest: Manifest, environment: str, seeds: Sequence[int], conditions: Conditions, threads: int
 ) -> list[Episode]:
     task = task_of(environment)
     return [
         episode_of(trajectory, task, manifest.action, manifest.rate)
-        for trajectory in _trajectories(model, manifest, environment, seeds, delay, threads)
+        for trajectory in _trajectories(model, manifest, environment, seeds, conditions, threads)
     ]
 
 
 def _trajectories(
-    model: bytes, manifest: Manifest, environment: str, seeds: Sequence[int], delay: int, threads: int
+    model: bytes, manifest: Manifest, environment: str, seeds: Sequence[int], conditions: Conditions, threads: int
 ) -> Iterator[Trajectory]:
     policy = load_policy(model, manifest.architecture, manifest.observation.size, manifest.action.size)
     wanted = set(seeds)
     together = _batches(manifest, seeds) if _plans(manifest) else [seeds]
-    with _plants(environment, threads) as plants:
+    with _plants(environment, conditions, threads) as plants:
         for batch in together:
-            for trajectory in run_closed_loop(policy, manifest, plants, batch, delay=delay):
+            for trajectory in run_closed_loop(policy, manifest, plants, batch, conditions):
                 if trajectory.seed in wanted:
                     yield trajectory
 
 
 @contextmanager
-def _plants(environment: str, threads: int) -> Iterator[PlantBatch]:
+def _plants(environment: str, conditions: Conditions, threads: int) -> Iterator[PlantBatch]:
     """Lend a batch, kept from the last time if there is one: compiling its models takes as long as some episodes."""
+    if (conditions.mass, conditions.friction) != (1.0, 1.0):
+        plants = make_batch(environment, WIDTH, conditions, threads=threads)
+        yield plants
+        plants.close()
+        return
     kept = _kept_plants.setdefault((environment, threads), [])
     plants = kept.pop() if kept else make_batch(environment, WIDTH, threads=threads)
     yield plants

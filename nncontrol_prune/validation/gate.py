@@ -2,20 +2,23 @@
 
 Both controllers start each pair of episodes from the same seed. Every criterion may be looked at after each pair
 (betting.py), so the gate stops as soon as the verdict is certain: a criterion that is failed rejects at once, and once
-all are passed and the least number of pairs is done, the candidate is accepted. What is still undecided after the
+all are passed and the least number of pairs is done, both are put through the conditions of robustness.py; who passes
+that too is accepted. What is still undecided after the
 largest number of pairs is inconclusive, which no controller is staged on.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from datetime import datetime, timezone
 
 import numpy as np
 
 from nncontrol_prune.controllers.bundle import Bundle, short
 from nncontrol_prune.controllers.specs import ActionSpec, Manifest
-from nncontrol_prune.controllers.verdict import Verdict, decision_of
+from nncontrol_prune.controllers.verdict import ConditionSummary, Verdict, decision_of
+from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.validation.criteria import Reference, closed_loop_criteria
@@ -23,6 +26,7 @@ from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.evaluation import check_environment, run_episodes, summarize
 from nncontrol_prune.validation.latency import latency_criterion
 from nncontrol_prune.validation.metrics import Episode
+from nncontrol_prune.validation.robustness import ROUNDS, RobustnessTest, conditions_of
 from nncontrol_prune.validation.settings import GateSettings
 from nncontrol_prune.validation.stability import NoEquilibriumError, margin_criterion
 
@@ -71,17 +75,14 @@ def judge(
     check_environment(dense.manifest, environment)
     progress("validation", 0.0)
 
-    def episodes(bundle: Bundle, first: int, number: int) -> list[Episode]:
-        return run_episodes(
-            bundle,
-            environment,
-            range(first, first + number),
-            delay=settings.delay,
-            jobs=settings.jobs,
-            cache=cache if bundle is dense else None,
-        )
+    usual = Conditions(delay=settings.delay)
 
-    own = episodes(dense, settings.first_seed + settings.max_episodes, REFERENCE_EPISODES)
+    def episodes(bundle: Bundle, seeds: Sequence[int], conditions: Conditions) -> list[Episode]:
+        kept = cache if bundle.digest == dense.digest else None
+        return run_episodes(bundle, environment, seeds, conditions, jobs=settings.jobs, cache=kept)
+
+    first = settings.first_seed + settings.max_episodes
+    own = episodes(dense, range(first, first + REFERENCE_EPISODES), usual)
     reference = Reference(
         episode_return=float(np.mean([episode.episode_return for episode in own])),
         action_rate=float(np.mean([episode.action_rate for episode in own])),
@@ -95,10 +96,11 @@ def judge(
     theirs: list[Episode] = []
     while True:
         done = len(ours)
-        number = min(LOOK, settings.max_episodes - done)
-        theirs += episodes(dense, settings.first_seed + done, number)
+        first = settings.first_seed + done
+        seeds = range(first, first + min(LOOK, settings.max_episodes - done))
+        theirs += episodes(dense, seeds, usual)
         progress("validation", _share(done, settings, min(criterion.share for criterion in deciding)))
-        ours += episodes(candidate, settings.first_seed + done, number)
+        ours += episodes(candidate, seeds, usual)
         pairs = list(zip(ours, theirs, strict=True))
         for criterion in deciding:
             criterion.add(pairs[done:])
@@ -114,6 +116,24 @@ def judge(
         if decision == "reject" or finished or len(pairs) >= settings.max_episodes:
             break
         progress("validation", _share(len(pairs), settings, min(criterion.share for criterion in deciding)))
+    robustness: tuple[ConditionSummary, ...] = ()
+    conditions = conditions_of(settings, dense) if settings.robustness.enabled else {}
+    if decision == "accept" and conditions:
+        test = RobustnessTest(
+            conditions,
+            settings,
+            lambda given, seeds: list(
+                zip(episodes(candidate, seeds, given), episodes(dense, seeds, given), strict=True)
+            ),
+        )
+        while not test.decided and test.rounds < settings.robustness.max_rounds:
+            progress("robustness", max(test.share, test.rounds / settings.robustness.max_rounds))
+            first = settings.first_seed + test.rounds
+            left = settings.robustness.max_rounds - test.rounds
+            test.run_rounds(range(first, first + min(ROUNDS, left)))
+        known.append(test.criterion())
+        robustness = test.summaries()
+        decision = decision_of([*criteria, *known])
     return Verdict(
         candidate=candidate.reference,
         against=dense.reference,
@@ -127,8 +147,10 @@ def judge(
             "action_rate_ratio": settings.action_rate_ratio,
             "latency_share": settings.latency_share,
             "margin_share": settings.margin_share,
+            "robustness_margin": settings.robustness.margin,
             "delay": settings.delay,
         },
+        robustness=robustness,
         seed=settings.first_seed,
         dense=summarize(dense, theirs),
         pruned=summarize(candidate, ours),

@@ -10,6 +10,26 @@ from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.validation.betting import values_needed
 
 
+class RobustnessSettings(Spec):
+    """What both controllers are put through beside the environment as it is; see plants/conditions.py."""
+
+    enabled: bool = True
+    margin: Annotated[FiniteFloat, Field(gt=0.0, le=0.5)] = 0.1
+    """How much less likely the candidate may succeed than the dense controller, averaged over the conditions."""
+    max_rounds: Annotated[int, Field(ge=1, le=100_000)] = 150
+    """Rounds of one pair under each condition, after which it is inconclusive."""
+    push: Annotated[FiniteFloat, Field(ge=0.0)] = 0.3
+    """Impulse of a push every two seconds, as the change of speed in m/s that it would give to the whole mass."""
+    noise: Annotated[FiniteFloat, Field(ge=0.0)] = 0.02
+    """Noise on the observation, as a share of each entry's standard deviation in the dense controller's work."""
+    more_delay: Annotated[int, Field(ge=0, le=10)] = 2
+    """Up to so many more ticks of delay, each a condition."""
+    mass: Annotated[FiniteFloat, Field(ge=0.0, lt=1.0)] = 0.2
+    """Change of all masses, up and down."""
+    friction: Annotated[FiniteFloat, Field(ge=0.0, lt=1.0)] = 0.2
+    """Change of friction and damping, up and down."""
+
+
 class GateSettings(Spec):
     """What the gate asks of a candidate."""
 
@@ -30,6 +50,7 @@ class GateSettings(Spec):
     it would stand, and of the factors on its gain in dB."""
     delay: Annotated[int, Field(ge=0, le=100)] = 0
     """Ticks that a command takes to the plant, beyond the next step. The simulator's loop has none."""
+    robustness: RobustnessSettings = RobustnessSettings()
     first_seed: Annotated[int, Field(ge=0)] = 100_000
     """Seed of the first pair; the next ones follow."""
     jobs: Annotated[int, Field(ge=1, le=1024)] = 1

@@ -5,17 +5,22 @@ import pytest
 
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.batch import CartPoleBatch, GymnasiumBatch, make_batch
+from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.environments import PlantError
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_cart_poles_of_a_batch_do_what_single_ones_do_to_the_bit(threads: int) -> None:
+@pytest.mark.parametrize("conditions", [Conditions(), Conditions(mass=1.2, friction=0.5)])
+def test_cart_poles_of_a_batch_do_what_single_ones_do_to_the_bit(threads: int, conditions: Conditions) -> None:
     rng = np.random.default_rng(0)
-    ours, theirs = CartPoleBatch(7, threads=threads), GymnasiumBatch(CARTPOLE, 7)
+    ours, theirs = CartPoleBatch(7, conditions, threads=threads), GymnasiumBatch(CARTPOLE, 7, conditions)
     for plant in range(7):
         np.testing.assert_array_equal(ours.reset(plant, 10 + plant), theirs.reset(plant, 10 + plant))
     furthest = 0.0
     for step in range(400):
+        if step % 50 == 20:
+            ours.push(3, 0.4, np.random.default_rng(step))
+            theirs.push(3, 0.4, np.random.default_rng(step))
         plants = np.flatnonzero(rng.random(7) < 0.7)
         # In the second half against the end of the rail, where the constraint solver has to work.
         actions = rng.uniform(-10, 10, (len(plants), 1)) if step < 200 else np.full((len(plants), 1), 10.0)
@@ -46,7 +51,8 @@ def test_episodes_end_when_they_end_alone(environment: str) -> None:
 
 
 def test_what_an_environment_raises_is_told_with_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = GymnasiumBatch("Hopper-v5", 2)
+    batch = GymnasiumBatch("Hopper-v5", 2, Conditions())
+    batch.reset(0, 16)
     batch.reset(1, 17)
 
     def broken(*_: object) -> None:

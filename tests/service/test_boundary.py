@@ -11,7 +11,7 @@ from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.service.boundary import RESOLUTION, bisect, prune_to_boundary
 from nncontrol_prune.service.rollouts import record_episodes
-from nncontrol_prune.validation.settings import GateSettings
+from nncontrol_prune.validation.settings import GateSettings, RobustnessSettings
 
 
 @pytest.mark.parametrize("boundary", [0.1, 0.6, 0.93, 0.989])
@@ -54,7 +54,7 @@ def test_the_boundary_passes_and_everything_tried_is_reported(
         (bag,),
         PruningSettings(method="uniform", max_rows=4000),
         environment=CARTPOLE,
-        gate=GateSettings(),
+        gate=GateSettings(robustness=RobustnessSettings(enabled=False)),
         progress=Progress(lambda stage, _: stages.append(stage)),
     )
     assert found.verdict.accepted
@@ -75,5 +75,10 @@ def test_nothing_that_passes_is_an_error_with_everything_tried(
     monkeypatch.setattr("nncontrol_prune.service.boundary.prune", refuse)
     with pytest.raises(PruningError, match=r"nothing that was tried passes validation: .*%: no luck"):
         prune_to_boundary(
-            shipped_bundle, (bag,), PruningSettings(), environment=CARTPOLE, gate=GateSettings(), progress=Progress()
+            shipped_bundle,
+            (bag,),
+            PruningSettings(),
+            environment=CARTPOLE,
+            gate=GateSettings(),
+            progress=Progress(),
         )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -12,10 +13,11 @@ from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.runtime.store import BundleStore
+from nncontrol_prune.service import pruning_service
 from nncontrol_prune.service.pruning_service import JobStatus, PruningService, ServiceError
 from nncontrol_prune.service.rollouts import record_episodes
 from nncontrol_prune.service.work import Job
-from nncontrol_prune.validation.settings import GateSettings
+from nncontrol_prune.validation.settings import GateSettings, RobustnessSettings
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def job(store: BundleStore, shipped_bundle: Bundle, bag: Path, tmp_path: Path) -
         store=store.root,
         controller=store.add(shipped_bundle),
         environment=CARTPOLE,
-        gate=GateSettings(),
+        gate=GateSettings(robustness=RobustnessSettings(enabled=False)),
         pruning=PruningSettings(sparsity=0.7, method="uniform"),
         rollouts=(bag,),
         report=tmp_path / "report.json",
@@ -170,3 +172,16 @@ def test_failure_is_told_in_its_own_words(service: PruningService, job: Job, tmp
     assert status.state == "failed"
     assert str(tmp_path / "nothing") in status.message
     assert "Traceback" not in status.message
+
+
+def test_every_stage_has_its_place_in_the_progress_of_a_job() -> None:
+    """Stages are named where the work is done; one that is missing here would show no progress."""
+    package = Path(pruning_service.__file__).parents[1]
+    named = {
+        stage
+        for folder in ("pruning", "validation", "service")
+        for path in (package / folder).glob("*.py")
+        if path.name not in {"boundary.py", "mnist.py"}  # these are no jobs of the service
+        for stage in re.findall(r'\bprogress\("([a-z -]+)"', path.read_text())
+    }
+    assert named | {"starting"} == set(pruning_service.STAGES)

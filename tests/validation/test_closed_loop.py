@@ -7,6 +7,7 @@ from nncontrol_prune.controllers.bundle import Bundle, load_bundle
 from nncontrol_prune.controllers.limits import ActionLimits
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.batch import make_batch
+from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.environments import make_environment
 from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.validation import closed_loop
@@ -29,9 +30,9 @@ class Faulty:
         return np.full((len(observations), 1), np.nan if self.ticks == 3 else 4.0, dtype=np.float32)
 
 
-def run(bundle: Bundle, seeds: list[int], **arguments) -> dict[int, Trajectory]:
-    plants = make_batch(CARTPOLE, min(closed_loop.WIDTH, len(seeds)))
-    done = {t.seed: t for t in run_closed_loop(bundle.policy, bundle.manifest, plants, seeds, **arguments)}
+def run(bundle: Bundle, seeds: list[int], conditions: Conditions | None = None) -> dict[int, Trajectory]:
+    plants = make_batch(CARTPOLE, min(closed_loop.WIDTH, len(seeds)), conditions)
+    done = {t.seed: t for t in run_closed_loop(bundle.policy, bundle.manifest, plants, seeds, conditions)}
     plants.close()
     return done
 
@@ -60,7 +61,7 @@ def test_trajectories_are_those_of_a_loop_with_one_plant_to_the_bit(
 ) -> None:
     monkeypatch.setattr(closed_loop, "WIDTH", 2)
     monkeypatch.setattr(closed_loop, "FIRST_LENGTH", 16)  # so that room is made on the way
-    done = run(shipped_bundle, [7, 8, 9], delay=delay)
+    done = run(shipped_bundle, [7, 8, 9], Conditions(delay=delay))
     assert sorted(done) == [7, 8, 9]
     for seed in (7, 9):
         np.testing.assert_array_equal(done[seed].actions[:300], one_at_a_time(shipped_bundle, seed, 300, delay))
@@ -76,7 +77,7 @@ def test_planners_carry_a_plan_for_each_plant(planner: Bundle) -> None:
 
 
 def test_delayed_plant_gets_the_safe_command_first(shipped_bundle: Bundle) -> None:
-    actions = run(shipped_bundle, [1], delay=3)[1].actions
+    actions = run(shipped_bundle, [1], Conditions(delay=3))[1].actions
     assert not actions[:3].any()
     assert actions[3] != 0
 

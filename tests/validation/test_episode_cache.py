@@ -4,25 +4,26 @@ from pathlib import Path
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.validation.episode_cache import EpisodeCache
 
 
-def test_episodes_are_found_again_by_controller_environment_and_delay(
+def test_episodes_are_found_again_by_controller_environment_and_conditions(
     tmp_path: Path, shipped_bundle: Bundle, small_bundle: Bundle, make_episode
 ) -> None:
     cache = EpisodeCache(tmp_path)
     episodes = [make_episode(seed=seed) for seed in (3, 4)]
-    cache.add(shipped_bundle, CARTPOLE, 0, episodes)
-    assert cache.read(shipped_bundle, CARTPOLE, 0) == {3: episodes[0], 4: episodes[1]}
-    assert cache.read(shipped_bundle, CARTPOLE, 1) == {}
-    assert cache.read(shipped_bundle, "Hopper-v5", 0) == {}
-    assert cache.read(small_bundle, CARTPOLE, 0) == {}
+    cache.add(shipped_bundle, CARTPOLE, Conditions(), episodes)
+    assert cache.read(shipped_bundle, CARTPOLE, Conditions()) == {3: episodes[0], 4: episodes[1]}
+    assert cache.read(shipped_bundle, CARTPOLE, Conditions(delay=1)) == {}
+    assert cache.read(shipped_bundle, "Hopper-v5", Conditions()) == {}
+    assert cache.read(small_bundle, CARTPOLE, Conditions()) == {}
 
 
 def test_line_that_was_cut_short_costs_that_episode_only(tmp_path: Path, shipped_bundle: Bundle, make_episode) -> None:
     cache = EpisodeCache(tmp_path)
-    cache.add(shipped_bundle, CARTPOLE, 0, [make_episode(seed=seed) for seed in (1, 2)])
+    cache.add(shipped_bundle, CARTPOLE, Conditions(), [make_episode(seed=seed) for seed in (1, 2)])
     (file,) = tmp_path.glob("*/*")
     file.write_bytes(file.read_bytes()[:-20])
-    cache.add(shipped_bundle, CARTPOLE, 0, [make_episode(seed=3)])
-    assert sorted(cache.read(shipped_bundle, CARTPOLE, 0)) == [1, 3]
+    cache.add(shipped_bundle, CARTPOLE, Conditions(), [make_episode(seed=3)])
+    assert sorted(cache.read(shipped_bundle, CARTPOLE, Conditions())) == [1, 3]

@@ -12,12 +12,21 @@ from torch import nn
 from nncontrol_prune.controllers.bundle import Bundle, make_bundle
 from nncontrol_prune.controllers.policy import load_policy
 from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.environments import PlantError
 from nncontrol_prune.progress import Cancelled, Progress
 from nncontrol_prune.validation import evaluation, gate
 from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.gate import GateError, judge
-from nncontrol_prune.validation.settings import GateSettings
+from nncontrol_prune.validation.settings import GateSettings, RobustnessSettings
+
+WITHOUT = RobustnessSettings(enabled=False)
+
+
+def gate_settings(**values: Any) -> GateSettings:
+    """Return settings without the last and longest part, unless it is asked for."""
+    return GateSettings(**{"robustness": WITHOUT, **values})
+
 
 Change = Callable[[nn.Module], None]
 
@@ -50,15 +59,48 @@ def outcomes(verdict) -> dict[str, str]:
 def test_identical_controller_is_accepted_after_the_least_number_of_pairs_that_shows_it(
     shipped_bundle: Bundle, cache: EpisodeCache
 ) -> None:
-    verdict = judge(shipped_bundle, shipped_bundle, CARTPOLE, GateSettings(), cache=cache)
+    verdict = judge(shipped_bundle, shipped_bundle, CARTPOLE, gate_settings(), cache=cache)
     assert verdict.accepted
     assert verdict.pruned == verdict.dense
     assert verdict.pruned.episodes == 75
     assert set(outcomes(verdict)) == {"health", "success", "return", "action rate", "latency"}
 
 
+def test_candidate_that_passes_is_put_through_other_conditions(shipped_bundle: Bundle, cache: EpisodeCache) -> None:
+    levels = RobustnessSettings(more_delay=1, friction=0.0, mass=0.0, margin=0.2)
+    verdict = judge(shipped_bundle, shipped_bundle, CARTPOLE, gate_settings(robustness=levels), cache=cache)
+    assert verdict.accepted
+    assert outcomes(verdict)["robustness"] == "passed"
+    assert [found.condition for found in verdict.robustness] == [
+        "pushes of 0.3 m/s",
+        "noise of 2%",
+        "1 more tick of delay",
+    ]
+    assert all(found.regressions == 0 and found.pairs == 20 for found in verdict.robustness)
+
+
+def test_candidate_that_does_well_only_as_it_is_is_rejected(
+    shipped_bundle: Bundle, cache: EpisodeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = evaluation._trajectories
+
+    def fragile(model, manifest, environment, seeds, conditions, threads):
+        for trajectory in run(model, manifest, environment, seeds, conditions, threads):
+            if manifest.name == "changed" and conditions != Conditions():
+                trajectory.observations[:, 1] *= -1  # upside down
+            yield trajectory
+
+    monkeypatch.setattr(evaluation, "_trajectories", fragile)
+    levels = RobustnessSettings(more_delay=1, friction=0.0, mass=0.0)
+    candidate = changed(shipped_bundle, lambda module: None)
+    verdict = judge(candidate, shipped_bundle, CARTPOLE, gate_settings(robustness=levels), cache=cache)
+    assert verdict.decision == "reject"
+    assert {name for name, outcome in outcomes(verdict).items() if outcome != "passed"} == {"robustness"}
+    assert "most regressions" in verdict.reasons[0]
+
+
 def test_no_candidate_is_accepted_before_the_least_number_of_pairs(shipped_bundle: Bundle, cache: EpisodeCache) -> None:
-    verdict = judge(shipped_bundle, shipped_bundle, CARTPOLE, GateSettings(min_episodes=110), cache=cache)
+    verdict = judge(shipped_bundle, shipped_bundle, CARTPOLE, gate_settings(min_episodes=110), cache=cache)
     assert verdict.accepted
     assert verdict.pruned.episodes == 125
 
@@ -66,7 +108,7 @@ def test_no_candidate_is_accepted_before_the_least_number_of_pairs(shipped_bundl
 def test_ruined_controller_is_rejected_at_the_first_look_with_reasons(
     shipped_bundle: Bundle, small_bundle: Bundle, cache: EpisodeCache
 ) -> None:
-    verdict = judge(small_bundle, shipped_bundle, CARTPOLE, GateSettings(), cache=cache)
+    verdict = judge(small_bundle, shipped_bundle, CARTPOLE, gate_settings(), cache=cache)
     assert verdict.decision == "reject"
     assert verdict.pruned.episodes == gate.LOOK
     assert "0 of 25 episodes, dense 25" in verdict.reasons[0]
@@ -76,11 +118,11 @@ def test_ruined_controller_is_rejected_at_the_first_look_with_reasons(
 def test_what_the_largest_number_of_pairs_does_not_show_is_inconclusive_and_says_how_many_more_might(
     shipped_bundle: Bundle, cache: EpisodeCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = GateSettings(max_episodes=75, success_margin=0.06, return_ratio=0.94)
+    settings = gate_settings(max_episodes=75, success_margin=0.06, return_ratio=0.94)
     run = evaluation._trajectories
 
-    def third_fails(model, manifest, environment, seeds, delay, threads):
-        for trajectory in run(model, manifest, environment, seeds, delay, threads):
+    def third_fails(model, manifest, environment, seeds, conditions, threads):
+        for trajectory in run(model, manifest, environment, seeds, conditions, threads):
             # Every tenth episode of the candidate's, upside down.
             if manifest.name == "changed" and trajectory.seed % 10 == 3:
                 trajectory.observations[:, 1] *= -1
@@ -100,7 +142,7 @@ def test_verdict_does_not_depend_on_the_number_of_workers_or_what_was_run_before
     shipped_bundle: Bundle, cache: EpisodeCache
 ) -> None:
     verdicts = [
-        judge(shipped_bundle, shipped_bundle, CARTPOLE, GateSettings(jobs=jobs), cache=kept)
+        judge(shipped_bundle, shipped_bundle, CARTPOLE, gate_settings(jobs=jobs), cache=kept)
         for jobs, kept in ((1, None), (2, cache))
     ]
     first, second = ([c for c in verdict.criteria if c.name != "latency"] for verdict in verdicts)
@@ -131,7 +173,7 @@ def _amplify(factor: float) -> Change:
     ids=["sign flip", "gain far too low", "gain far too high: it chatters"],
 )
 def test_planted_fault_is_rejected(shipped_bundle: Bundle, cache: EpisodeCache, fault: Change, criterion: str) -> None:
-    verdict = judge(changed(shipped_bundle, fault), shipped_bundle, CARTPOLE, GateSettings(), cache=cache)
+    verdict = judge(changed(shipped_bundle, fault), shipped_bundle, CARTPOLE, gate_settings(), cache=cache)
     assert verdict.decision == "reject"
     assert outcomes(verdict)[criterion] == "failed"
 
@@ -144,12 +186,12 @@ def test_delay_that_the_controller_cannot_stand_is_rejected(
     monkeypatch.setattr(
         evaluation,
         "_trajectories",
-        lambda model, manifest, environment, seeds, delay, threads: run(
-            model, manifest, environment, seeds, delay + 8 * (manifest.name == "changed"), threads
+        lambda model, manifest, environment, seeds, conditions, threads: run(
+            model, manifest, environment, seeds, Conditions(delay=8 * (manifest.name == "changed")), threads
         ),
     )
     candidate = changed(shipped_bundle, lambda module: None)
-    assert judge(candidate, shipped_bundle, CARTPOLE, GateSettings(), cache=cache).decision == "reject"
+    assert judge(candidate, shipped_bundle, CARTPOLE, gate_settings(), cache=cache).decision == "reject"
 
 
 class _NanNowAndThen:
@@ -168,24 +210,24 @@ class _NanNowAndThen:
 def test_one_nan_in_ten_thousand_states_is_rejected(
     shipped_bundle: Bundle, cache: EpisodeCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge(shipped_bundle, shipped_bundle, CARTPOLE, GateSettings(), cache=cache)  # the dense one's are kept by now
+    judge(shipped_bundle, shipped_bundle, CARTPOLE, gate_settings(), cache=cache)  # the dense one's are kept by now
     monkeypatch.setattr(evaluation, "load_policy", _NanNowAndThen)
     candidate = changed(shipped_bundle, lambda module: None)
-    verdict = judge(candidate, shipped_bundle, CARTPOLE, GateSettings(), cache=cache)
+    verdict = judge(candidate, shipped_bundle, CARTPOLE, gate_settings(), cache=cache)
     assert outcomes(verdict)["health"] == "failed"
     assert "actions held NaN or infinity, and none may" in verdict.reasons[0]
     assert verdict.pruned.successes == gate.LOOK, "nothing else would have told"
 
 
 def test_controller_too_slow_for_its_rate_is_rejected(shipped_bundle: Bundle, cache: EpisodeCache) -> None:
-    verdict = judge(shipped_bundle, shipped_bundle, CARTPOLE, GateSettings(latency_share=1e-5), cache=cache)
+    verdict = judge(shipped_bundle, shipped_bundle, CARTPOLE, gate_settings(latency_share=1e-5), cache=cache)
     assert outcomes(verdict)["latency"] == "failed"
     assert "0 µs are allowed, 0% of the control period" in verdict.reasons[0]
 
 
 def test_environment_that_does_not_fit_is_refused(shipped_bundle: Bundle) -> None:
     with pytest.raises(PlantError, match="observes 5 values, the environment gives 11"):
-        judge(shipped_bundle, shipped_bundle, "Hopper-v5", GateSettings())
+        judge(shipped_bundle, shipped_bundle, "Hopper-v5", gate_settings())
 
 
 def test_candidate_is_judged_against_its_parent_only(
@@ -193,7 +235,7 @@ def test_candidate_is_judged_against_its_parent_only(
 ) -> None:
     pruned = make_cartpole_bundle(hidden=(4, 4), parent=shipped_bundle)
     with pytest.raises(GateError, match="pruned from cartpole_swingup_sac@.* not against small@"):
-        judge(pruned, small_bundle, CARTPOLE, GateSettings())
+        judge(pruned, small_bundle, CARTPOLE, gate_settings())
 
 
 @pytest.mark.parametrize(
@@ -215,9 +257,9 @@ def test_candidate_with_another_layout_than_the_dense_controller_is_refused(
         terms = (first.model_copy(update=change["observation"]), *others)
         change = {"observation": manifest.observation.model_copy(update={"terms": terms})}
     with pytest.raises(GateError, match=message):
-        judge(make_cartpole_bundle(**change), shipped_bundle, CARTPOLE, GateSettings())
+        judge(make_cartpole_bundle(**change), shipped_bundle, CARTPOLE, gate_settings())
 
 
 def test_it_can_be_cancelled(shipped_bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(Cancelled, match="validation"):
-        judge(shipped_bundle, shipped_bundle, CARTPOLE, GateSettings(), Progress(cancelled=lambda: True))
+        judge(shipped_bundle, shipped_bundle, CARTPOLE, gate_settings(), Progress(cancelled=lambda: True))

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import numpy as np
+
+from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.plants.conditions import Conditions
+from nncontrol_prune.validation.evaluation import run_episodes
+from nncontrol_prune.validation.robustness import RobustnessTest, conditions_of
+from nncontrol_prune.validation.settings import GateSettings, RobustnessSettings
+
+CONDITIONS = {"a": Conditions(push=0.1), "b": Conditions(push=0.2)}
+
+
+def test_conditions_are_those_of_the_levels_on_top_of_the_loops_delay(shipped_bundle: Bundle) -> None:
+    found = conditions_of(GateSettings(delay=1), shipped_bundle)
+    assert list(found) == [
+        "pushes of 0.3 m/s",
+        "noise of 2%",
+        "1 more tick of delay",
+        "2 more ticks of delay",
+        "mass -20%",
+        "friction -20%",
+        "mass +20%",
+        "friction +20%",
+    ]
+    assert [conditions.delay for conditions in found.values()] == [1, 1, 2, 3, 1, 1, 1, 1]
+    assert len(found["noise of 2%"].noise) == 5
+    nothing = RobustnessSettings(push=0, noise=0, more_delay=0, mass=0, friction=0)
+    assert conditions_of(GateSettings(robustness=nothing), shipped_bundle) == {}
+
+
+def test_a_round_counts_its_mean_over_the_conditions(make_episode) -> None:
+    good, bad = make_episode(), make_episode(success=False)
+
+    def run(conditions: Conditions, seeds):
+        return [(bad if conditions.push == 0.2 and seed == 0 else good, good) for seed in seeds]
+
+    test = RobustnessTest(CONDITIONS, GateSettings(), run)
+    test.run_rounds(range(10))
+    assert not test.decided
+    assert [(found.condition, found.pairs, found.regressions) for found in test.summaries()] == [
+        ("a", 10, 0),
+        ("b", 10, 1),
+    ]
+    assert "success in 19 of 20 episodes, dense 20; most regressions, 1, with b" in test.criterion().reason
+    for _ in range(5):
+        test.run_rounds(range(1, 11))
+    assert test.criterion().outcome == "passed"
+
+
+def test_noise_and_pushes_are_the_same_for_the_same_seed_and_do_something(shipped_bundle: Bundle) -> None:
+    plain = run_episodes(shipped_bundle, CARTPOLE, [1])
+    for conditions in (Conditions(noise=(0.01,) * 5), Conditions(push=0.2), Conditions(mass=1.1)):
+        first, second = (run_episodes(shipped_bundle, CARTPOLE, seeds, conditions) for seeds in ([1], [2, 1]))
+        assert first[0] == second[1]
+        assert first != plain
+    assert run_episodes(shipped_bundle, CARTPOLE, [1]) == plain, "and leave nothing behind"
+
+
+def test_noise_is_on_what_is_observed_and_not_on_the_state(shipped_bundle: Bundle) -> None:
+    calm = run_episodes(shipped_bundle, CARTPOLE, range(4), Conditions(noise=(1e-6,) * 5))
+    plain = run_episodes(shipped_bundle, CARTPOLE, range(4))
+    np.testing.assert_allclose(
+        [episode.excursions for episode in calm], [episode.excursions for episode in plain], atol=0.05
+    )
