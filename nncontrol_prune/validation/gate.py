@@ -10,15 +10,16 @@ largest number of pairs is inconclusive, which no controller is staged on.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 
 import numpy as np
 
 from nncontrol_prune.controllers.bundle import Bundle, short
 from nncontrol_prune.controllers.specs import ActionSpec, Manifest
-from nncontrol_prune.controllers.verdict import ConditionSummary, Verdict, decision_of
+from nncontrol_prune.controllers.verdict import ConditionSummary, Criterion, Verdict, decision_of
 from nncontrol_prune.plants.conditions import Conditions
+from nncontrol_prune.plants.environments import PlantError
 from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.validation.criteria import Reference, closed_loop_criteria
@@ -65,7 +66,6 @@ def judge(
         PlantError: The environment does not exist, raises, or does not fit one of the controllers.
         Cancelled: `progress` said so.
     """
-    progress = progress or Progress()
     if candidate.manifest.parent not in (None, dense.reference):
         raise GateError(
             f"{short(candidate.reference)} was pruned from {short(str(candidate.manifest.parent))}, "
@@ -73,89 +73,123 @@ def judge(
         )
     _check_same_layout(candidate.manifest, dense.manifest)
     check_environment(dense.manifest, environment)
-    progress("validation", 0.0)
+    return _Gate(candidate, dense, environment, settings, progress or Progress(), cache).verdict()
 
-    usual = Conditions(delay=settings.delay)
 
-    def episodes(bundle: Bundle, seeds: Sequence[int], conditions: Conditions) -> list[Episode]:
-        kept = cache if bundle.digest == dense.digest else None
-        return run_episodes(bundle, environment, seeds, conditions, jobs=settings.jobs, cache=kept)
+class _Gate:
+    """One candidate at the gate; see `judge`."""
 
-    first = settings.first_seed + settings.max_episodes
-    own = episodes(dense, range(first, first + REFERENCE_EPISODES), usual)
-    reference = Reference(
-        episode_return=float(np.mean([episode.episode_return for episode in own])),
-        action_rate=float(np.mean([episode.action_rate for episode in own])),
-    )
-    if reference.episode_return == 0.0:
-        raise GateError(f"the mean return of {short(dense.reference)} is zero, of which no share can be kept")
-    deciding = closed_loop_criteria(settings, reference, task_of(environment).description)
-    known = [latency_criterion(candidate, dense, settings.latency_share)]
-    notes: list[str] = []
-    ours: list[Episode] = []
-    theirs: list[Episode] = []
-    while True:
-        done = len(ours)
-        first = settings.first_seed + done
-        seeds = range(first, first + min(LOOK, settings.max_episodes - done))
-        theirs += episodes(dense, seeds, usual)
-        progress("validation", _share(done, settings, min(criterion.share for criterion in deciding)))
-        ours += episodes(candidate, seeds, usual)
-        pairs = list(zip(ours, theirs, strict=True))
-        for criterion in deciding:
-            criterion.add(pairs[done:])
-        criteria = [criterion.criterion(pairs) for criterion in deciding]
-        decision = decision_of([*criteria, *known])
-        if done == 0 and decision != "reject":
-            try:
-                known.append(margin_criterion(candidate, dense, environment, settings))
-            except NoEquilibriumError as error:
-                notes.append(f"local stability: not applicable, {error}")
-            decision = decision_of([*criteria, *known])
-        finished = decision == "accept" and len(pairs) >= settings.min_episodes
-        if decision == "reject" or finished or len(pairs) >= settings.max_episodes:
-            break
-        progress("validation", _share(len(pairs), settings, min(criterion.share for criterion in deciding)))
-    robustness: tuple[ConditionSummary, ...] = ()
-    conditions = conditions_of(settings, dense) if settings.robustness.enabled else {}
-    if decision == "accept" and conditions:
-        test = RobustnessTest(
-            conditions,
-            settings,
-            lambda given, seeds: list(
-                zip(episodes(candidate, seeds, given), episodes(dense, seeds, given), strict=True)
-            ),
+    def __init__(
+        self,
+        candidate: Bundle,
+        dense: Bundle,
+        environment: str,
+        settings: GateSettings,
+        progress: Progress,
+        cache: EpisodeCache | None,
+    ) -> None:
+        self._candidate, self._dense, self._environment = candidate, dense, environment
+        self._settings, self._progress, self._cache = settings, progress, cache
+        self._usual = Conditions(delay=settings.delay)
+        self._pairs: list[tuple[Episode, Episode]] = []
+        self._notes: list[str] = []
+
+    def verdict(self) -> Verdict:
+        self._progress("validation", 0.0)
+        criteria = self._as_it_is()
+        robustness: tuple[ConditionSummary, ...] = ()
+        conditions = conditions_of(self._settings, self._dense) if self._settings.robustness.enabled else {}
+        if decision_of(criteria) == "accept" and conditions:
+            test = self._under(conditions)
+            criteria.append(test.criterion())
+            robustness = test.summaries()
+        settings = self._settings
+        return Verdict(
+            candidate=self._candidate.reference,
+            against=self._dense.reference,
+            decision=decision_of(criteria),
+            criteria=tuple(criteria),
+            notes=tuple(self._notes),
+            environment=self._environment,
+            thresholds={
+                "success_margin": settings.success_margin,
+                "return_ratio": settings.return_ratio,
+                "action_rate_ratio": settings.action_rate_ratio,
+                "latency_share": settings.latency_share,
+                "margin_share": settings.margin_share,
+                "robustness_margin": settings.robustness.margin,
+                "delay": settings.delay,
+            },
+            robustness=robustness,
+            seed=settings.first_seed,
+            dense=summarize(self._dense, [theirs for _, theirs in self._pairs]),
+            pruned=summarize(self._candidate, [ours for ours, _ in self._pairs]),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
-        while not test.decided and test.rounds < settings.robustness.max_rounds:
-            progress("robustness", max(test.share, test.rounds / settings.robustness.max_rounds))
-            first = settings.first_seed + test.rounds
-            left = settings.robustness.max_rounds - test.rounds
-            test.run_rounds(range(first, first + min(ROUNDS, left)))
-        known.append(test.criterion())
-        robustness = test.summaries()
-        decision = decision_of([*criteria, *known])
-    return Verdict(
-        candidate=candidate.reference,
-        against=dense.reference,
-        decision=decision,
-        criteria=(*criteria, *known),
-        notes=tuple(notes),
-        environment=environment,
-        thresholds={
-            "success_margin": settings.success_margin,
-            "return_ratio": settings.return_ratio,
-            "action_rate_ratio": settings.action_rate_ratio,
-            "latency_share": settings.latency_share,
-            "margin_share": settings.margin_share,
-            "robustness_margin": settings.robustness.margin,
-            "delay": settings.delay,
-        },
-        robustness=robustness,
-        seed=settings.first_seed,
-        dense=summarize(dense, theirs),
-        pruned=summarize(candidate, ours),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )
+
+    def _as_it_is(self) -> list[Criterion]:
+        """Run pairs in the environment as it is until the verdict is certain, or there were as many as there may be."""
+        settings = self._settings
+        task = task_of(self._environment).description
+        deciding = closed_loop_criteria(settings, self._reference(), task)
+        known = [latency_criterion(self._candidate, self._dense, settings.latency_share)]
+        while True:
+            done = len(self._pairs)
+            self._progress("validation", self._share(min(criterion.share for criterion in deciding)))
+            new = self._run(self._usual, done, min(LOOK, settings.max_episodes - done))
+            self._pairs += new
+            for criterion in deciding:
+                criterion.add(new)
+            criteria = [*(criterion.criterion(self._pairs) for criterion in deciding), *known]
+            if done == 0 and decision_of(criteria) != "reject":
+                margins = self._margins()
+                known += margins
+                criteria += margins
+            decision = decision_of(criteria)
+            finished = decision == "accept" and len(self._pairs) >= settings.min_episodes
+            if decision == "reject" or finished or len(self._pairs) >= settings.max_episodes:
+                return criteria
+
+    def _reference(self) -> Reference:
+        first = self._settings.first_seed + self._settings.max_episodes
+        own = self._episodes(self._dense, range(first, first + REFERENCE_EPISODES), self._usual)
+        mean = float(np.mean([episode.episode_return for episode in own]))
+        if mean == 0.0:
+            raise GateError(f"the mean return of {short(self._dense.reference)} is zero, of which no share can be kept")
+        return Reference(episode_return=mean, action_rate=float(np.mean([episode.action_rate for episode in own])))
+
+    def _margins(self) -> list[Criterion]:
+        try:
+            return [margin_criterion(self._candidate, self._dense, self._environment, self._settings)]
+        except (NoEquilibriumError, PlantError) as error:
+            self._notes.append(f"local stability: not applicable, {error}")
+            return []
+
+    def _under(self, conditions: Mapping[str, Conditions]) -> RobustnessTest:
+        """Run pairs under other conditions until what they show is certain, or there were as many as there may be."""
+        levels = self._settings.robustness
+        test = RobustnessTest(conditions, levels.margin)
+        while not test.decided and test.rounds < levels.max_rounds:
+            self._progress("robustness", max(test.share, test.rounds / levels.max_rounds))
+            number = min(ROUNDS, levels.max_rounds - test.rounds)
+            test.add({name: self._run(given, test.rounds, number) for name, given in conditions.items()})
+        return test
+
+    def _run(self, conditions: Conditions, done: int, number: int) -> list[tuple[Episode, Episode]]:
+        """Run so many pairs, the candidate's episode and the dense one's, after those that are done."""
+        first = self._settings.first_seed + done
+        seeds = range(first, first + number)
+        theirs = self._episodes(self._dense, seeds, conditions)
+        return list(zip(self._episodes(self._candidate, seeds, conditions), theirs, strict=True))
+
+    def _episodes(self, bundle: Bundle, seeds: Sequence[int], conditions: Conditions) -> list[Episode]:
+        cache = self._cache if bundle.digest == self._dense.digest else None
+        return run_episodes(bundle, self._environment, seeds, conditions, jobs=self._settings.jobs, cache=cache)
+
+    def _share(self, evidence: float) -> float:
+        """Return how much of the way is behind, judged by what is nearest to ending it."""
+        done = len(self._pairs)
+        return max(done / self._settings.max_episodes, min(done / self._settings.min_episodes, evidence, 0.99))
 
 
 def _check_same_layout(candidate: Manifest, dense: Manifest) -> None:
@@ -165,7 +199,7 @@ def _check_same_layout(candidate: Manifest, dense: Manifest) -> None:
         if ours != theirs:
             found, wanted = (term and f"{term.name!r} ({term.size} {term.quantity})" for term in (ours, theirs))
             raise GateError(
-                f"{who}: its observation term {number} is {found or 'missing'}, not {wanted or 'one at all'}"
+                f"{who}: its observation term {number} is {found or 'missing'}, not {wanted or 'there at all'}"
             )
     if candidate.action != dense.action:
         raise GateError(f"{who}: it commands {_told(candidate.action)}, not {_told(dense.action)}")
@@ -176,8 +210,3 @@ def _check_same_layout(candidate: Manifest, dense: Manifest) -> None:
 def _told(action: ActionSpec) -> str:
     limits = zip(action.joints, action.lower, action.upper, strict=True)
     return ", ".join(f"{joint} in [{lower:g}, {upper:g}] {action.unit}".rstrip() for joint, lower, upper in limits)
-
-
-def _share(done: int, settings: GateSettings, evidence: float) -> float:
-    """Return how much of the way is behind, judged by what is nearest to ending it."""
-    return max(done / settings.max_episodes, min(done / settings.min_episodes, evidence, 0.99))

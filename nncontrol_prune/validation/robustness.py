@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -15,9 +15,6 @@ from nncontrol_prune.validation.settings import GateSettings
 
 ROUNDS = 10
 """Rounds between two looks."""
-
-Run = Callable[[Conditions, Sequence[int]], list[tuple[Episode, Episode]]]
-"""Runs pairs of the candidate's and the dense controller's episodes under conditions, from seeds."""
 
 
 def conditions_of(settings: GateSettings, dense: Bundle) -> dict[str, Conditions]:
@@ -42,33 +39,31 @@ def conditions_of(settings: GateSettings, dense: Bundle) -> dict[str, Conditions
 
 
 class RobustnessTest:
-    """Runs rounds of one pair under each condition until the mean difference of success is known well enough.
+    """Whether the mean difference of success, over rounds of one pair under each condition, is above a margin.
 
     A round's value is its mean over the conditions: rounds are alike, and conditions are not.
 
     Args:
-        conditions: By name.
-        settings: The margin, and how many rounds at the most.
-        run: Runs pairs.
+        conditions: Their names.
+        margin: How much may be lost.
     """
 
-    def __init__(self, conditions: Mapping[str, Conditions], settings: GateSettings, run: Run) -> None:
-        self._conditions, self._run = conditions, run
-        self._margin = settings.robustness.margin
+    def __init__(self, conditions: Iterable[str], margin: float) -> None:
+        self._margin = margin
         self._pairs: dict[str, list[tuple[Episode, Episode]]] = {name: [] for name in conditions}
-        self._mean = MeanCriterion("robustness", -self._margin)
+        self._mean = MeanCriterion("robustness", -margin)
         self.rounds = 0
         """How many there were."""
 
-    def run_rounds(self, seeds: Sequence[int]) -> None:
-        """Run a round for each seed."""
-        differences = np.zeros(len(seeds))
-        for name, conditions in self._conditions.items():
-            pairs = self._run(conditions, seeds)
+    def add(self, rounds: Mapping[str, Pairs]) -> None:
+        """Take in rounds: as many pairs under each condition, the candidate's episode first."""
+        differences = []
+        for name, pairs in rounds.items():
             self._pairs[name] += pairs
-            differences += [float(ours.success) - float(theirs.success) for ours, theirs in pairs]
-        self._mean.add((differences / len(self._conditions)).tolist())
-        self.rounds += len(seeds)
+            differences.append([float(ours.success) - float(theirs.success) for ours, theirs in pairs])
+        values = np.mean(differences, axis=0)
+        self._mean.add(values.tolist())
+        self.rounds += len(values)
 
     def summaries(self) -> tuple[ConditionSummary, ...]:
         """Return what happened under each condition."""

@@ -9,8 +9,6 @@ from nncontrol_prune.validation.evaluation import run_episodes
 from nncontrol_prune.validation.robustness import RobustnessTest, conditions_of
 from nncontrol_prune.validation.settings import GateSettings, RobustnessSettings
 
-CONDITIONS = {"a": Conditions(push=0.1), "b": Conditions(push=0.2)}
-
 
 def test_conditions_are_those_of_the_levels_on_top_of_the_loops_delay(shipped_bundle: Bundle) -> None:
     found = conditions_of(GateSettings(delay=1), shipped_bundle)
@@ -33,19 +31,16 @@ def test_conditions_are_those_of_the_levels_on_top_of_the_loops_delay(shipped_bu
 def test_a_round_counts_its_mean_over_the_conditions(make_episode) -> None:
     good, bad = make_episode(), make_episode(success=False)
 
-    def run(conditions: Conditions, seeds):
-        return [(bad if conditions.push == 0.2 and seed == 0 else good, good) for seed in seeds]
-
-    test = RobustnessTest(CONDITIONS, GateSettings(), run)
-    test.run_rounds(range(10))
+    test = RobustnessTest(["a", "b"], 0.1)
+    test.add({"a": [(good, good)] * 10, "b": [(bad, good), *[(good, good)] * 9]})
     assert not test.decided
     assert [(found.condition, found.pairs, found.regressions) for found in test.summaries()] == [
         ("a", 10, 0),
         ("b", 10, 1),
     ]
     assert "success in 19 of 20 episodes, dense 20; most regressions, 1, with b" in test.criterion().reason
-    for _ in range(5):
-        test.run_rounds(range(1, 11))
+    test.add({"a": [(good, good)] * 50, "b": [(good, good)] * 50})
+    assert test.rounds == 60
     assert test.criterion().outcome == "passed"
 
 
