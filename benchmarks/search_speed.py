@@ -51,9 +51,9 @@ class Watched(CoefficientProblem[Any]):
     def least(self) -> float:
         return min(score for _, score in self.found)
 
-    def reached(self, objective: float) -> float | None:
-        """Return the seconds after which the objective was this low."""
-        return next((seconds for seconds, score in self.found if score <= objective), None)
+    def reached(self, objective: float) -> str:
+        """Return the seconds after which the objective was this low, or that it never was."""
+        return next((f"{seconds:.1f}" for seconds, score in self.found if score <= objective), "never")
 
 
 def watch(problem: CoefficientProblem[Any], optimizer: Optimizer[Any], seconds: float = 1e9) -> tuple[Watched, float]:
@@ -78,7 +78,7 @@ def main() -> None:
     bundle = load_bundle(shipped_controllers().get(arguments.controller, Path(arguments.controller)))
     rollouts = read_rollouts(arguments.rollouts)
     recipe = recipe_for(bundle.module())
-    print("| removed | | held-out objective | seconds | choices judged | seconds of gradient until there | ratio |")
+    print("| removed | | held-out objective | choices judged | s in all | s until its best | s until gradient's best |")
     print("|---:|---|---:|---:|---:|---:|---:|")
     for sparsity in arguments.sparsity or [0.8]:
         settings = PruningSettings(sparsity=sparsity)
@@ -93,10 +93,9 @@ def main() -> None:
         # More trials than the time is enough for, so that the time decides.
         found["tpe"] = watch(problem, functools.partial(tpe, trials=10_000), found["grid"][1])
         for name, (watched, seconds) in found.items():
-            until = ours.reached(watched.least)
             print(
-                f"| {sparsity:.0%} | `{name}` | {watched.least:.3g} | {seconds:.1f} | {len(watched.found)} "
-                + ("| never | |" if until is None else f"| {until:.1f} | {seconds / until:.1f} |"),
+                f"| {sparsity:.0%} | `{name}` | {watched.least:.3g} | {len(watched.found)} | {seconds:.1f} "
+                f"| {watched.reached(watched.least)} | {watched.reached(ours.least)} |",
                 flush=True,
             )
 

@@ -386,7 +386,7 @@ def validate(
         float, typer.Option(help="Smallest share of the dense one's delay and gain margins to keep.")
     ] = GATE.margin_share,
     robustness: Annotated[
-        bool, typer.Option(help="Whether to try pushes, noise, more delay, other masses and friction too.")
+        bool, typer.Option(help="Whether to try pushes, noise, more delay, other masses, friction and starts too.")
     ] = GATE.robustness.enabled,
     delay: Annotated[int, typer.Option(help="Ticks that a command takes to the plant.")] = GATE.delay,
     jobs: Annotated[int, typer.Option(min=1, help="Workers; the verdict does not depend on it.")] = GATE.jobs,
@@ -409,6 +409,7 @@ def validate(
         "latency_share": latency_share,
         "margin_share": margin_share,
         "robustness": {"enabled": robustness},
+        "attraction_starts": GATE.attraction_starts if robustness else 0,
         "delay": delay,
         "jobs": jobs,
     }

@@ -129,13 +129,15 @@ def verdict_table(verdict: Verdict) -> Table:
 def robustness_table(verdict: Verdict) -> Table:
     """Return what both controllers did under other conditions."""
     table = Table(title="robustness", title_justify="left")
-    for heading in ("condition", "success", "dense", "regressions", "return", "dense"):
+    for heading in ("condition", "success", "95 %", "dense", "95 %", "regressions", "return", "dense"):
         table.add_column(heading, justify="left" if heading == "condition" else "right")
     for found in verdict.robustness:
         table.add_row(
             found.condition,
             f"{found.pruned_successes} of {found.pairs}",
+            "{:.0%} to {:.0%}".format(*found.pruned_interval),
             f"{found.dense_successes} of {found.pairs}",
+            "{:.0%} to {:.0%}".format(*found.dense_interval),
             str(found.regressions),
             f"{found.pruned_return:.4g}",
             f"{found.dense_return:.4g}",

@@ -32,6 +32,10 @@ class ConditionSummary(Spec):
     """Pairs in which the dense controller succeeds and the candidate fails."""
     dense_return: FiniteFloat
     pruned_return: FiniteFloat
+    dense_interval: tuple[float, float]
+    """95 % interval of the dense controller's probability of success (Clopper and Pearson)."""
+    pruned_interval: tuple[float, float]
+    """The candidate's."""
 
 
 Decision = Literal["accept", "reject", "inconclusive"]
@@ -73,7 +77,7 @@ class Verdict(Spec):
     seed: int
     """Seed of the first episode; episode i starts from seed + i, for both controllers."""
     robustness: tuple[ConditionSummary, ...] = ()
-    """Under which conditions both were run beside the environment as it is."""
+    """Under which conditions both were run beside the environment as it is; starts from anywhere are the last."""
     dense: EpisodeSummary
     pruned: EpisodeSummary
     created: str

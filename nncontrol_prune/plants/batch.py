@@ -36,8 +36,8 @@ class Steps:
 class PlantBatch(Protocol):
     """Plants numbered from 0 on, each in an episode of its own."""
 
-    def reset(self, plant: int, seed: int) -> NDArray[np.float64]:
-        """Start an episode of one plant; returns the first observation (n,)."""
+    def reset(self, plant: int, seed: int, state: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """Start an episode of one plant, with positions and velocities if they are given; returns the observation."""
         ...
 
     def step(self, plants: NDArray[np.intp], actions: NDArray[np.float64]) -> Steps:
@@ -90,13 +90,12 @@ class GymnasiumBatch:
         self._envs: list[Any] = [self._made(), *[None] * (plants - 1)]
         self._seeds = [0] * plants
 
-    def reset(self, plant: int, seed: int) -> NDArray[np.float64]:
+    def reset(self, plant: int, seed: int, state: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """Start an episode of one plant."""
         self._seeds[plant] = seed
         if self._envs[plant] is None:
             self._envs[plant] = self._made()
-        observation, _ = self._envs[plant].reset(seed=seed)
-        return np.asarray(observation, dtype=np.float64)
+        return _started(self._envs[plant], seed, state)
 
     def step(self, plants: NDArray[np.intp], actions: NDArray[np.float64]) -> Steps:
         """Step the plants, one after the other.
@@ -156,12 +155,12 @@ class CartPoleBatch:
         self._data = [mujoco.MjData(self._model) for _ in range(threads)]
         self._rollout = rollout.Rollout(nthread=threads if threads > 1 else 0)
 
-    def reset(self, plant: int, seed: int) -> NDArray[np.float64]:
+    def reset(self, plant: int, seed: int, state: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """Start an episode of one plant."""
-        observation, _ = self._env.reset(seed=seed)
+        observation = _started(self._env, seed, state)
         mujoco.mj_getState(self._model, self._base.data, self._states[plant], mujoco.mjtState.mjSTATE_FULLPHYSICS)
         self._elapsed[plant] = 0
-        return np.asarray(observation)
+        return observation
 
     def step(self, plants: NDArray[np.intp], actions: NDArray[np.float64]) -> Steps:
         """Step the plants."""
@@ -189,3 +188,13 @@ class CartPoleBatch:
         """End the threads."""
         self._rollout.close()
         self._env.close()
+
+
+def _started(env: Any, seed: int, state: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Start an episode of an environment and return its first observation (n,)."""
+    observation, _ = env.reset(seed=seed)
+    if state is not None:
+        base = env.unwrapped
+        base.set_state(state[: base.model.nq], state[base.model.nq :])
+        observation = base._get_obs()
+    return np.asarray(observation, dtype=np.float64)

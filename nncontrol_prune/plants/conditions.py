@@ -8,6 +8,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat
+from scipy.stats import qmc
 
 from nncontrol_prune.controllers.specs import Spec
 
@@ -28,6 +29,22 @@ class Conditions(Spec):
     """Factor on all masses and moments of inertia."""
     friction: Annotated[FiniteFloat, Field(ge=0.0)] = 1.0
     """Factor on friction and damping."""
+    starts: tuple[tuple[FiniteFloat, FiniteFloat], ...] = ()
+    """Bounds of the box of positions and velocities that episodes start in; the environment's own starts if empty."""
+
+    def start(self, seed: int) -> NDArray[np.float64] | None:
+        """Return the positions and velocities that the episode of a seed starts with; None for the environment's own.
+
+        They are the scrambled Sobol sequence's, so that the seeds from one on spread evenly over the box.
+        """
+        if not self.starts:
+            return None
+        low, high = np.array(self.starts).T
+        sequence = qmc.Sobol(len(low), scramble=True, rng=0)
+        if seed:
+            sequence.fast_forward(seed)
+        point = sequence.random(1)[0]
+        return np.asarray(low + (high - low) * point)
 
 
 def change_model(model: mujoco.MjModel, data: mujoco.MjData, conditions: Conditions) -> None:

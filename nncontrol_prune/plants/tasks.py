@@ -48,12 +48,15 @@ class Task:
         hold: How long the goal must hold at the end of the episode, in seconds.
         description: Success in words.
         signals: What is to be brought where, the most important first; empty where there is nothing of the kind.
+        starts: Bounds of the box of positions and velocities that a good controller should start from; empty where none
+            is known.
     """
 
     goal: Goal | None = None
     hold: float = 0.0
     description: str = "the episode is not terminated early"
     signals: tuple[Signal, ...] = ()
+    starts: tuple[tuple[float, float], ...] = ()
 
 
 def _entry(index: int) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
@@ -73,6 +76,7 @@ _TASKS = {
             Signal("pole angle", "rad", _angle(2, 1), scale=np.pi),
             Signal("cart position", "m", _entry(0), scale=1.8),  # half the rail
         ),
+        starts=((-1.5, 1.5), (0.0, 2 * np.pi), (-2.0, 2.0), (-8.0, 8.0)),  # x, θ, ẋ, θ̇
     ),
     "InvertedPendulum-v5": Task(
         signals=(

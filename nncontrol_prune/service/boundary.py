@@ -113,7 +113,11 @@ def prune_to_boundary(
     tried: list[tuple[BoundaryPoint, Bundle | None, PruningReport | None]] = []
     # Robustness takes the longest, and is looked at in the end.
     searching = gate.model_copy(
-        update={"first_seed": SEARCH_SEED, "robustness": gate.robustness.model_copy(update={"enabled": False})}
+        update={
+            "first_seed": SEARCH_SEED,
+            "robustness": gate.robustness.model_copy(update={"enabled": False}),
+            "attraction_starts": 0,
+        }
     )
 
     def passes(sparsity: float) -> bool:

@@ -84,6 +84,7 @@ class _Loop:
         self.width = width
         self._policy, self._plants, self._delay = policy, plants, conditions.delay
         self._noise, self._push = np.array(conditions.noise), conditions.push
+        self._start_of = conditions.start
         self._push_ticks = max(1, round(PUSH_INTERVAL * manifest.rate))
         self._chance = [np.random.default_rng(0)] * width
         self._limits = BatchLimits(manifest.action)
@@ -105,7 +106,7 @@ class _Loop:
         self._steps[plant] = self._faults[plant] = 0
         self._plans[plant] = 0.0
         self._on_the_way[plant] = self._limits.safe_command
-        self._observations[plant, 0] = self._plants.reset(plant, seed)
+        self._observations[plant, 0] = self._plants.reset(plant, seed, self._start_of(seed))
 
     def tick(self, running: NDArray[np.intp]) -> list[int]:
         """Run one tick of the plants of these numbers; return those whose episode is over."""

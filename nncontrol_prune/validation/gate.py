@@ -2,15 +2,15 @@
 
 Both controllers start each pair of episodes from the same seed. Every criterion may be looked at after each pair
 (betting.py), so the gate stops as soon as the verdict is certain: a criterion that is failed rejects at once, and once
-all are passed and the least number of pairs is done, both are put through the conditions of robustness.py; who passes
-that too is accepted. What is still undecided after the
+all are passed and the least number of pairs is done, both are put through the conditions of robustness.py, and started
+from anywhere; who passes that too is accepted. What is still undecided after the
 largest number of pairs is inconclusive, which no controller is staged on.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 
 import numpy as np
@@ -98,11 +98,11 @@ class _Gate:
         self._progress("validation", 0.0)
         criteria = self._as_it_is()
         robustness: tuple[ConditionSummary, ...] = ()
-        conditions = conditions_of(self._settings, self._dense) if self._settings.robustness.enabled else {}
-        if decision_of(criteria) == "accept" and conditions:
-            test = self._under(conditions)
-            criteria.append(test.criterion())
-            robustness = test.summaries()
+        for test, conditions, largest in self._tests():
+            if decision_of(criteria) == "accept":
+                self._run_test(test, conditions, largest)
+                criteria.append(test.criterion())
+                robustness += test.summaries()
         settings = self._settings
         return Verdict(
             candidate=self._candidate.reference,
@@ -118,6 +118,7 @@ class _Gate:
                 "latency_share": settings.latency_share,
                 "margin_share": settings.margin_share,
                 "robustness_margin": settings.robustness.margin,
+                "attraction_margin": settings.attraction_margin,
                 "delay": settings.delay,
             },
             robustness=robustness,
@@ -165,15 +166,26 @@ class _Gate:
             self._notes.append(f"local stability: not applicable, {error}")
             return []
 
-    def _under(self, conditions: Mapping[str, Conditions]) -> RobustnessTest:
-        """Run pairs under other conditions until what they show is certain, or there were as many as there may be."""
-        levels = self._settings.robustness
-        test = RobustnessTest(conditions, levels.margin)
-        while not test.decided and test.rounds < levels.max_rounds:
-            self._progress("robustness", max(test.share, test.rounds / levels.max_rounds))
-            number = min(ROUNDS, levels.max_rounds - test.rounds)
+    def _tests(self) -> Iterator[tuple[RobustnessTest, dict[str, Conditions], int]]:
+        """Yield the tests beside the environment as it is: their conditions, and how many rounds there may be."""
+        settings, levels = self._settings, self._settings.robustness
+        conditions = conditions_of(settings, self._dense) if levels.enabled else {}
+        if conditions:
+            yield RobustnessTest("robustness", conditions, levels.margin), conditions, levels.max_rounds
+        box = task_of(self._environment).starts
+        if box and settings.attraction_starts:
+            anywhere = {"starts from anywhere": self._usual.model_copy(update={"starts": box})}
+            test = RobustnessTest("region of attraction", anywhere, settings.attraction_margin)
+            yield test, anywhere, settings.attraction_starts
+        elif settings.attraction_starts:
+            self._notes.append("region of attraction: not looked at, the task knows no box of starts")
+
+    def _run_test(self, test: RobustnessTest, conditions: Mapping[str, Conditions], largest: int) -> None:
+        """Run rounds until what they show is certain, or there were as many as there may be."""
+        while not test.decided and test.rounds < largest:
+            self._progress("robustness", max(test.share, test.rounds / largest))
+            number = min(ROUNDS, largest - test.rounds)
             test.add({name: self._run(given, test.rounds, number) for name, given in conditions.items()})
-        return test
 
     def _run(self, conditions: Conditions, done: int, number: int) -> list[tuple[Episode, Episode]]:
         """Run so many pairs, the candidate's episode and the dense one's, after those that are done."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+from scipy import stats
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.verdict import ConditionSummary, Criterion
@@ -44,14 +45,15 @@ class RobustnessTest:
     A round's value is its mean over the conditions: rounds are alike, and conditions are not.
 
     Args:
+        name: What the criterion is called.
         conditions: Their names.
         margin: How much may be lost.
     """
 
-    def __init__(self, conditions: Iterable[str], margin: float) -> None:
+    def __init__(self, name: str, conditions: Iterable[str], margin: float) -> None:
         self._margin = margin
         self._pairs: dict[str, list[tuple[Episode, Episode]]] = {name: [] for name in conditions}
-        self._mean = MeanCriterion("robustness", -margin)
+        self._mean = MeanCriterion(name, -margin)
         self.rounds = 0
         """How many there were."""
 
@@ -76,6 +78,8 @@ class RobustnessTest:
                 regressions=_regressions(pairs),
                 dense_return=float(np.mean([theirs.episode_return for _, theirs in pairs])),
                 pruned_return=float(np.mean([ours.episode_return for ours, _ in pairs])),
+                dense_interval=_interval(sum(theirs.success for _, theirs in pairs), len(pairs)),
+                pruned_interval=_interval(sum(ours.success for ours, _ in pairs), len(pairs)),
             )
             for name, pairs in self._pairs.items()
         )
@@ -94,13 +98,19 @@ class RobustnessTest:
         """Return what a verdict says of it."""
         worst = max(self._pairs, key=lambda name: _regressions(self._pairs[name]))
         everything = [pair for pairs in self._pairs.values() for pair in pairs]
+        under = f"under {len(self._pairs)} conditions" if len(self._pairs) > 1 else worst
         found = (
-            f": under {len(self._pairs)} conditions, {self.rounds} pairs each, success in "
+            f": {under}, {self.rounds} pairs each, success in "
             f"{sum(ours.success for ours, _ in everything)} of {len(everything)} episodes, dense "
             f"{sum(theirs.success for _, theirs in everything)}; most regressions, {_regressions(self._pairs[worst])}, "
             f"with {worst}; a loss of less than {self._margin:.0%} is allowed"
         )
         return self._mean.criterion(found, "rounds")
+
+
+def _interval(count: int, number: int) -> tuple[float, float]:
+    found = stats.binomtest(count, number).proportion_ci(confidence_level=0.95, method="exact")
+    return float(found.low), float(found.high)
 
 
 def _regressions(pairs: Pairs) -> int:

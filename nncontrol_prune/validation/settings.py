@@ -51,6 +51,10 @@ class GateSettings(Spec):
     delay: Annotated[int, Field(ge=0, le=100)] = 0
     """Ticks that a command takes to the plant, beyond the next step. The simulator's loop has none."""
     robustness: RobustnessSettings = RobustnessSettings()
+    attraction_margin: Annotated[FiniteFloat, Field(gt=0.0, le=0.5)] = 0.1
+    """How much less likely the candidate may succeed from anywhere in the task's box of starts."""
+    attraction_starts: Annotated[int, Field(ge=0, le=1_000_000)] = 256
+    """Starts after which that is inconclusive; 0 to leave it out."""
     first_seed: Annotated[int, Field(ge=0)] = 100_000
     """Seed of the first pair; the next ones follow."""
     jobs: Annotated[int, Field(ge=1, le=1024)] = 1

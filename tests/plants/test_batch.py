@@ -62,3 +62,16 @@ def test_what_an_environment_raises_is_told_with_the_seed(monkeypatch: pytest.Mo
     with pytest.raises(PlantError, match="Hopper-v5 raised ZeroDivisionError in the episode with seed 17: by hand"):
         batch.step(np.array([1]), np.zeros((1, 3)))
     batch.close()
+
+
+@pytest.mark.parametrize("environment", [CARTPOLE, "Hopper-v5"])
+def test_episodes_start_in_the_state_they_are_given(environment: str) -> None:
+    batch = make_batch(environment, 1)
+    state = np.array([0.3, 1.0, -0.5, 2.0]) if environment == CARTPOLE else np.array([0.0, 1.3, *[0.01] * 10])
+    observation = batch.reset(0, 5, state)
+    expected = [0.3, np.cos(1.0), np.sin(1.0), -0.5, 2.0] if environment == CARTPOLE else state[1:]
+    np.testing.assert_allclose(observation, expected)
+    size = {CARTPOLE: 1, "Hopper-v5": 3}[environment]
+    after = batch.step(np.array([0]), np.zeros((1, size))).observations[0]
+    assert np.abs(after - observation).max() < 0.5, "and goes on from there"
+    batch.close()

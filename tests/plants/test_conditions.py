@@ -43,3 +43,12 @@ def test_push_gives_the_momentum_it_says(base) -> None:
         assert momentum == pytest.approx(along)
         seen.add(body)
     assert len(seen) == 2, "cart and pole"
+
+
+def test_starts_spread_evenly_over_the_box() -> None:
+    conditions = Conditions(starts=((-1.0, 1.0), (0.0, 4.0)))
+    starts = np.array([conditions.start(seed) for seed in range(64)])
+    # A Sobol sequence has as many points in every quarter.
+    quarters, counts = np.unique((starts > [0.0, 2.0]) @ [1, 2], return_counts=True)
+    assert (quarters.tolist(), counts.tolist()) == ([0, 1, 2, 3], [16, 16, 16, 16])
+    assert Conditions().start(3) is None

@@ -54,7 +54,7 @@ def test_the_boundary_passes_and_everything_tried_is_reported(
         (bag,),
         PruningSettings(method="uniform", max_rows=4000),
         environment=CARTPOLE,
-        gate=GateSettings(robustness=RobustnessSettings(enabled=False)),
+        gate=GateSettings(robustness=RobustnessSettings(enabled=False), attraction_starts=0),
         progress=Progress(lambda stage, _: stages.append(stage)),
     )
     assert found.verdict.accepted

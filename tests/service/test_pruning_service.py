@@ -40,7 +40,7 @@ def job(store: BundleStore, shipped_bundle: Bundle, bag: Path, tmp_path: Path) -
         store=store.root,
         controller=store.add(shipped_bundle),
         environment=CARTPOLE,
-        gate=GateSettings(robustness=RobustnessSettings(enabled=False)),
+        gate=GateSettings(robustness=RobustnessSettings(enabled=False), attraction_starts=0),
         pruning=PruningSettings(sparsity=0.7, method="uniform"),
         rollouts=(bag,),
         report=tmp_path / "report.json",

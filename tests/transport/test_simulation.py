@@ -20,7 +20,7 @@ from nncontrol_prune.transport.requests import Client, RequestFailedError
 from nncontrol_prune.transport.simulation import Simulation
 
 CONFIG = Config().override("nn_controller", controller="cartpole_swingup_sac")
-QUICK: dict[str, Any] = {"sparsity": 0.7, "method": "uniform", "robustness": {"enabled": False}}
+QUICK: dict[str, Any] = {"sparsity": 0.7, "method": "uniform", "robustness": {"enabled": False}, "attraction_starts": 0}
 
 
 def simulation(network: Network, tmp_path: Path, config: Config = CONFIG) -> Simulation:

@@ -25,7 +25,7 @@ WITHOUT = RobustnessSettings(enabled=False)
 
 def gate_settings(**values: Any) -> GateSettings:
     """Return settings without the last and longest part, unless it is asked for."""
-    return GateSettings(**{"robustness": WITHOUT, **values})
+    return GateSettings(**{"robustness": WITHOUT, "attraction_starts": 0, **values})
 
 
 Change = Callable[[nn.Module], None]
@@ -77,6 +77,27 @@ def test_candidate_that_passes_is_put_through_other_conditions(shipped_bundle: B
         "1 more tick of delay",
     ]
     assert all(found.regressions == 0 and found.pairs == 20 for found in verdict.robustness)
+
+
+def test_controller_that_does_well_only_near_the_usual_starts_is_rejected(
+    shipped_bundle: Bundle, cache: EpisodeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = evaluation._trajectories
+
+    def narrow(model, manifest, environment, seeds, conditions, threads):
+        for trajectory in run(model, manifest, environment, seeds, conditions, threads):
+            if manifest.name == "changed" and abs(trajectory.observations[0, 4]) > 4:
+                trajectory.observations[:, 1] *= -1  # upside down, where the pole was turning fast at first
+            yield trajectory
+
+    settings = gate_settings(attraction_starts=100)
+    assert judge(shipped_bundle, shipped_bundle, CARTPOLE, settings, cache=cache).accepted
+    monkeypatch.setattr(evaluation, "_trajectories", narrow)
+    verdict = judge(changed(shipped_bundle, lambda module: None), shipped_bundle, CARTPOLE, settings, cache=cache)
+    assert {name for name, outcome in outcomes(verdict).items() if outcome != "passed"} == {"region of attraction"}
+    (found,) = verdict.robustness
+    assert found.dense_successes == found.pairs
+    assert 0.1 < found.pruned_interval[0] < found.pruned_interval[1] < 0.9
 
 
 def test_candidate_that_does_well_only_as_it_is_is_rejected(

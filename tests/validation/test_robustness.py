@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.plants import CARTPOLE
@@ -31,7 +32,7 @@ def test_conditions_are_those_of_the_levels_on_top_of_the_loops_delay(shipped_bu
 def test_a_round_counts_its_mean_over_the_conditions(make_episode) -> None:
     good, bad = make_episode(), make_episode(success=False)
 
-    test = RobustnessTest(["a", "b"], 0.1)
+    test = RobustnessTest("robustness", ["a", "b"], 0.1)
     test.add({"a": [(good, good)] * 10, "b": [(bad, good), *[(good, good)] * 9]})
     assert not test.decided
     assert [(found.condition, found.pairs, found.regressions) for found in test.summaries()] == [
@@ -39,6 +40,7 @@ def test_a_round_counts_its_mean_over_the_conditions(make_episode) -> None:
         ("b", 10, 1),
     ]
     assert "success in 19 of 20 episodes, dense 20; most regressions, 1, with b" in test.criterion().reason
+    assert test.summaries()[1].pruned_interval == pytest.approx((0.555, 0.9975), abs=1e-3)
     test.add({"a": [(good, good)] * 50, "b": [(good, good)] * 50})
     assert test.rounds == 60
     assert test.criterion().outcome == "passed"
