@@ -96,14 +96,17 @@ class RobustnessTest:
 
     def criterion(self) -> Criterion:
         """Return what a verdict says of it."""
-        worst = max(self._pairs, key=lambda name: _regressions(self._pairs[name]))
         everything = [pair for pairs in self._pairs.values() for pair in pairs]
-        under = f"under {len(self._pairs)} conditions" if len(self._pairs) > 1 else worst
+        where = f"{self.rounds} {' and '.join(self._pairs)}"
+        regressions = f"failed {_regressions(everything)} times where the dense controller succeeded"
+        if len(self._pairs) > 1:
+            where = f"{self.rounds} pairs under each of {len(self._pairs)} conditions"
+            worst = max(self._pairs, key=lambda name: _regressions(self._pairs[name]))
+            regressions += f", most often, {_regressions(self._pairs[worst])} times, with {worst}"
         found = (
-            f": {under}, {self.rounds} pairs each, success in "
-            f"{sum(ours.success for ours, _ in everything)} of {len(everything)} episodes, dense "
-            f"{sum(theirs.success for _, theirs in everything)}; most regressions, {_regressions(self._pairs[worst])}, "
-            f"with {worst}; a loss of less than {self._margin:.0%} is allowed"
+            f": {where}, success in {sum(ours.success for ours, _ in everything)} of {len(everything)} episodes, dense "
+            f"{sum(theirs.success for _, theirs in everything)}; {regressions}; "
+            f"a loss of less than {self._margin:.0%} is allowed"
         )
         return self._mean.criterion(found, "rounds")
 
