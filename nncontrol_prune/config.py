@@ -128,4 +128,6 @@ def validated(model: type[Model], values: dict[str, Any], where: str) -> Model:
             hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(allowed)}"
             raise ConfigError(f"{where}: there is no key {key!r}; {hint}") from error
         message = problem["msg"][0].lower() + problem["msg"][1:]
+        if not key:  # about several keys together, which the message names
+            raise ConfigError(f"{where}: {message.removeprefix('value error, ')}") from error
         raise ConfigError(f"{where}: {key} = {problem['input']!r}: {message}") from error

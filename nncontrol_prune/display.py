@@ -120,7 +120,9 @@ def verdict_table(verdict: Verdict) -> Table:
     table.add_column("")
     table.add_column("reason")
     for criterion in verdict.criteria:
-        table.add_row(criterion.name, OUTCOMES[criterion.outcome], criterion.reason)
+        # The name stands in the first column already.
+        reason = criterion.reason.removeprefix(criterion.name).lstrip(": ")
+        table.add_row(criterion.name, OUTCOMES[criterion.outcome], reason)
     for note in verdict.notes:
         table.add_row("", "", note)
     return table

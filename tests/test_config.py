@@ -42,6 +42,14 @@ def test_sections_of_other_nodes_are_left_alone(tmp_path: Path) -> None:
         ("/**/pruning_service:\n  ros__parameters:\n    sparsity: 1.0\n", ["sparsity", "1.0", "less than 1"]),
         ("/**/pruning_service:\n  ros__parameters:\n    method: magic\n", ["method", "magic", "'gradient'"]),
         ("/**/mujoco_sim:\n  ros__parameters:\n    real_time_factor: .nan\n", ["real_time_factor", "nan", "finite"]),
+        (
+            "/**/pruning_service:\n  ros__parameters:\n    min_episodes: 700\n",
+            ["pruning_service: min_episodes 700 is more than max_episodes 600"],
+        ),
+        (
+            "/**/pruning_service:\n  ros__parameters:\n    robustness:\n      nose: 1\n",
+            ["there is no key 'robustness.nose'"],
+        ),
         ("/**/mujoco_sim:\n  env: Hopper-v5\n", ["mujoco_sim", "ros__parameters"]),
         ("- a\n", ["no sections"]),
         ("a: [", ["not YAML"]),

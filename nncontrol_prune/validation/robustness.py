@@ -101,6 +101,7 @@ class RobustnessTest:
         regressions = f"failed {_regressions(everything)} times where the dense controller succeeded"
         if len(self._pairs) > 1:
             where = f"{self.rounds} pairs under each of {len(self._pairs)} conditions"
+        if len(self._pairs) > 1 and _regressions(everything):
             worst = max(self._pairs, key=lambda name: _regressions(self._pairs[name]))
             regressions += f", most often, {_regressions(self._pairs[worst])} times, with {worst}"
         found = (
