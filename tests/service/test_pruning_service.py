@@ -182,6 +182,6 @@ def test_every_stage_has_its_place_in_the_progress_of_a_job() -> None:
         for folder in ("pruning", "validation", "service")
         for path in (package / folder).glob("*.py")
         if path.name not in {"boundary.py", "mnist.py"}  # these are no jobs of the service
-        for stage in re.findall(r'\bprogress\("([a-z -]+)"', path.read_text())
+        for stage in re.findall(r'progress\("([a-z -]+)"', path.read_text())
     }
     assert named | {"starting"} == set(pruning_service.STAGES)
