@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from nncontrol_prune.controllers.bundle import Bundle, make_bundle
+from nncontrol_prune.controllers.bundle import Bundle, load_bundle, make_bundle
 from nncontrol_prune.controllers.policy import load_policy
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.conditions import Conditions
@@ -19,6 +19,7 @@ from nncontrol_prune.validation import evaluation, gate
 from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.gate import GateError, judge
 from nncontrol_prune.validation.settings import GateSettings, RobustnessSettings
+from nncontrol_prune.validation.stability import local_stability
 
 WITHOUT = RobustnessSettings(enabled=False)
 
@@ -35,6 +36,12 @@ Change = Callable[[nn.Module], None]
 def cache(tmp_path_factory: pytest.TempPathFactory) -> EpisodeCache:
     """The dense controller's episodes, which all these tests share."""
     return EpisodeCache(tmp_path_factory.mktemp("episodes"))
+
+
+@pytest.fixture(scope="module")
+def pendulum() -> Bundle:
+    """A double pendulum's actor, whose loop comes to rest."""
+    return load_bundle(Path(__file__).resolve().parents[2] / "benchmarks" / "controllers" / "double_pendulum_sac")
 
 
 def changed(bundle: Bundle, change: Change) -> Bundle:
@@ -213,6 +220,36 @@ def test_delay_that_the_controller_cannot_stand_is_rejected(
     )
     candidate = changed(shipped_bundle, lambda module: None)
     assert judge(candidate, shipped_bundle, CARTPOLE, gate_settings(), cache=cache).decision == "reject"
+
+
+@pytest.mark.parametrize(
+    ("fault", "criterion"),
+    [
+        ("one tick more than the delay margin", "success"),
+        ("gain too low", "success"),
+        # The limits of the action turn the instability into a shaking that does not fall.
+        ("gain too high", "action rate"),
+    ],
+)
+def test_what_the_margins_forbid_is_rejected_in_closed_loop_too(
+    pendulum: Bundle, cache: EpisodeCache, monkeypatch: pytest.MonkeyPatch, fault: str, criterion: str
+) -> None:
+    environment = str(pendulum.manifest.environment)
+    found = local_stability(pendulum, environment)
+    assert found.gain_margins is not None
+    low, high = found.gain_margins
+    change = {"gain too high": _amplify(1.1 * high), "gain too low": _amplify(0.9 * low)}
+    candidate = changed(pendulum, change.get(fault, lambda module: None))
+    run = evaluation._trajectories
+
+    def delayed(model, manifest, environment, seeds, conditions, threads):
+        ticks = (found.delay_margin + 1) * (manifest.name == "changed" and fault not in change)
+        yield from run(model, manifest, environment, seeds, Conditions(delay=ticks), threads)
+
+    monkeypatch.setattr(evaluation, "_trajectories", delayed)
+    verdict = judge(candidate, pendulum, environment, gate_settings(), cache=cache)
+    assert verdict.decision == "reject"
+    assert outcomes(verdict)[criterion] == "failed"
 
 
 class _NanNowAndThen:
