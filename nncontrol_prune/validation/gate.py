@@ -157,7 +157,7 @@ class _Gate:
         mean = float(np.mean([episode.episode_return for episode in own]))
         if mean == 0.0:
             raise GateError(f"the mean return of {short(self._dense.reference)} is zero, of which no share can be kept")
-        return Reference(episode_return=mean, action_rate=float(np.mean([episode.action_rate for episode in own])))
+        return Reference(episode_return=mean, action_rate=float(np.median([episode.action_rate for episode in own])))
 
     def _margins(self) -> list[Criterion]:
         try:

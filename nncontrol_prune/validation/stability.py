@@ -272,8 +272,8 @@ def margin_criterion(candidate: Bundle, dense: Bundle, environment: str, setting
     theirs = local_stability(dense, environment, delay=settings.delay)
     if theirs.gain_margins is None:
         raise NoEquilibriumError(
-            f"since the dense controller's loop is not stable there itself (spectral radius "
-            f"{theirs.spectral_radius:.4f}): it rests in motion, as in a small limit cycle"
+            f"since the dense controller's own loop is not asymptotically stable where it comes to rest "
+            f"(spectral radius {theirs.spectral_radius:.4f})"
         )
     try:
         ours = local_stability(candidate, environment, delay=settings.delay)

@@ -103,7 +103,7 @@ def test_candidate_with_the_same_margins_passes_and_one_with_too_little_left_fai
 
 
 def test_it_is_not_applicable_where_nothing_rests_and_to_planners(shipped_bundle: Bundle) -> None:
-    with pytest.raises(NoEquilibriumError, match="not stable there itself"):
+    with pytest.raises(NoEquilibriumError, match="not asymptotically stable where it comes to rest"):
         margin_criterion(shipped_bundle, shipped_bundle, CARTPOLE, GateSettings())
     walker = Path(__file__).resolve().parents[2] / "benchmarks" / "controllers" / "walker2d_ppo"
     with pytest.raises(NoEquilibriumError, match="does not come to rest"):
