@@ -81,6 +81,10 @@ class ActionSpec(Spec):
                 raise ValueError(f"the lower limit of {joint!r} ({lower}) is not below the upper ({upper})")
         return self
 
+    def __str__(self) -> str:
+        limits = zip(self.joints, self.lower, self.upper, strict=True)
+        return ", ".join(f"{joint} in [{low:g}, {high:g}] {self.unit}".rstrip() for joint, low, high in limits)
+
     @property
     def size(self) -> int:
         """Length of the action vector."""
@@ -308,3 +312,17 @@ def parse_reference(reference: str) -> tuple[str, str]:
     if match is None:
         raise ValueError(f"{reference!r} is not of the form name@digest (digest: 8 to 64 hexadecimal digits)")
     return match[1], match[2]
+
+
+def layout_difference(ours: Manifest, theirs: Manifest) -> str | None:
+    """Return the first thing that keeps one controller from taking another's place in a loop; None if nothing does."""
+    terms = itertools.zip_longest(ours.observation.terms, theirs.observation.terms)
+    for number, (mine, their) in enumerate(terms, 1):
+        if mine != their:
+            found, wanted = (term and f"{term.name!r} ({term.size} {term.quantity})" for term in (mine, their))
+            return f"its observation term {number} is {found or 'missing'}, not {wanted or 'there at all'}"
+    if ours.action != theirs.action:
+        return f"it commands {ours.action}, not {theirs.action}"
+    if ours.rate != theirs.rate:
+        return f"its rate is {ours.rate:g} Hz, not {theirs.rate:g} Hz"
+    return None

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nncontrol_prune.controllers.bundle import Bundle, make_bundle
 from nncontrol_prune.controllers.errors import BundleError
+from nncontrol_prune.controllers.latency import latencies
 from nncontrol_prune.controllers.specs import Provenance, Spec
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.architectures import Recipe, recipe_for, sample_batch
@@ -30,7 +31,7 @@ ON_POLICY_ROUNDS = 3
 ON_POLICY_ROWS = 3000
 """States of each round at the most."""
 LATENCY_RUNS = 400
-"""Runs of a policy that its latency is the median of, after a tenth as many that do not count."""
+"""Runs of a policy that its latency is the median of."""
 
 
 class PruningReport(Spec):
@@ -216,15 +217,7 @@ def largest_sparsity(dense: Bundle) -> float:
 
 def latency_of(bundle: Bundle) -> float:
     """Return the median seconds that the deployed policy takes for an observation, on this machine."""
-    observations = bundle.reference_observations.astype(np.float64)
-    action = np.zeros(bundle.manifest.action.size)
-    seconds = np.zeros(LATENCY_RUNS)
-    for run in range(-LATENCY_RUNS // 10, LATENCY_RUNS):
-        start = time.perf_counter()
-        bundle.policy.act(observations[run % len(observations)], action)
-        if run >= 0:
-            seconds[run] = time.perf_counter() - start
-    return float(np.median(seconds))
+    return float(np.median(latencies(bundle, LATENCY_RUNS)))
 
 
 def _provenance(rollouts: Rollouts, settings: PruningSettings, candidate: Candidate[Any]) -> Provenance:

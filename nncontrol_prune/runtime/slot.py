@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from nncontrol_prune.controllers.bundle import Bundle, short
 from nncontrol_prune.controllers.errors import ControllerError
-from nncontrol_prune.controllers.specs import Manifest
+from nncontrol_prune.controllers.specs import Manifest, layout_difference
 from nncontrol_prune.runtime.store import BundleStore, SlotRecord, StoreError
 
 
@@ -218,18 +218,9 @@ def check_interchangeable(candidate: Manifest, active: Manifest) -> None:
     Raises:
         StagingError: Their observation, action or rate differ; the message names the first difference.
     """
-    who = f"{candidate.name} cannot take the place of {active.name}"
-    for ours, theirs in zip(candidate.observation.terms, active.observation.terms, strict=False):
-        if ours != theirs:
-            raise StagingError(f"{who}: its observation term {ours.name!r} differs from {theirs.name!r}")
-    if candidate.observation != active.observation:
-        raise StagingError(
-            f"{who}: it observes {candidate.observation.size} values, the loop has {active.observation.size}"
-        )
-    if candidate.action != active.action:
-        raise StagingError(f"{who}: its action (joints, limits or unit) differs")
-    if candidate.rate != active.rate:
-        raise StagingError(f"{who}: its rate is {candidate.rate:g} Hz, the loop's {active.rate:g} Hz")
+    difference = layout_difference(candidate, active)
+    if difference is not None:
+        raise StagingError(f"{candidate.name} cannot take the place of {active.name}: {difference}")
 
 
 def initial_reference(store: BundleStore, slot: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -134,10 +135,13 @@ def _episodes(
     model: bytes, manifest: Manifest, environment: str, seeds: Sequence[int], conditions: Conditions, threads: int
 ) -> list[Episode]:
     task = task_of(environment)
-    return [
-        episode_of(trajectory, task, manifest.action, manifest.rate)
-        for trajectory in _trajectories(model, manifest, environment, seeds, conditions, threads)
-    ]
+    episodes = []
+    for trajectory in _trajectories(model, manifest, environment, seeds, conditions, threads):
+        episode = episode_of(trajectory, task, manifest.action, manifest.rate)
+        if not math.isfinite(episode.episode_return):
+            raise PlantError(f"{environment} gave a reward that is no number in the episode with seed {episode.seed}")
+        episodes.append(episode)
+    return episodes
 
 
 def _trajectories(

@@ -9,14 +9,13 @@ largest number of pairs is inconclusive, which no controller is staged on.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 
 import numpy as np
 
 from nncontrol_prune.controllers.bundle import Bundle, short
-from nncontrol_prune.controllers.specs import ActionSpec, Manifest
+from nncontrol_prune.controllers.specs import layout_difference
 from nncontrol_prune.controllers.verdict import ConditionSummary, Criterion, Verdict, decision_of
 from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.environments import PlantError
@@ -25,7 +24,7 @@ from nncontrol_prune.progress import Progress
 from nncontrol_prune.validation.criteria import Reference, closed_loop_criteria
 from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.evaluation import check_environment, run_episodes, summarize
-from nncontrol_prune.validation.latency import latency_criterion
+from nncontrol_prune.validation.latency_criterion import latency_criterion
 from nncontrol_prune.validation.metrics import Episode
 from nncontrol_prune.validation.robustness import ROUNDS, RobustnessTest, conditions_of
 from nncontrol_prune.validation.settings import GateSettings
@@ -71,7 +70,9 @@ def judge(
             f"{short(candidate.reference)} was pruned from {short(str(candidate.manifest.parent))}, "
             f"so it is judged against that and not against {short(dense.reference)}"
         )
-    _check_same_layout(candidate.manifest, dense.manifest)
+    difference = layout_difference(candidate.manifest, dense.manifest)
+    if difference is not None:
+        raise GateError(f"{candidate.manifest.name} cannot take the place of {dense.manifest.name}: {difference}")
     check_environment(dense.manifest, environment)
     return _Gate(candidate, dense, environment, settings, progress or Progress(), cache).verdict()
 
@@ -202,23 +203,3 @@ class _Gate:
         """Return how much of the way is behind, judged by what is nearest to ending it."""
         done = len(self._pairs)
         return max(done / self._settings.max_episodes, min(done / self._settings.min_episodes, evidence, 0.99))
-
-
-def _check_same_layout(candidate: Manifest, dense: Manifest) -> None:
-    who = f"{candidate.name} cannot take the place of {dense.name}"
-    pairs = itertools.zip_longest(candidate.observation.terms, dense.observation.terms)
-    for number, (ours, theirs) in enumerate(pairs, 1):
-        if ours != theirs:
-            found, wanted = (term and f"{term.name!r} ({term.size} {term.quantity})" for term in (ours, theirs))
-            raise GateError(
-                f"{who}: its observation term {number} is {found or 'missing'}, not {wanted or 'there at all'}"
-            )
-    if candidate.action != dense.action:
-        raise GateError(f"{who}: it commands {_told(candidate.action)}, not {_told(dense.action)}")
-    if candidate.rate != dense.rate:
-        raise GateError(f"{who}: its rate is {candidate.rate:g} Hz, not {dense.rate:g} Hz")
-
-
-def _told(action: ActionSpec) -> str:
-    limits = zip(action.joints, action.lower, action.upper, strict=True)
-    return ", ".join(f"{joint} in [{lower:g}, {upper:g}] {action.unit}".rstrip() for joint, lower, upper in limits)

@@ -217,8 +217,11 @@ def test_active_controller_is_not_staged_again(slot: ControllerSlot, small_bundl
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rate": 50.0}, "rate is 50 Hz, the loop's 100 Hz"),
-        ({"action": ActionSpec(joints=("slider",), lower=(-1.0,), upper=(1.0,))}, "action"),
+        ({"rate": 50.0}, "rate is 50 Hz, not 100 Hz"),
+        (
+            {"action": ActionSpec(joints=("slider",), lower=(-1.0,), upper=(1.0,))},
+            r"in \[-1, 1\], not slider in",
+        ),
         ({"observation": ObservationSpec(terms=(ObservationTerm(name="other", size=5),))}, "'other'"),
     ],
 )

@@ -89,3 +89,16 @@ def test_workers_that_go_on_dying_are_given_up(small_bundle: Bundle, monkeypatch
 
 def _dies(*_) -> None:
     os._exit(1)
+
+
+def test_reward_that_is_no_number_is_told_with_the_seed(small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = evaluation._trajectories
+
+    def spoilt(*arguments):
+        for trajectory in run(*arguments):
+            trajectory.rewards[7] = float("nan")
+            yield trajectory
+
+    monkeypatch.setattr(evaluation, "_trajectories", spoilt)
+    with pytest.raises(PlantError, match="gave a reward that is no number in the episode with seed 4"):
+        run_episodes(small_bundle, CARTPOLE, [4])

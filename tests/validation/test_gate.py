@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 
-from nncontrol_prune.controllers.bundle import Bundle, load_bundle, make_bundle
+from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.policy import load_policy
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.conditions import Conditions
@@ -20,6 +18,7 @@ from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.gate import GateError, judge
 from nncontrol_prune.validation.settings import GateSettings, RobustnessSettings
 from nncontrol_prune.validation.stability import local_stability
+from tests.validation.changes import Change, amplify, changed, last_layer
 
 WITHOUT = RobustnessSettings(enabled=False)
 
@@ -29,34 +28,10 @@ def gate_settings(**values: Any) -> GateSettings:
     return GateSettings(**{"robustness": WITHOUT, "attraction_starts": 0, **values})
 
 
-Change = Callable[[nn.Module], None]
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> EpisodeCache:
     """The dense controller's episodes, which all these tests share."""
     return EpisodeCache(tmp_path_factory.mktemp("episodes"))
-
-
-@pytest.fixture(scope="module")
-def pendulum() -> Bundle:
-    """A double pendulum's actor, whose loop comes to rest."""
-    return load_bundle(Path(__file__).resolve().parents[2] / "benchmarks" / "controllers" / "double_pendulum_sac")
-
-
-def changed(bundle: Bundle, change: Change) -> Bundle:
-    """Return a bundle whose network was changed."""
-    module, manifest = bundle.module(), bundle.manifest
-    with torch.no_grad():
-        change(module)
-    return make_bundle(
-        module,
-        name="changed",
-        observation=manifest.observation,
-        action=manifest.action,
-        rate=manifest.rate,
-        reference_observations=bundle.reference_observations,
-    )
 
 
 def outcomes(verdict) -> dict[str, str]:
@@ -178,26 +153,14 @@ def test_verdict_does_not_depend_on_the_number_of_workers_or_what_was_run_before
     assert verdicts[0].pruned == verdicts[1].pruned
 
 
-def _last(module: nn.Module) -> nn.Linear:
-    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
-
-
 def _flip_sign(module: nn.Module) -> None:
-    _last(module).weight.neg_()
-    _last(module).bias.neg_()
-
-
-def _amplify(factor: float) -> Change:
-    def change(module: nn.Module) -> None:
-        _last(module).weight.mul_(factor)
-        _last(module).bias.mul_(factor)
-
-    return change
+    last_layer(module).weight.neg_()
+    last_layer(module).bias.neg_()
 
 
 @pytest.mark.parametrize(
     ("fault", "criterion"),
-    [(_flip_sign, "success"), (_amplify(0.05), "success"), (_amplify(40.0), "action rate")],
+    [(_flip_sign, "success"), (amplify(0.05), "success"), (amplify(40.0), "action rate")],
     ids=["sign flip", "gain far too low", "gain far too high: it chatters"],
 )
 def test_planted_fault_is_rejected(shipped_bundle: Bundle, cache: EpisodeCache, fault: Change, criterion: str) -> None:
@@ -238,7 +201,7 @@ def test_what_the_margins_forbid_is_rejected_in_closed_loop_too(
     found = local_stability(pendulum, environment)
     assert found.gain_margins is not None
     low, high = found.gain_margins
-    change = {"gain too high": _amplify(1.1 * high), "gain too low": _amplify(0.9 * low)}
+    change = {"gain too high": amplify(1.1 * high), "gain too low": amplify(0.9 * low)}
     candidate = changed(pendulum, change.get(fault, lambda module: None))
     run = evaluation._trajectories
 

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from nncontrol_prune.controllers.bundle import Bundle, load_bundle, make_bundle
+from nncontrol_prune.controllers.bundle import Bundle, load_bundle
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.state_space import Linearization
 from nncontrol_prune.resources import shipped_controllers
@@ -20,31 +19,11 @@ from nncontrol_prune.validation.stability import (
     margin_criterion,
     spectral_radius,
 )
+from tests.validation.changes import amplify, changed
 
 PENDULUM = "InvertedDoublePendulum-v5"
 UNSTABLE = Linearization(a=np.array([[1.2]]), b=np.array([[1.0]]), c=np.array([[1.0]]))
 """x' = 1.2 x + u."""
-
-
-@pytest.fixture(scope="module")
-def pendulum() -> Bundle:
-    return load_bundle(Path(__file__).resolve().parents[2] / "benchmarks" / "controllers" / "double_pendulum_sac")
-
-
-def amplified(bundle: Bundle, factor: float) -> Bundle:
-    """Return a bundle whose action has so many times the gain near zero."""
-    module, manifest = bundle.module(), bundle.manifest
-    with torch.no_grad():
-        module.layers[-1].weight.mul_(factor)
-        module.layers[-1].bias.mul_(factor)
-    return make_bundle(
-        module,
-        name="amplified",
-        observation=manifest.observation,
-        action=manifest.action,
-        rate=manifest.rate,
-        reference_observations=bundle.reference_observations,
-    )
 
 
 def test_margins_of_a_loop_that_can_be_worked_out_by_hand() -> None:
@@ -78,7 +57,7 @@ def test_analysis_of_a_double_pendulum_predicts_what_the_loop_does(pendulum: Bun
     assert low < 1 < high
     for factor, stable in ((1.2 * high, False), (high**0.5, True), (0.8 * low, False), (low**0.5, True)):
         try:
-            assert local_stability(amplified(pendulum, factor), PENDULUM).stable is stable
+            assert local_stability(changed(pendulum, amplify(factor)), PENDULUM).stable is stable
         except NoEquilibriumError:  # an unstable loop may fall before it comes near
             assert not stable
     delayed = local_stability(pendulum, PENDULUM, delay=found.delay_margin)
@@ -96,7 +75,7 @@ def test_lyapunov_function_decreases_near_the_equilibrium(pendulum: Bundle) -> N
 
 def test_candidate_with_the_same_margins_passes_and_one_with_too_little_left_fails(pendulum: Bundle) -> None:
     assert margin_criterion(pendulum, pendulum, PENDULUM, GateSettings()).outcome == "passed"
-    worse = margin_criterion(amplified(pendulum, 1.15), pendulum, PENDULUM, GateSettings())
+    worse = margin_criterion(changed(pendulum, amplify(1.15)), pendulum, PENDULUM, GateSettings())
     assert worse.outcome == "failed"
     assert "gain times" in worse.reason
     assert "necessary, and not sufficient" in worse.reason
