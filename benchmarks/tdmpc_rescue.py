@@ -24,8 +24,8 @@ from nncontrol_prune.controllers.limits import ActionLimits
 from nncontrol_prune.controllers.specs import PlannerSpec
 from nncontrol_prune.controllers.tdmpc import TdMpc
 from nncontrol_prune.plants import CARTPOLE
-from nncontrol_prune.plants.cartpole import upright
 from nncontrol_prune.plants.environments import make_environment
+from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.resources import shipped_controllers
 
 FIRST_SEED = 40_000
@@ -59,7 +59,7 @@ def with_planner(bundle: Bundle, planner: PlannerSpec) -> Bundle:
 
 def run_episode(bundle: Bundle, seed: int, result: Result, *, steps: int, waits: bool) -> None:
     """Run one episode with so many steps of the plant a tick; with `waits` the plant waits for every plan."""
-    env = make_environment(CARTPOLE)
+    env, task = make_environment(CARTPOLE), task_of(CARTPOLE)
     period, limits = 1.0 / bundle.manifest.rate, ActionLimits(bundle.manifest.action)
     observation, _ = env.reset(seed=seed)
     bundle.policy.reset()
@@ -80,7 +80,7 @@ def run_episode(bundle: Bundle, seed: int, result: Result, *, steps: int, waits:
             held = planned.copy()
         observation, reward, terminated, truncated, _ = env.step(held)
         total, step, done = total + float(reward), step + 1, terminated or truncated
-        if not upright(observation):
+        if not task.at_goal(observation):
             fallen = step
     result.returns.append(total)
     result.balanced += fallen <= step - round(2.0 / period)

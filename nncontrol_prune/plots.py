@@ -41,12 +41,13 @@ def plot_run(
         active_by_swap: Which controller was active after how many swaps; the first is the dense one.
         real_time_factor: Plant seconds per second.
     """
-    signals = task_of(environment).signals or (Signal("first observation", "", lambda rows: rows[:, 0], 1.0),)
+    signals = task_of(environment).signals or {"first observation": Signal(entry=0)}
+    name, shown = next(iter(signals.items()))
     figure, (top, middle, bottom) = plt.subplots(
         3, 1, figsize=(10, 6.5), sharex=True, constrained_layout=True, height_ratios=[2, 1.5, 1.2]
     )
     time = rollouts.stamp
-    signal = signals[0].of(rollouts.observation).astype(float)
+    signal = shown.of(rollouts.observation).astype(float)
     jumps = np.abs(np.diff(signal, prepend=signal[:1])) > np.pi
     signal[jumps | (np.diff(rollouts.episode, prepend=rollouts.episode[0]) != 0)] = np.nan
     tick_time = real_time_factor * np.cumsum(np.nan_to_num(ticks[:, PERIOD]))
@@ -70,7 +71,7 @@ def plot_run(
         axis.grid(alpha=0.25)
     for start in time[np.diff(rollouts.episode, prepend=rollouts.episode[0]) != 0]:
         top.axvline(start, color="0.8", lw=0.8)
-    top.set_ylabel(signals[0].label)
+    top.set_ylabel(shown.label(name))
     middle.set_ylabel(f"command [{action.unit}]" if action.unit else "command")
     bottom.set_ylabel("tick time [µs]")
     bottom.set_yscale("log")

@@ -16,14 +16,14 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.monitor import Monitor
 
 from nncontrol_prune.plants import CARTPOLE
-from nncontrol_prune.plants.cartpole import upright
 from nncontrol_prune.plants.environments import make_environment
+from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.plants.training_starts import TrainingStarts
 
 
 def successes(model: SAC, episodes: int, seed: int) -> int:
     """Count the episodes that end with the pole upright for the last two seconds."""
-    env = make_environment(CARTPOLE)
+    env, task = make_environment(CARTPOLE), task_of(CARTPOLE)
     count = 0
     for episode in range(episodes):
         observation, _ = env.reset(seed=seed + episode)
@@ -33,7 +33,7 @@ def successes(model: SAC, episodes: int, seed: int) -> int:
             observation, _, terminated, truncated, _ = env.step(action)
             step += 1
             done = terminated or truncated
-            if not upright(observation):
+            if not task.at_goal(observation):
                 last_fall = step
         count += last_fall <= 800
     return count

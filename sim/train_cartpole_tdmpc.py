@@ -24,8 +24,8 @@ from nncontrol_prune.controllers.policy import Policy
 from nncontrol_prune.controllers.specs import PlannerSpec, TdMpcArchitecture
 from nncontrol_prune.controllers.tdmpc import TdMpc, two_hot
 from nncontrol_prune.plants import CARTPOLE
-from nncontrol_prune.plants.cartpole import upright
 from nncontrol_prune.plants.environments import environment_specs, make_environment
+from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.plants.training_starts import TrainingStarts
 from nncontrol_prune.resources import shipped_controllers
 
@@ -152,7 +152,7 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 @torch.no_grad()
 def evaluate(model: TdMpc, seeds: range) -> tuple[int, float]:
     """Return how many of the starts end with the pole upright for two seconds, and the mean return."""
-    environments = [make_environment(CARTPOLE) for _ in seeds]
+    environments, task = [make_environment(CARTPOLE) for _ in seeds], task_of(CARTPOLE)
     observation = np.stack([env.reset(seed=seed)[0] for env, seed in zip(environments, seeds, strict=True)])
     plan = torch.zeros(len(seeds), model.architecture.planner.horizon, model.action_size)
     fallen, total = np.zeros(len(seeds), dtype=int), np.zeros(len(seeds))
@@ -161,7 +161,7 @@ def evaluate(model: TdMpc, seeds: range) -> tuple[int, float]:
         for index, env in enumerate(environments):
             observation[index], reward, _, _, _ = env.step(action[index].numpy())
             total[index] += float(reward)
-            if not upright(observation[index]):
+            if not task.at_goal(observation[index]):
                 fallen[index] = step + 1
     return int((fallen <= 800).sum()), float(total.mean())
 

@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 
 from nncontrol_prune.resources import share_directory
 
-UPRIGHT_COSINE = 0.95
-"""The pole counts as upright within about 18 degrees of the vertical."""
-
 
 class CartPoleSwingUpEnv(MujocoEnv):
     """A pole hangs from a cart on a rail; one horizontal force swings it up and balances it.
@@ -73,8 +70,3 @@ def rewards_of(observations: NDArray[np.float64], forces: NDArray[np.float64]) -
     calm = (1.0 + np.exp(-((theta_dot / 5.0) ** 2))) / 2.0
     gentle = (4.0 + 1.0 - np.minimum((forces / 10.0) ** 2, 1.0)) / 5.0
     return np.asarray(upright * centred * calm * gentle)
-
-
-def upright(observations: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return in which observations (..., 5) the pole is upright."""
-    return np.asarray(observations[..., 1] > UPRIGHT_COSINE)

@@ -41,12 +41,13 @@ class PlantError(Exception):
 
 @dataclass(frozen=True)
 class EnvironmentSpecs:
-    """What an environment asks of its controller: observation, action, and control rate in Hz."""
+    """What an environment asks of its controller: observation, action and control rate in Hz; and its nq + nv."""
 
     environment: str
     observation: ObservationSpec
     action: ActionSpec
     rate: float
+    states: int
 
 
 def make_environment(environment: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
@@ -90,6 +91,7 @@ def environment_specs(environment: str) -> EnvironmentSpecs:
                 joints=joints, lower=tuple(map(float, box.low)), upper=tuple(map(float, box.high)), unit="N or N m"
             ),
             rate=1.0 / base.dt,
+            states=base.model.nq + base.model.nv,
         )
     finally:
         env.close()

@@ -16,7 +16,7 @@ from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.plants.environments import PlantError
 from nncontrol_prune.plants.live import LivePlant
 from nncontrol_prune.plants.state import HEADER
-from nncontrol_prune.plants.tasks import Goal, task_of
+from nncontrol_prune.plants.tasks import Task, task_of
 from nncontrol_prune.runtime.scheduling import run_in_real_time
 from nncontrol_prune.transport.messages import Pause, PlantRequest, Reset, Status
 from nncontrol_prune.transport.network import Network
@@ -38,13 +38,13 @@ class PlantLink:
     the action.
     """
 
-    def __init__(self, network: Network, goal: Goal | None, realtime_priority: int = 0) -> None:
+    def __init__(self, network: Network, task: Task, realtime_priority: int = 0) -> None:
         self._context = network.real_time_context(realtime_priority)
         self._authenticator = network.authenticate(self._context)
         self._states = network.bind(self._context, "state", zmq.PUB)
         self._commands = network.bind(self._context, "command", zmq.SUB)
         self._commands.setsockopt(zmq.SUBSCRIBE, b"")
-        self._goal = goal
+        self._task = task
         self._goal_since = math.nan
         self.goal_held = 0.0
         """How long the plant has been at the task's goal, in plant seconds."""
@@ -68,7 +68,7 @@ class PlantLink:
     def publish(self, state: NDArray[np.float64]) -> None:
         """Send a state."""
         self._states.send(state.tobytes(), zmq.NOBLOCK)
-        if self._goal is None or not self._goal(state[len(HEADER) :]):
+        if not self._task.goal or not self._task.at_goal(state[len(HEADER) :]):
             self._goal_since, self.goal_held = math.nan, 0.0
         elif math.isnan(self._goal_since):
             self._goal_since = state[0]
@@ -86,7 +86,7 @@ def start(settings: PlantProcessSettings) -> tuple[Callable[[], None], Callable[
     """Prepare the plant; see `transport.process.run`."""
     config = settings.config
     task = task_of(config.env)
-    link = PlantLink(settings.network, task.goal, config.realtime_priority)
+    link = PlantLink(settings.network, task, config.realtime_priority)
     plant = LivePlant(
         config.env,
         link,
@@ -102,7 +102,7 @@ def start(settings: PlantProcessSettings) -> tuple[Callable[[], None], Callable[
             "missed_commands": plant.missed_commands,
             "skipped": plant.skipped,
             "paused": plant.paused.is_set(),
-            "has_goal": task.goal is not None,
+            "has_goal": bool(task.goal),
             "goal_held": link.goal_held,
         }
 

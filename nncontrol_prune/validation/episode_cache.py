@@ -14,9 +14,10 @@ from pydantic import ValidationError
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.plants.conditions import Conditions
+from nncontrol_prune.plants.tasks import Task
 from nncontrol_prune.validation.metrics import Episode
 
-VERSION = 1
+VERSION = 2
 """Of what an episode's metrics mean and how plants are stepped: another one finds nothing that was kept before."""
 
 
@@ -30,11 +31,11 @@ class EpisodeCache:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def read(self, bundle: Bundle, environment: str, conditions: Conditions) -> dict[int, Episode]:
+    def read(self, bundle: Bundle, environment: str, conditions: Conditions, task: Task) -> dict[int, Episode]:
         """Return the episodes that are kept, by seed."""
         episodes: dict[int, Episode] = {}
         try:
-            lines = self._file(bundle, environment, conditions).read_bytes().splitlines()
+            lines = self._file(bundle, environment, conditions, task).read_bytes().splitlines()
         except FileNotFoundError:
             return episodes
         for line in lines:
@@ -45,9 +46,11 @@ class EpisodeCache:
             episodes[episode.seed] = episode
         return episodes
 
-    def add(self, bundle: Bundle, environment: str, conditions: Conditions, episodes: Sequence[Episode]) -> None:
+    def add(
+        self, bundle: Bundle, environment: str, conditions: Conditions, task: Task, episodes: Sequence[Episode]
+    ) -> None:
         """Keep episodes."""
-        path = self._file(bundle, environment, conditions)
+        path = self._file(bundle, environment, conditions, task)
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = b"".join(episode.model_dump_json().encode() + b"\n" for episode in episodes)
         # One append, so that what several processes write is not mixed; the line feed ends one that was cut short.
@@ -57,8 +60,9 @@ class EpisodeCache:
         finally:
             os.close(file)
 
-    def _file(self, bundle: Bundle, environment: str, conditions: Conditions) -> Path:
+    def _file(self, bundle: Bundle, environment: str, conditions: Conditions, task: Task) -> Path:
         # What an episode follows from, the libraries that compute it included.
-        key = [VERSION, environment, conditions.model_dump(), mujoco.__version__, onnxruntime.__version__]
+        settings = (conditions.model_dump(), task.model_dump())
+        key = [VERSION, environment, *settings, mujoco.__version__, onnxruntime.__version__]
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         return self._root / bundle.digest / f"{name}.jsonl"

@@ -18,7 +18,7 @@ from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.batch import PlantBatch, make_batch
 from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.environments import PlantError, check_controller, environment_specs
-from nncontrol_prune.plants.tasks import task_of
+from nncontrol_prune.plants.tasks import Task, task_of
 from nncontrol_prune.validation.closed_loop import WIDTH, Trajectory, run_closed_loop
 from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.metrics import Episode, episode_of
@@ -30,13 +30,17 @@ ATTEMPTS = 3
 """How often episodes are begun anew whose worker has died."""
 
 
-def check_environment(manifest: Manifest, environment: str) -> None:
-    """Check that a controller fits an environment.
+def check_environment(manifest: Manifest, environment: str, task: Task | None = None) -> None:
+    """Check that a controller fits an environment, and so does a task.
 
     Raises:
         PlantError: It does not, or there is no such environment.
     """
-    check_controller(manifest, environment_specs(environment))
+    specs = environment_specs(environment)
+    check_controller(manifest, specs)
+    mismatch = None if task is None else task.mismatch(specs.observation.size, specs.states)
+    if mismatch is not None:
+        raise PlantError(f"the task does not fit {environment}: {mismatch}")
 
 
 def run_episodes(
@@ -45,6 +49,7 @@ def run_episodes(
     seeds: Sequence[int],
     conditions: Conditions | None = None,
     *,
+    task: Task | None = None,
     jobs: int = 1,
     cache: EpisodeCache | None = None,
 ) -> list[Episode]:
@@ -55,6 +60,7 @@ def run_episodes(
         environment: A gymnasium id.
         seeds: Seeds of the episodes' starts.
         conditions: What is different from the environment as it is.
+        task: What the episodes are measured by; by default the environment's own.
         jobs: Workers that share the work: threads where the plant's equations are our own and the controller is no
             planner, otherwise processes.
         cache: Where episodes are looked up before they are run, and kept afterwards.
@@ -62,18 +68,18 @@ def run_episodes(
     Raises:
         PlantError: There is no such environment, it raises, or the workers die.
     """
-    conditions = conditions or Conditions()
-    known = {} if cache is None else cache.read(bundle, environment, conditions)
+    conditions, task = conditions or Conditions(), task or task_of(environment)
+    known = {} if cache is None else cache.read(bundle, environment, conditions, task)
     missing = [seed for seed in dict.fromkeys(seeds) if seed not in known]
     model, manifest = bundle.files[POLICY], bundle.manifest
     if not missing:
         found = []
     elif jobs == 1 or len(missing) == 1 or _runs_in_threads(manifest, environment):
-        found = _episodes(model, manifest, environment, missing, conditions, jobs)
+        found = _episodes(model, manifest, environment, task, missing, conditions, jobs)
     else:
-        found = _in_processes(model, manifest, environment, missing, conditions, jobs)
+        found = _in_processes(model, manifest, environment, task, missing, conditions, jobs)
     if cache is not None and found:
-        cache.add(bundle, environment, conditions, found)
+        cache.add(bundle, environment, conditions, task, found)
     known.update((episode.seed, episode) for episode in found)
     return [known[seed] for seed in seeds]
 
@@ -112,7 +118,13 @@ def _runs_in_threads(manifest: Manifest, environment: str) -> bool:
 
 
 def _in_processes(
-    model: bytes, manifest: Manifest, environment: str, seeds: Sequence[int], conditions: Conditions, jobs: int
+    model: bytes,
+    manifest: Manifest,
+    environment: str,
+    task: Task,
+    seeds: Sequence[int],
+    conditions: Conditions,
+    jobs: int,
 ) -> list[Episode]:
     """Share episodes among processes; those of a process that died are run again, and none is counted twice."""
     done: dict[int, Episode] = {}
@@ -121,9 +133,10 @@ def _in_processes(
         batches = _batches(manifest, left)
         shares = [[seed for batch in batches[start::jobs] for seed in batch] for start in range(jobs)]
         shares = [share for share in shares if share]
-        tasks = (joblib.delayed(_episodes)(model, manifest, environment, share, conditions, 1) for share in shares)
+        run = joblib.delayed(_episodes)
+        calls = (run(model, manifest, environment, task, share, conditions, 1) for share in shares)
         try:
-            for found in joblib.Parallel(n_jobs=len(shares), return_as="generator_unordered")(tasks):
+            for found in joblib.Parallel(n_jobs=len(shares), return_as="generator_unordered")(calls):
                 done.update((episode.seed, episode) for episode in found)
         except TerminatedWorkerError:
             continue
@@ -132,9 +145,14 @@ def _in_processes(
 
 
 def _episodes(
-    model: bytes, manifest: Manifest, environment: str, seeds: Sequence[int], conditions: Conditions, threads: int
+    model: bytes,
+    manifest: Manifest,
+    environment: str,
+    task: Task,
+    seeds: Sequence[int],
+    conditions: Conditions,
+    threads: int,
 ) -> list[Episode]:
-    task = task_of(environment)
     episodes = []
     for trajectory in _trajectories(model, manifest, environment, seeds, conditions, threads):
         episode = episode_of(trajectory, task, manifest.action, manifest.rate)

@@ -73,7 +73,7 @@ def judge(
     difference = layout_difference(candidate.manifest, dense.manifest)
     if difference is not None:
         raise GateError(f"{candidate.manifest.name} cannot take the place of {dense.manifest.name}: {difference}")
-    check_environment(dense.manifest, environment)
+    check_environment(dense.manifest, environment, settings.task)
     return _Gate(candidate, dense, environment, settings, progress or Progress(), cache).verdict()
 
 
@@ -91,6 +91,7 @@ class _Gate:
     ) -> None:
         self._candidate, self._dense, self._environment = candidate, dense, environment
         self._settings, self._progress, self._cache = settings, progress, cache
+        self._task = settings.task or task_of(environment)
         self._usual = Conditions(delay=settings.delay)
         self._pairs: list[tuple[Episode, Episode]] = []
         self._notes: list[str] = []
@@ -132,8 +133,7 @@ class _Gate:
     def _as_it_is(self) -> list[Criterion]:
         """Run pairs in the environment as it is until the verdict is certain, or there were as many as there may be."""
         settings = self._settings
-        task = task_of(self._environment).description
-        deciding = closed_loop_criteria(settings, self._reference(), task)
+        deciding = closed_loop_criteria(settings, self._reference(), self._task.success)
         known = [latency_criterion(self._candidate, self._dense, settings.latency_share)]
         while True:
             done = len(self._pairs)
@@ -173,9 +173,9 @@ class _Gate:
         conditions = conditions_of(settings, self._dense) if levels.enabled else {}
         if conditions:
             yield RobustnessTest("robustness", conditions, levels.margin), conditions, levels.max_rounds
-        box = task_of(self._environment).starts
-        if box and settings.attraction_starts:
-            anywhere = {"starts from anywhere": self._usual.model_copy(update={"starts": box})}
+        box = self._task.starts
+        if box is not None and settings.attraction_starts:
+            anywhere = {"starts from anywhere": self._usual.model_copy(update={"starts": box.bounds})}
             test = RobustnessTest("region of attraction", anywhere, settings.attraction_margin)
             yield test, anywhere, settings.attraction_starts
         elif settings.attraction_starts:
@@ -197,7 +197,9 @@ class _Gate:
 
     def _episodes(self, bundle: Bundle, seeds: Sequence[int], conditions: Conditions) -> list[Episode]:
         cache = self._cache if bundle.digest == self._dense.digest else None
-        return run_episodes(bundle, self._environment, seeds, conditions, jobs=self._settings.jobs, cache=cache)
+        return run_episodes(
+            bundle, self._environment, seeds, conditions, task=self._task, jobs=self._settings.jobs, cache=cache
+        )
 
     def _share(self, evidence: float) -> float:
         """Return how much of the way is behind, judged by what is nearest to ending it."""

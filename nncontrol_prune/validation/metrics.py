@@ -77,14 +77,12 @@ def episode_of(trajectory: Trajectory, task: Task, action: ActionSpec, rate: flo
         effort=float(np.sqrt(np.square(2.0 * trajectory.actions / ranges).mean())),
         action_rate=float(changes.mean() * rate) if len(changes) else 0.0,
         excursions=tuple(np.abs(trajectory.observations).max(axis=0).tolist()),
-        signals={signal.name: signal_metrics(signal, trajectory.observations, rate) for signal in task.signals},
+        signals={name: signal_metrics(signal, trajectory.observations, rate) for name, signal in task.signals.items()},
     )
 
 
 def _held_at_the_end(trajectory: Trajectory, task: Task, rate: float) -> bool:
-    if task.goal is None:
-        return True
-    away = np.flatnonzero(~task.goal(trajectory.observations[1:]))
+    away = np.flatnonzero(~task.at_goal(trajectory.observations[1:]))
     last_away = int(away[-1]) + 1 if len(away) else 0
     return (len(trajectory.rewards) - last_away) / rate >= task.hold
 

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, FiniteFloat, model_validator
 
 from nncontrol_prune.controllers.specs import Spec
+from nncontrol_prune.plants.tasks import Task
 from nncontrol_prune.validation.betting import values_needed
 
 
@@ -55,6 +56,8 @@ class GateSettings(Spec):
     """How much less likely the candidate may succeed from anywhere in the task's box of starts."""
     attraction_starts: Annotated[int, Field(ge=0, le=1_000_000)] = 256
     """Starts after which that is inconclusive; 0 to leave it out."""
+    task: Task | None = None
+    """What success is, and what is brought where; by default what is known of the environment (plants/tasks.py)."""
     first_seed: Annotated[int, Field(ge=0)] = 100_000
     """Seed of the first pair; the next ones follow."""
     jobs: Annotated[int, Field(ge=1, le=1024)] = 1

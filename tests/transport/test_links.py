@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nncontrol_prune.plants.state import HEADER
+from nncontrol_prune.plants.tasks import Task
 from nncontrol_prune.transport.controller_process import ControllerLink
 from nncontrol_prune.transport.network import Network
 from nncontrol_prune.transport.plant_process import PlantLink
@@ -16,7 +17,7 @@ from nncontrol_prune.transport.plant_process import PlantLink
 
 @pytest.fixture
 def links(network: Network):
-    plant = PlantLink(network, None)
+    plant = PlantLink(network, Task())
     controller = ControllerLink(network, 3, 2)
     action = np.zeros(2)
     while math.isnan(plant.command(action)):  # a publisher drops what it sends before it knows of its subscriber

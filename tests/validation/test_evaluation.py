@@ -45,9 +45,9 @@ def test_episodes_that_are_kept_are_not_run_again(
     asked: list[list[int]] = []
     run = evaluation._episodes
 
-    def noted(model, manifest, environment, seeds, conditions, threads):
+    def noted(model, manifest, environment, task, seeds, *rest):
         asked.append(list(seeds))
-        return run(model, manifest, environment, seeds, conditions, threads)
+        return run(model, manifest, environment, task, seeds, *rest)
 
     monkeypatch.setattr(evaluation, "_episodes", noted)
     assert run_episodes(small_bundle, CARTPOLE, [2, 3, 1], cache=cache)[::2] == first[::-1]
@@ -67,11 +67,11 @@ def test_episodes_of_a_worker_that_died_are_run_again_and_none_twice(
 ) -> None:
     mark, run = tmp_path / "died", evaluation._episodes
 
-    def dies_once(model, manifest, environment, seeds, conditions, threads):
+    def dies_once(model, manifest, environment, task, seeds, *rest):
         if 1 in seeds and not mark.exists():
             mark.touch()
             os._exit(1)
-        return run(model, manifest, environment, seeds, conditions, threads)
+        return run(model, manifest, environment, task, seeds, *rest)
 
     monkeypatch.setattr(evaluation, "_runs_in_threads", lambda *_: False)
     expected = run_episodes(small_bundle, CARTPOLE, SEEDS)

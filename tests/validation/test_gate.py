@@ -12,6 +12,7 @@ from nncontrol_prune.controllers.policy import load_policy
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.environments import PlantError
+from nncontrol_prune.plants.tasks import Signal, Task
 from nncontrol_prune.progress import Cancelled, Progress
 from nncontrol_prune.validation import evaluation, gate
 from nncontrol_prune.validation.episode_cache import EpisodeCache
@@ -284,3 +285,20 @@ def test_candidate_with_another_layout_than_the_dense_controller_is_refused(
 def test_it_can_be_cancelled(shipped_bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(Cancelled, match="validation"):
         judge(shipped_bundle, shipped_bundle, CARTPOLE, gate_settings(), Progress(cancelled=lambda: True))
+
+
+def test_task_in_the_settings_takes_the_place_of_what_is_known_of_the_environment(
+    shipped_bundle: Bundle, cache: EpisodeCache
+) -> None:
+    task = Task(signals={"cart position": Signal(entry=0, unit="m")}, goal={"cart position": 1e-6}, hold=1.0)
+    settings = gate_settings(task=task, max_episodes=75)
+    verdict = judge(shipped_bundle, shipped_bundle, CARTPOLE, settings, cache=cache)
+    assert verdict.dense.successes == 0
+    (success,) = (criterion for criterion in verdict.criteria if criterion.name == "success")
+    assert "cart position within 1e-06 m of its reference for the last 1 s" in success.reason
+
+
+def test_task_that_does_not_fit_the_environment_is_refused(shipped_bundle: Bundle) -> None:
+    settings = gate_settings(task=Task(signals={"pole": Signal(entry=5)}))
+    with pytest.raises(PlantError, match=r"does not fit .*CartPole.*signal 'pole' is entry 5 of the observation"):
+        judge(shipped_bundle, shipped_bundle, CARTPOLE, settings)

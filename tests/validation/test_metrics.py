@@ -9,7 +9,7 @@ from nncontrol_prune.validation.closed_loop import Trajectory
 from nncontrol_prune.validation.metrics import episode_of, signal_metrics
 
 RATE = 10.0
-SIGNAL = Signal("x", "m", lambda rows: rows[:, 0], scale=1.0, reference=2.0)
+SIGNAL = Signal(entry=0, unit="m", reference=2.0)
 ACTION = ActionSpec(joints=("a",), lower=(-1.0,), upper=(3.0,))
 
 
@@ -41,7 +41,7 @@ def test_overshoot_is_the_largest_error_after_the_reference_was_crossed() -> Non
 
 
 def test_angle_that_swings_through_pi_has_not_crossed_its_reference() -> None:
-    angle = Signal("θ", "rad", lambda rows: rows[:, 0], scale=np.pi)
+    angle = Signal(entry=0, unit="rad", scale=np.pi)
     assert metrics([3.1, -3.1, -2.0, -1.0, 0.0, 0.0], angle).overshoot == pytest.approx(0.0, abs=1e-12)
 
 
@@ -58,7 +58,7 @@ def test_effort_and_action_rate_are_shares_of_the_range() -> None:
 
 
 def test_success_needs_the_goal_held_to_the_end_and_no_termination() -> None:
-    task = Task(goal=lambda rows: rows[..., 0] > 1.0, hold=0.2)
+    task = Task(signals={"x": Signal(entry=0, reference=2.0)}, goal={"x": 0.5}, hold=0.2)
     held, left = [0.0, 0.0, 2.0, 2.0], [0.0, 2.0, 2.0, 0.0]
     assert episode_of(trajectory(held, [0.0] * 3), task, ACTION, RATE).success
     assert not episode_of(trajectory(left, [0.0] * 3), task, ACTION, RATE).success
