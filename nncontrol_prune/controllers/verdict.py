@@ -71,15 +71,16 @@ class Verdict(Spec):
     criteria: tuple[Criterion, ...]
     notes: tuple[str, ...] = ()
     """What was not looked at, and why, as sentences."""
-    environment: str
+    environment: str | None
+    """Where both were run in closed loop; None for an off-line check on rollouts alone, which proves much less."""
     thresholds: dict[str, FiniteFloat]
     """What the gate was told to ask for."""
-    seed: int
-    """Seed of the first episode; episode i starts from seed + i, for both controllers."""
+    seed: int | None = None
+    """Seed of the first episode; episode i starts from seed + i, for both controllers. None off line."""
     robustness: tuple[ConditionSummary, ...] = ()
     """Under which conditions both were run beside the environment as it is; starts from anywhere are the last."""
-    dense: EpisodeSummary
-    pruned: EpisodeSummary
+    dense: EpisodeSummary | None = None
+    pruned: EpisodeSummary | None = None
     created: str
     """Time of the decision, ISO 8601, UTC."""
 
@@ -88,6 +89,17 @@ class Verdict(Spec):
         if self.decision != decision_of(self.criteria):
             raise ValueError(f"the decision is {self.decision}, which its criteria do not say")
         return self
+
+    @model_validator(mode="after")
+    def _closed_loop_has_episodes(self) -> Verdict:
+        if (self.environment is None) != (self.dense is None) or (self.dense is None) != (self.pruned is None):
+            raise ValueError("a verdict in closed loop tells the episodes of both controllers, an off-line one neither")
+        return self
+
+    @property
+    def offline(self) -> bool:
+        """Whether no closed loop was run."""
+        return self.environment is None
 
     @property
     def accepted(self) -> bool:

@@ -11,14 +11,15 @@ Everything comes by atomic rename: a power cut leaves the old controller or the 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from nncontrol_prune.controllers.bundle import Bundle, load_bundle, short
+from nncontrol_prune.controllers.bundle import MANIFEST, Bundle, load_bundle, parse_manifest, short
 from nncontrol_prune.controllers.errors import ControllerError
-from nncontrol_prune.controllers.specs import Spec, parse_reference
+from nncontrol_prune.controllers.specs import Manifest, Spec, parse_reference
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.files import remove_unfinished, write_atomically
 
@@ -92,6 +93,15 @@ class BundleStore:
             raise StoreError(f"the store {self.root} holds {short(bundle.reference)} where {short(reference)} belongs")
         return bundle
 
+    def manifest(self, reference: str) -> Manifest:
+        """Return a bundle's manifest alone, without a check of its other files.
+
+        Raises:
+            StoreError: The store does not hold it.
+            BundleError: It is damaged.
+        """
+        return parse_manifest((self.directory(self.find(reference)) / MANIFEST).read_bytes())
+
     def verdict(self, digest: str) -> Verdict | None:
         """Return the verdict about a bundle; None if it was never validated.
 
@@ -108,6 +118,14 @@ class BundleStore:
         if not verdict.candidate.endswith(f"@{digest}"):
             raise StoreError(f"{path} is a verdict about {short(verdict.candidate)}")
         return verdict
+
+    def verdicts(self) -> Iterator[Verdict]:
+        """Yield all verdicts that can be read, by digest; of candidates that may be gone by now."""
+        for path in sorted((self.root / "verdicts").glob("*.json")):
+            with contextlib.suppress(StoreError):  # damaged, or of an older format: it says nothing any more
+                verdict = self.verdict(path.stem)
+                if verdict is not None:
+                    yield verdict
 
     def write_verdict(self, verdict: Verdict) -> None:
         """Store a verdict; one that was there is replaced."""

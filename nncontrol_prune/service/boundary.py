@@ -147,6 +147,8 @@ def prune_to_boundary(
 
 
 def _point(sparsity: float, verdict: Verdict) -> BoundaryPoint:
+    assert verdict.dense is not None
+    assert verdict.pruned is not None
     return BoundaryPoint(
         sparsity=sparsity,
         accepted=verdict.accepted,

@@ -13,6 +13,8 @@ than before. (Åström and Wittenmark, Computer-Controlled Systems, 1997, for de
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -98,7 +100,7 @@ class SmoothPolicy:
         """Return the action (m,) for an observation (n,)."""
         import torch
 
-        with torch.no_grad():
+        with torch.no_grad(), _one_thread():
             return np.asarray(self._module(torch.from_numpy(observation)[None])[0])
 
     def jacobian(self, observation: Array) -> Array:
@@ -106,7 +108,21 @@ class SmoothPolicy:
         import torch
 
         rows = torch.from_numpy(observation)[None]
-        return np.asarray(torch.autograd.functional.jacobian(lambda given: self._module(given)[0], rows)[:, 0])
+        with _one_thread():
+            return np.asarray(torch.autograd.functional.jacobian(lambda given: self._module(given)[0], rows)[:, 0])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch from sharing single rows among threads, which takes up to thirty times as long on a busy machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def local_stability(bundle: Bundle, environment: str, *, delay: int = 0, seed: int = 0) -> LocalStability:
@@ -127,8 +143,11 @@ def local_stability(bundle: Bundle, environment: str, *, delay: int = 0, seed: i
     plant, policy = StateSpacePlant(environment), SmoothPolicy(bundle)
     limits = ActionLimits(bundle.manifest.action)
     try:
-        state = _came_to(plant, policy, limits, seed, delay)
-        state = equilibrium_near(plant, policy, state)
+        ticks = round(SETTLING_TIME / plant.period)
+        states = states_along(plant, policy, limits, seed, ticks, delay)
+        if len(states) <= ticks:
+            raise NoEquilibriumError("the loop does not come to rest")
+        state = equilibrium_near(plant, policy, states[-1])
         observation = plant.observe(state)
         action = policy.act(observation)
         linear = plant.linearize(state, action)
@@ -173,18 +192,30 @@ def equilibrium_near(plant: StateSpacePlant, policy: SmoothPolicy, state: Array)
     raise NoEquilibriumError("the loop does not come to rest")
 
 
-def _came_to(plant: StateSpacePlant, policy: SmoothPolicy, limits: ActionLimits, seed: int, delay: int) -> Array:
-    state = plant.start(seed)
+def states_along(
+    plant: StateSpacePlant, policy: SmoothPolicy, limits: ActionLimits, seed: int, ticks: int, delay: int
+) -> Array:
+    """Return the states (ticks + 1, nq + nv) of an episode, fewer if they become infinite; it is never terminated.
+
+    Args:
+        plant: The plant.
+        policy: The policy, whose commands are held for a control period.
+        limits: What they are kept within.
+        seed: Of the start.
+        ticks: Control periods.
+        delay: Ticks that a command takes to the plant.
+    """
+    states = [plant.start(seed)]
     on_the_way = [limits.safe_command] * delay
-    for _ in range(round(SETTLING_TIME / plant.period)):
-        action = policy.act(plant.observe(state))
+    for _ in range(ticks):
+        action = policy.act(plant.observe(states[-1]))
         limits.apply(action)
         on_the_way.append(action)
-        following = plant.step(state, on_the_way.pop(0))
+        following = plant.step(states[-1], on_the_way.pop(0))
         if not np.isfinite(following).all():
-            raise NoEquilibriumError("the loop does not come to rest")
-        state = following
-    return state
+            break
+        states.append(following)
+    return np.array(states)
 
 
 def closed_loop_matrix(linear: Linearization, gain: Array, delay: int, factor: float = 1.0) -> Array:
