@@ -132,8 +132,12 @@ class BundleStore:
         digest = verdict.candidate.rpartition("@")[2]
         write_atomically(self.root / "verdicts" / f"{digest}.json", verdict.model_dump_json(indent=1).encode())
 
-    def check_accepted(self, bundle: Bundle) -> None:
+    def check_accepted(self, bundle: Bundle, *, allow_offline: bool = False) -> None:
         """Check that a bundle may be staged: it has no parent, or an accepted verdict.
+
+        Args:
+            bundle: The bundle.
+            allow_offline: Whether a verdict will do for which no closed loop was run.
 
         Raises:
             NotAcceptedError: It may not.
@@ -149,6 +153,11 @@ class BundleStore:
         if not verdict.accepted:
             found = "rejected it" if verdict.decision == "reject" else "could not tell whether it is as good"
             raise NotAcceptedError(f"{who} and the gate {found}: {'; '.join(verdict.reasons)}")
+        if verdict.offline and not allow_offline:
+            raise NotAcceptedError(
+                f"{who} and was accepted on rollouts alone, without a closed loop; validate it with an environment, or "
+                "set allow_offline of the controller to true"
+            )
 
     def slot(self, slot: str) -> SlotRecord | None:
         """Return what a slot runs; None if it never ran anything.

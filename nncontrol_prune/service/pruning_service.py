@@ -29,7 +29,9 @@ STAGES = {
     "on-policy rounds": (0.42, 0.5),
     "distillation": (0.5, 0.6),
     "validation": (0.6, 0.8),
-    "robustness": (0.8, 1.0),
+    "robustness": (0.8, 0.95),
+    "off-line check": (0.6, 0.95),
+    "report": (0.95, 1.0),
 }
 """Where each stage begins and ends in the progress of a whole job; it does not go back where a stage comes again."""
 

@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import JsonValue
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.controllers.verdict import Decision, Verdict
+from nncontrol_prune.files import write_atomically
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.group_report import GroupReport
 from nncontrol_prune.runtime.store import BundleStore
@@ -59,10 +63,27 @@ class Report(Spec):
     """By sparsity, from all verdicts in the store; this candidate's is one of them."""
     evidence: Evidence | None
     """None if no closed loop was run."""
+    pruning: dict[str, JsonValue] | None = None
+    """What the pipeline did, where it ran in the same job: errors by candidate, time, warnings."""
+
+
+PAGE = "report.html"
+
+
+def write_report(report: Report, directory: Path) -> list[Path]:
+    """Write a report."""
+    write_atomically(directory / "report.json", report.model_dump_json(indent=1).encode())
+    return [directory / "report.json"]
 
 
 def make_report(
-    verdict: Verdict, candidate: Bundle, dense: Bundle, store: BundleStore, task: str, evidence: Evidence | None
+    verdict: Verdict,
+    candidate: Bundle,
+    dense: Bundle,
+    store: BundleStore,
+    task: str,
+    evidence: Evidence | None,
+    pruning: dict[str, Any] | None = None,
 ) -> Report:
     """Put a report together.
 
@@ -73,6 +94,7 @@ def make_report(
         store: Where other verdicts are.
         task: Success in words.
         evidence: What was run for the report.
+        pruning: How the candidate was pruned, if that is known.
     """
     return Report(
         verdict=verdict,
@@ -83,6 +105,7 @@ def make_report(
         groups=removed_groups(candidate, dense),
         curve=curve(verdict, dense, store),
         evidence=evidence,
+        pruning=pruning,
     )
 
 

@@ -46,14 +46,14 @@ class Simulation:
         environment = config.mujoco_sim.env
         specs = environment_specs(environment)
         bundle = stored_bundle(store, config.nn_controller.controller or initial_reference(store, SLOT))
-        store.check_accepted(bundle)
+        store.check_accepted(bundle, allow_offline=config.nn_controller.allow_offline)
         check_controller(bundle.manifest, specs)
         if config.nn_controller.rate is not None:
             try:
                 check_rate(config.nn_controller.rate, specs)
             except PlantError as error:
                 raise ConfigError(f"nn_controller: {error}") from error
-        self.report = out / "report.json"
+        self.report = out / "report"
         self.dense = bundle
         self.plant = Client(network, "plant")
         self.controller = Client(network, "controller")
