@@ -194,9 +194,9 @@ def rollout(
 ) -> None:
     """Run episodes as fast as possible and write them to a bag."""
     from nncontrol_prune import display
+    from nncontrol_prune.runtime.finding import find_bundle
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service.rollouts import record_episodes
-    from nncontrol_prune.service.work import find_bundle
     from nncontrol_prune.validation.evaluation import summarize
 
     bundle = find_bundle(BundleStore(store), controller)
@@ -267,6 +267,7 @@ def prune(
     from nncontrol_prune import display
     from nncontrol_prune.config import ConfigError, validated
     from nncontrol_prune.progress import Progress
+    from nncontrol_prune.runtime.finding import find_bundle
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service import work
     from nncontrol_prune.service.boundary import prune_to_boundary
@@ -294,7 +295,7 @@ def prune(
     settings = validated(PruningSettings, values, "prune")
     _check_new(out)
     bundles = BundleStore(store)
-    dense = work.find_bundle(bundles, controller)
+    dense = find_bundle(bundles, controller)
     if auto:
         env = _environment(dense, env)
         if cost != "parameters":
@@ -397,6 +398,7 @@ def validate(
     from nncontrol_prune import display
     from nncontrol_prune.config import validated
     from nncontrol_prune.progress import Progress
+    from nncontrol_prune.runtime.finding import stored_bundle
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service import work
 
@@ -415,7 +417,7 @@ def validate(
     }
     gate = validated(GateSettings, values, "validate")
     bundles = BundleStore(store)
-    pruned, dense = work.stored_bundle(bundles, candidate), work.stored_bundle(bundles, against)
+    pruned, dense = stored_bundle(bundles, candidate), stored_bundle(bundles, against)
     with display.progress_bar(as_json) as show:
         verdict = work.validate(pruned, dense, bundles, _environment(dense, env), gate, Progress(show))
     if as_json:
@@ -526,9 +528,9 @@ def inspect(
 ) -> None:
     """Show what is in a bundle, with its prunable groups, or in a bag."""
     from nncontrol_prune import display
+    from nncontrol_prune.runtime.finding import find_bundle
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service import inspection
-    from nncontrol_prune.service.work import find_bundle
 
     path = Path(what)
     if path.exists() and not (path / "manifest.json").exists():
