@@ -195,9 +195,9 @@ def rollout(
 ) -> None:
     """Run episodes as fast as possible and write them to a bag."""
     from nncontrol_prune import display
+    from nncontrol_prune.runtime.finding import find_bundle
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service.rollouts import record_episodes
-    from nncontrol_prune.service.work import find_bundle
     from nncontrol_prune.validation.evaluation import summarize
 
     bundle = find_bundle(BundleStore(store), controller)
@@ -268,6 +268,7 @@ def prune(
     from nncontrol_prune import display
     from nncontrol_prune.config import ConfigError, validated
     from nncontrol_prune.progress import Progress
+    from nncontrol_prune.runtime.finding import find_bundle
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service import work
     from nncontrol_prune.service.boundary import prune_to_boundary
@@ -295,7 +296,7 @@ def prune(
     settings = validated(PruningSettings, values, "prune")
     _check_new(out)
     bundles = BundleStore(store)
-    dense = work.find_bundle(bundles, controller)
+    dense = find_bundle(bundles, controller)
     if auto:
         env = _environment(dense, env)
         if cost != "parameters":
@@ -415,6 +416,7 @@ def validate(
     from nncontrol_prune import display
     from nncontrol_prune.config import ConfigError, load_config, validated
     from nncontrol_prune.progress import Progress
+    from nncontrol_prune.runtime.finding import stored_bundle
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service import work
     from nncontrol_prune.service.report import PAGE
@@ -438,7 +440,7 @@ def validate(
         values["robustness"]["enabled"], values["attraction_starts"] = False, 0
     gate = validated(GateSettings, values, "validate")
     bundles = BundleStore(store)
-    pruned, dense = work.stored_bundle(bundles, candidate), work.stored_bundle(bundles, against)
+    pruned, dense = stored_bundle(bundles, candidate), stored_bundle(bundles, against)
     with display.progress_bar(as_json) as show:
         where = work.read(dense, tuple(rollouts), Progress(show)) if rollouts else _environment(dense, env)
         outcome = work.validate(pruned, dense, bundles, where, gate, Progress(show), directory=report)
@@ -552,9 +554,9 @@ def inspect(
 ) -> None:
     """Show what is in a bundle, with its prunable groups, or in a bag."""
     from nncontrol_prune import display
+    from nncontrol_prune.runtime.finding import find_bundle
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service import inspection
-    from nncontrol_prune.service.work import find_bundle
 
     path = Path(what)
     if path.exists() and not (path / "manifest.json").exists():

@@ -32,6 +32,8 @@ class PlantConfig(Spec):
     """Whether to do without a window."""
     real_time_factor: Annotated[FiniteFloat, Field(ge=0.01, le=100.0)] = 1.0
     """Plant seconds per second."""
+    lockstep: bool = False
+    """Whether to wait for each state's command: runs with the same seed are then the same."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the first episode."""
     realtime_priority: Annotated[int, Field(ge=0, le=99)] = DEFAULT_PRIORITY

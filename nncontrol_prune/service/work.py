@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from nncontrol_prune.controllers.bundle import Bundle, load_bundle
+from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.plants.tasks import task_of
@@ -170,35 +170,3 @@ def validate(
 def episode_cache(store: BundleStore) -> EpisodeCache:
     """Return where the dense controllers' episodes are kept."""
     return EpisodeCache(store.root / "episodes")
-
-
-def stored_bundle(store: BundleStore, text: str) -> Bundle:
-    """Find the controller a user means, and put it into the store unless it is there.
-
-    Args:
-        store: The store.
-        text: A directory, `name@digest` of a bundle in the store, or the name of a controller that ships.
-
-    Raises:
-        ControllerError: There is none, or it fails a check.
-    """
-    bundle = find_bundle(store, text)
-    store.add(bundle)
-    return bundle
-
-
-def find_bundle(store: BundleStore, text: str) -> Bundle:
-    """Find the controller a user means; see `stored_bundle`."""
-    from nncontrol_prune.resources import shipped_controllers
-
-    shipped = shipped_controllers()
-    if text in shipped and not Path(text).exists():
-        return load_bundle(shipped[text])
-    if "@" in text and not Path(text).exists():
-        return store.load(text)
-    if Path(text).is_dir():
-        return load_bundle(Path(text))
-    raise StoreError(
-        f"there is no controller {text!r}: it is no directory, no name@digest, and not one of those that ship "
-        f"({', '.join(shipped) or 'none'})"
-    )

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from nncontrol_prune.config import Config, ConfigError
 from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.plants.environments import PlantError, check_controller, check_rate, environment_specs
+from nncontrol_prune.runtime.finding import stored_bundle
 from nncontrol_prune.runtime.slot import initial_reference
 from nncontrol_prune.runtime.statistics import COLUMNS
 from nncontrol_prune.runtime.store import BundleStore
-from nncontrol_prune.service.work import stored_bundle
 from nncontrol_prune.transport.controller_process import SLOT, ControllerProcessSettings
 from nncontrol_prune.transport.messages import Ticks
 from nncontrol_prune.transport.network import Network

@@ -158,3 +158,14 @@ def test_processes_may_add_the_same_bundle_at_once(store: BundleStore, small_bun
     processes = [subprocess.Popen(command) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
     assert [path.name for path in (store.root / "bundles").iterdir()] == [small_bundle.digest]
+
+
+def test_dense_controller_is_found_through_those_pruned_from_it(
+    store: BundleStore, small_bundle, make_cartpole_bundle
+) -> None:
+    middle = make_cartpole_bundle(hidden=(8, 8), parent=small_bundle, name="middle")
+    last = make_cartpole_bundle(hidden=(4, 4), parent=middle, name="last")
+    for bundle in (small_bundle, middle, last):
+        store.add(bundle)
+    assert store.dense(last.reference) == small_bundle.reference
+    assert store.dense(small_bundle.reference) == small_bundle.reference

@@ -204,3 +204,24 @@ def test_every_stage_has_its_place_in_the_progress_of_a_job() -> None:
         for stage in re.findall(r'progress\("([a-z -]+)"', path.read_text())
     }
     assert named | {"starting"} == set(pruning_service.STAGES)
+
+
+def test_service_started_again_knows_the_last_job(store: BundleStore, job: Job, tmp_path: Path) -> None:
+    journal = tmp_path / "jobs" / "last.json"
+    first = PruningService(store, journal)
+    first.start(job)
+    ended = wait_for(first)
+    again = PruningService(store, journal)
+    assert again.status == ended
+    assert again.start(job) == 2
+    assert PruningService(store, journal).status.message == "the pruning service ended during this job"
+    again.close()
+    assert PruningService(store, journal).status.state == "cancelled"
+
+
+def test_damaged_journal_is_told_and_stops_nothing(store: BundleStore, tmp_path: Path) -> None:
+    journal = tmp_path / "last.json"
+    journal.write_text("{")
+    status = PruningService(store, journal).status
+    assert status.state == "idle"
+    assert "last.json is not a job's status" in status.message
