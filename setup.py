@@ -22,7 +22,9 @@ RUNTIME = [
     "typer>=0.12",
 ]
 DESKTOP = [
+    "bokeh>=3.4",
     "gymnasium[mujoco]>=1.0",
+    "jinja2>=3.0",
     "joblib>=1.3",
     "matplotlib>=3.7",
     "mujoco>=3.1",
@@ -54,6 +56,7 @@ setup(
     maintainer="nncontrol_prune maintainers",
     maintainer_email="maintainers@nncontrol-prune.example",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
+    package_data={f"{PACKAGE}.service": ["*.html"]},
     data_files=shared_files(),
     python_requires=">=3.10",
     install_requires=RUNTIME + DESKTOP,

@@ -80,9 +80,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     """
     if path.exists():
         raise FileExistsError(f"{path} exists already")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=_prefix(), dir=path.parent))
-    try:
+    with _unfinished_directory(path) as temporary:
         yield temporary
         temporary.chmod(0o755)
         fsync_directory(temporary)
@@ -91,5 +89,32 @@ def new_directory(path: Path) -> Iterator[Path]:
         except OSError as error:
             raise FileExistsError(f"{path} exists already") from error
         fsync_directory(path.parent)
+
+
+@contextmanager
+def replacing_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory that takes the place of the one at `path` when the block ends without an error.
+
+    For an instant between two renames there is neither; if the second one fails, the old directory is put back.
+    """
+    with _unfinished_directory(path) as old:
+        with new_directory(old / "new") as temporary:
+            yield temporary
+        path.rename(old / "old")
+        try:
+            (old / "new").rename(path)
+        except OSError:
+            (old / "old").rename(path)
+            raise
+        fsync_directory(path.parent)
+
+
+@contextmanager
+def _unfinished_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory beside `path`; what is left of it in the end is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=_prefix(), dir=path.parent))
+    try:
+        yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

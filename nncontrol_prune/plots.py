@@ -11,14 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nncontrol_prune.controllers.specs import ActionSpec
+from nncontrol_prune.drawing import DENSE, PRUNED, without_wraps
 from nncontrol_prune.plants.tasks import Signal, task_of
 from nncontrol_prune.rollouts.reader import Rollouts
 from nncontrol_prune.runtime.statistics import BUNDLE, COMPUTE, PERIOD
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
-
-DENSE, PRUNED = "#2b5d8c", "#d9822b"
 
 
 def plot_run(
@@ -47,9 +46,8 @@ def plot_run(
         3, 1, figsize=(10, 6.5), sharex=True, constrained_layout=True, height_ratios=[2, 1.5, 1.2]
     )
     time = rollouts.stamp
-    signal = shown.of(rollouts.observation).astype(float)
-    jumps = np.abs(np.diff(signal, prepend=signal[:1])) > np.pi
-    signal[jumps | (np.diff(rollouts.episode, prepend=rollouts.episode[0]) != 0)] = np.nan
+    signal = without_wraps(shown.of(rollouts.observation))
+    signal[np.diff(rollouts.episode, prepend=rollouts.episode[0]) != 0] = np.nan
     tick_time = real_time_factor * np.cumsum(np.nan_to_num(ticks[:, PERIOD]))
     dense = active_by_swap[0]
     row_is_dense = np.array([i >= 0 and rollouts.controllers[i] == dense for i in rollouts.bundle])

@@ -1,6 +1,6 @@
 """What a report on a candidate holds: the verdict, what was pruned, and what both controllers do.
 
-`write_report` makes of it a directory with `report.json`, one page that needs no network, and pictures.
+`report_files.write_report` makes of it a directory with `report.json`, one page that needs no network, and pictures.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CurvePoint(Spec):
     sparsity: float
     """Share of the dense controller's parameters that is gone."""
     return_ratio: float
-    """Its mean return as a share of the dense controller's, in the same pairs."""
+    """1 less what it loses of the dense controller's mean return, as a share of that, in the same pairs."""
     success: float
     """Share of the pairs in which it succeeded."""
     dense_success: float
@@ -149,7 +149,7 @@ def curve(verdict: Verdict, dense: Bundle, store: BundleStore) -> tuple[CurvePoi
             CurvePoint(
                 reference=other.candidate,
                 sparsity=1.0 - manifest.parameters / dense.manifest.parameters,
-                return_ratio=other.pruned.return_mean / other.dense.return_mean,
+                return_ratio=_kept(other.pruned.return_mean, other.dense.return_mean),
                 success=other.pruned.successes / other.pruned.episodes,
                 dense_success=other.dense.successes / other.dense.episodes,
                 pairs=other.pruned.episodes,
@@ -157,3 +157,8 @@ def curve(verdict: Verdict, dense: Bundle, store: BundleStore) -> tuple[CurvePoi
             )
         )
     return tuple(sorted(points, key=lambda point: point.sparsity))
+
+
+def _kept(pruned: float, dense: float) -> float:
+    # Where returns are below zero, such as costs, the plain ratio would grow with the loss.
+    return 1.0 + (pruned - dense) / abs(dense)

@@ -1,0 +1,49 @@
+"""Writing a report: one directory with the data, a page and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nncontrol_prune.files import new_directory, replacing_directory, write_synced
+from nncontrol_prune.service.report import Report
+from nncontrol_prune.service.report_charts import charts_of
+from nncontrol_prune.service.report_page import page
+from nncontrol_prune.service.report_pictures import write_pictures
+
+DATA, PAGE = "report.json", "report.html"
+
+
+def write_report(report: Report, directory: Path) -> list[Path]:
+    """Write `report.json`, `report.html` and a PNG for each chart into a directory, which is there whole or not at all.
+
+    An older report in its place goes once the new one is complete.
+
+    Args:
+        report: What to write.
+        directory: Does not exist, is empty, or holds a report.
+
+    Returns:
+        The files, the data and the page first.
+
+    Raises:
+        FileExistsError: The directory holds something that no report does.
+        OSError: It cannot be written.
+    """
+    _check_replaceable(directory)
+    charts = charts_of(report)
+    with (replacing_directory if directory.exists() else new_directory)(directory) as temporary:
+        write_synced(temporary / DATA, report.model_dump_json(indent=1).encode())
+        write_synced(temporary / PAGE, page(report, charts).encode())
+        pictures = write_pictures(charts, temporary)
+    return [directory / DATA, directory / PAGE, *(directory / picture.name for picture in pictures)]
+
+
+def _check_replaceable(directory: Path) -> None:
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise FileExistsError(f"{directory} is there already, and is no directory")
+    names = sorted(path.name for path in directory.iterdir())
+    strange = [name for name in names if name not in (DATA, PAGE) and not name.endswith(".png")]
+    if strange or (names and DATA not in names):
+        raise FileExistsError(f"{directory} is there already and no report (it holds {(strange or names)[0]})")
