@@ -135,7 +135,7 @@ def sim(
     from nncontrol_prune.plots import plot_run
     from nncontrol_prune.rollouts.reader import read_rollouts
     from nncontrol_prune.runtime.store import BundleStore
-    from nncontrol_prune.service.report import PAGE
+    from nncontrol_prune.service.report_files import PAGE
     from nncontrol_prune.transport.session import export_bundles, run_session
     from nncontrol_prune.transport.simulation import Simulation
 
@@ -419,7 +419,7 @@ def validate(
     from nncontrol_prune.runtime.finding import stored_bundle
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service import work
-    from nncontrol_prune.service.report import PAGE
+    from nncontrol_prune.service.report_files import PAGE
 
     if rollouts and env is not None:
         raise ConfigError("validate: --env is for a closed loop and --rollouts for where there is none; leave one out")

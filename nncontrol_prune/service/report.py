@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import JsonValue
@@ -14,7 +13,6 @@ from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.controllers.verdict import Decision, Verdict
-from nncontrol_prune.files import write_atomically
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.group_report import GroupReport
 from nncontrol_prune.runtime.store import BundleStore
@@ -65,15 +63,6 @@ class Report(Spec):
     """None if no closed loop was run."""
     pruning: dict[str, JsonValue] | None = None
     """What the pipeline did, where it ran in the same job: errors by candidate, time, warnings."""
-
-
-PAGE = "report.html"
-
-
-def write_report(report: Report, directory: Path) -> list[Path]:
-    """Write a report."""
-    write_atomically(directory / "report.json", report.model_dump_json(indent=1).encode())
-    return [directory / "report.json"]
 
 
 def make_report(

@@ -95,7 +95,7 @@ def _plot(panel: Panel, width: int) -> figure:
     plot = figure(width=width, height=panel.height, tools=TOOLS, match_aspect=panel.equal, **scales)
     plot.toolbar.logo = None
     if panel.title:
-        plot.title.text = panel.title  # type: ignore[union-attr]
+        plot.title.text = panel.title
     for series in panel.series:
         _DRAWERS[series.kind](plot, series)
     _write_axis(plot.xaxis, panel.x)
@@ -112,8 +112,8 @@ def _calm(plot: figure) -> None:
     plot.axis.axis_label_text_font = plot.axis.major_label_text_font = FONT
     plot.axis.axis_label_text_font_style = "normal"
     plot.axis.axis_label_text_font_size = plot.axis.major_label_text_font_size = "12px"
-    plot.title.text_font, plot.title.text_font_size = FONT, "12px"  # type: ignore[union-attr]
-    plot.title.text_font_style = "normal"  # type: ignore[union-attr]
+    plot.title.text_font, plot.title.text_font_size = FONT, "12px"
+    plot.title.text_font_style = "normal"
 
 
 def _write_axis(axis: Any, scale: Axis) -> None:
@@ -177,7 +177,7 @@ def _points(plot: figure, series: Series) -> None:
         ends = {"base": "y", "lower": "low", "upper": "high"}
         whisker = Whisker(**ends, dimension="width", source=source, line_color=series.colour, line_width=1.6)
         for head in (whisker.upper_head, whisker.lower_head):
-            head.size, head.line_color = 8, series.colour  # type: ignore[union-attr]
+            head.size, head.line_color = 8, series.colour
         plot.add_layout(whisker)
 
 

@@ -18,7 +18,8 @@ from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.rollouts.reader import Rollouts, read_rollouts
 from nncontrol_prune.runtime.store import BundleStore, StoreError
-from nncontrol_prune.service.report import make_report, write_report
+from nncontrol_prune.service.report import make_report
+from nncontrol_prune.service.report_files import write_report
 from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.evidence import gather
 from nncontrol_prune.validation.gate import judge
