@@ -419,8 +419,10 @@ def validate(
     from nncontrol_prune.runtime.finding import stored_bundle
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service import work
-    from nncontrol_prune.service.report_files import PAGE
+    from nncontrol_prune.service.report_files import PAGE, check_directory
 
+    if report is not None:
+        check_directory(report)
     if rollouts and env is not None:
         raise ConfigError("validate: --env is for a closed loop and --rollouts for where there is none; leave one out")
     options = {
@@ -443,15 +445,17 @@ def validate(
     pruned, dense = stored_bundle(bundles, candidate), stored_bundle(bundles, against)
     with display.progress_bar(as_json) as show:
         where = work.read(dense, tuple(rollouts), Progress(show)) if rollouts else _environment(dense, env)
-        outcome = work.validate(pruned, dense, bundles, where, gate, Progress(show), directory=report)
-    verdict = outcome.verdict
-    if as_json:
-        _print_json({**verdict.model_dump(mode="json"), "report": str(outcome.report)})
-    else:
+        verdict = work.decide(pruned, dense, bundles, where, gate, Progress(show))
+    if not as_json:  # before the report, which takes longer than some decisions
         display.out.print(display.verdict_table(verdict))
         if verdict.robustness:
             display.out.print(display.robustness_table(verdict))
-        display.out.print(f"{outcome.report / PAGE}", soft_wrap=True)
+    with display.progress_bar(as_json) as show:
+        written = work.report_on(verdict, pruned, dense, bundles, gate, Progress(show), directory=report)
+    if as_json:
+        _print_json({**verdict.model_dump(mode="json"), "report": str(written)})
+    else:
+        display.out.print(str(written / PAGE), soft_wrap=True)
     if not verdict.accepted:
         raise typer.Exit(REJECTED)
 

@@ -166,12 +166,6 @@ _TASKS = {
             "pole angle": Signal(entry=1, unit="rad", scale=0.2),  # where the episode is terminated
             "cart position": Signal(entry=0, unit="m", scale=1.0),  # half the rail
         },
-        starts=StartBox(
-            low=(-0.5, -0.15, -0.5, -0.5),
-            high=(0.5, 0.15, 0.5, 0.5),
-            names=("cart position [m]", "pole angle [rad]", "cart velocity [m/s]", "pole velocity [rad/s]"),
-            plane=(1, 3),
-        ),
     ),
     "InvertedDoublePendulum-v5": Task(
         signals={

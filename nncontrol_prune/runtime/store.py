@@ -163,8 +163,20 @@ class BundleStore:
                     yield verdict
 
     def write_verdict(self, verdict: Verdict) -> None:
-        """Store a verdict; one that was there is replaced."""
+        """Store a verdict; one that was there is replaced.
+
+        Raises:
+            StoreError: It is an off-line one, and the candidate has been judged in closed loop, which tells more.
+        """
         digest = verdict.candidate.rpartition("@")[2]
+        known = None
+        with contextlib.suppress(StoreError):  # a damaged one may be replaced
+            known = self.verdict(digest)
+        if verdict.offline and known is not None and not known.offline:
+            raise StoreError(
+                f"{short(verdict.candidate)} was judged in closed loop ({known.decision}), and an off-line check does "
+                "not take the place of that"
+            )
         write_atomically(self.root / "verdicts" / f"{digest}.json", verdict.model_dump_json(indent=1).encode())
 
     def check_accepted(self, bundle: Bundle, *, allow_offline: bool = False) -> None:

@@ -29,7 +29,7 @@ def write_report(report: Report, directory: Path) -> list[Path]:
         FileExistsError: The directory holds something that no report does.
         OSError: It cannot be written.
     """
-    _check_replaceable(directory)
+    check_directory(directory)
     charts = charts_of(report)
     with (replacing_directory if directory.exists() else new_directory)(directory) as temporary:
         write_synced(temporary / DATA, report.model_dump_json(indent=1).encode())
@@ -38,7 +38,12 @@ def write_report(report: Report, directory: Path) -> list[Path]:
     return [directory / DATA, directory / PAGE, *(directory / picture.name for picture in pictures)]
 
 
-def _check_replaceable(directory: Path) -> None:
+def check_directory(directory: Path) -> None:
+    """Check that a report may be written to a directory.
+
+    Raises:
+        FileExistsError: It holds something that no report does.
+    """
     if not directory.exists():
         return
     if not directory.is_dir():

@@ -139,17 +139,30 @@ def validate(
     pruning: PruningReport | None = None,
     directory: Path | None = None,
 ) -> Outcome:
-    """Judge a candidate, keep the verdict in the store, and write the report.
+    """Decide about a candidate, and write the report; see `decide` and `report_on`."""
+    verdict = decide(candidate, dense, store, where, gate, progress)
+    details = None if pruning is None else pruning.model_dump(mode="json")
+    report = report_on(verdict, candidate, dense, store, gate, progress, pruning=details, directory=directory)
+    return Outcome(candidate=candidate.reference, verdict=verdict, report=report, pruning=details)
+
+
+def decide(
+    candidate: Bundle,
+    dense: Bundle,
+    store: BundleStore,
+    where: str | Rollouts,
+    gate: GateSettings,
+    progress: Progress,
+) -> Verdict:
+    """Judge a candidate, and keep the verdict in the store.
 
     Args:
         candidate: The controller to be judged.
         dense: The one that it is to replace.
-        store: Where the verdict goes, and the report unless it goes elsewhere.
+        store: Where the verdict goes.
         where: The environment to run both in; or rollouts, where there is none.
         gate: What is asked.
         progress: Told of every stage, and asked whether to stop.
-        pruning: How it was pruned, if that is known.
-        directory: Where the report goes.
 
     Raises:
         GateError, OfflineError, PlantError: With a sentence that says what is wrong.
@@ -160,12 +173,45 @@ def validate(
     else:
         verdict = check_offline(candidate, dense, where, gate, progress)
     store.write_verdict(verdict)
+    return verdict
+
+
+def report_on(
+    verdict: Verdict,
+    candidate: Bundle,
+    dense: Bundle,
+    store: BundleStore,
+    gate: GateSettings,
+    progress: Progress,
+    *,
+    pruning: dict[str, object] | None = None,
+    directory: Path | None = None,
+) -> Path:
+    """Write the report on a candidate, with what is run for it in closed loop, and return its directory.
+
+    Args:
+        verdict: What was decided.
+        candidate: The controller that was judged.
+        dense: The one that it was judged against.
+        store: Where other verdicts are, and where the report goes unless it goes elsewhere.
+        gate: What was asked.
+        progress: Told of every stage, and asked whether to stop.
+        pruning: How it was pruned, if that is known.
+        directory: Where the report goes.
+
+    Raises:
+        FileExistsError: The directory holds something else.
+        PlantError: The environment raises.
+        Cancelled: `progress` said so.
+    """
     directory = directory or store.root / "reports" / candidate.digest
-    evidence = gather(candidate, dense, where, gate, progress) if isinstance(where, str) else None
-    task = (gate.task or task_of(where)).success if isinstance(where, str) else ""
-    details = None if pruning is None else pruning.model_dump(mode="json")
-    write_report(make_report(verdict, candidate, dense, store, task, evidence, details), directory)
-    return Outcome(candidate=candidate.reference, verdict=verdict, report=directory, pruning=details)
+    evidence, task = None, ""
+    if verdict.environment is not None:
+        cache = episode_cache(store)
+        evidence = gather(candidate, dense, verdict.environment, gate, progress, cache=cache)
+        task = (gate.task or task_of(verdict.environment)).success
+    write_report(make_report(verdict, candidate, dense, store, task, evidence, pruning), directory)
+    return directory
 
 
 def episode_cache(store: BundleStore) -> EpisodeCache:

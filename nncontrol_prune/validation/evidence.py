@@ -19,6 +19,7 @@ from nncontrol_prune.plants.tasks import Signal, Task, task_of
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.validation.closed_loop import Trajectory
 from nncontrol_prune.validation.decrease import Decrease, quadratic_decrease, value_decrease
+from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.evaluation import run_episodes, trajectories
 from nncontrol_prune.validation.growth import Growth, perturbation_growth
 from nncontrol_prune.validation.metrics import episode_of
@@ -89,7 +90,13 @@ class Evidence(Spec):
 
 
 def gather(
-    candidate: Bundle, dense: Bundle, environment: str, settings: GateSettings, progress: Progress | None = None
+    candidate: Bundle,
+    dense: Bundle,
+    environment: str,
+    settings: GateSettings,
+    progress: Progress | None = None,
+    *,
+    cache: EpisodeCache | None = None,
 ) -> Evidence:
     """Run what there is to be shown.
 
@@ -99,6 +106,7 @@ def gather(
         environment: A gymnasium id.
         settings: The gate's.
         progress: Told of every step, and asked whether to stop.
+        cache: Where the dense controller's episodes are kept.
 
     Raises:
         PlantError: There is no such environment, or it raises.
@@ -112,7 +120,7 @@ def gather(
     drawn = zip(ours[:RESPONSES], theirs[:RESPONSES], strict=True)
     responses = [_response(mine, their, task, dense) for mine, their in drawn]
     progress("report", 0.2)
-    attraction = _attraction(candidate, dense, environment, settings, task)
+    attraction = _attraction(candidate, dense, environment, settings, task, cache)
     progress("report", 0.6)
     local, notes = _local(candidate, dense, environment, settings.delay)
     decrease = value_decrease(dense, (ours, theirs))
@@ -155,7 +163,12 @@ def _response(ours: Trajectory, theirs: Trajectory, task: Task, dense: Bundle) -
 
 
 def _attraction(
-    candidate: Bundle, dense: Bundle, environment: str, settings: GateSettings, task: Task
+    candidate: Bundle,
+    dense: Bundle,
+    environment: str,
+    settings: GateSettings,
+    task: Task,
+    cache: EpisodeCache | None,
 ) -> Attraction | None:
     if task.starts is None or not settings.attraction_starts:
         return None
@@ -163,8 +176,8 @@ def _attraction(
     plans = any(isinstance(bundle.manifest.architecture, TdMpcArchitecture) for bundle in (candidate, dense))
     seeds = range(min(PLANNED_STARTS, settings.attraction_starts) if plans else settings.attraction_starts)
     ours, theirs = (
-        run_episodes(bundle, environment, seeds, conditions, task=task, jobs=settings.jobs)
-        for bundle in (candidate, dense)
+        run_episodes(bundle, environment, seeds, conditions, task=task, jobs=settings.jobs, cache=kept)
+        for bundle, kept in ((candidate, None), (dense, cache))
     )
     starts = [start for start in map(conditions.start, seeds) if start is not None]
     return Attraction(

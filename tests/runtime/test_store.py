@@ -74,6 +74,19 @@ def test_verdict_without_a_closed_loop_counts_only_where_that_is_allowed(
         store.check_accepted(pruned, allow_offline=True)
 
 
+def test_verdict_in_closed_loop_is_not_replaced_by_one_without(
+    store: BundleStore, small_bundle, make_cartpole_bundle, make_verdict
+) -> None:
+    pruned = make_cartpole_bundle(hidden=(4, 4), parent=small_bundle)
+    rejected = make_verdict(pruned, accepted=False)
+    offline = make_verdict(pruned).model_copy(update={"environment": None, "dense": None, "pruned": None, "seed": None})
+    store.write_verdict(offline)
+    store.write_verdict(rejected)
+    with pytest.raises(StoreError, match=r"was judged in closed loop \(reject\)"):
+        store.write_verdict(offline)
+    assert store.verdict(pruned.digest) == rejected
+
+
 def test_all_verdicts_that_can_be_read_are_listed(
     store: BundleStore, small_bundle, make_cartpole_bundle, make_verdict
 ) -> None:
