@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from nncontrol_prune.service.charts import Axis, Chart, Kind, Marker, Panel, Series
@@ -115,8 +116,10 @@ def _line(series: Series, axis: Axes) -> None:
 
 def _points(series: Series, axis: Axes) -> None:
     if series.spans:
-        low, high = ([abs(end - x) for end, x in zip(ends, series.x, strict=True)] for ends in zip(*series.spans))
-        axis.errorbar(series.x, series.y, xerr=(low, high), fmt="none", ecolor=series.colour, elinewidth=1.4, capsize=3)
+        lengths = [(x - low, high - x) for x, (low, high) in zip(series.x, series.spans, strict=True)]
+        axis.errorbar(
+            series.x, series.y, xerr=np.transpose(lengths), fmt="none", ecolor=series.colour, elinewidth=1.4, capsize=3
+        )
     axis.plot(
         series.x,
         series.y,

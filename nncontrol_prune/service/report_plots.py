@@ -13,16 +13,14 @@ from bokeh.models import (
     ColumnDataSource,
     FixedTicker,
     HoverTool,
-    Legend,
-    LegendItem,
     LogTicker,
     NumeralTickFormatter,
     PlainText,
     Range1d,
-    UIElement,
-    Whisker,
 )
+from bokeh.models.annotations import Legend, LegendItem, Whisker
 from bokeh.models.formatters import TickFormatter
+from bokeh.models.ui import UIElement
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
@@ -32,6 +30,8 @@ WIDTH = 1080
 """Of a chart, in pixels; the page is as wide."""
 TOOLBAR = 34
 LEGEND = 30
+AROUND = 60
+"""What axes and titles take of a panel's height, about."""
 FONT = "system-ui, sans-serif"
 TOOLS = "pan,wheel_zoom,box_zoom,reset,save"
 
@@ -89,9 +89,11 @@ def _plot(panel: Panel, width: int) -> figure:
     }
     for key, scale in (("x_range", panel.x), ("y_range", panel.y)):
         if scale.names:
-            scales[key] = Range1d(len(scale.names) - 0.5, -0.5)
+            scales[key] = Range1d(start=len(scale.names) - 0.5, end=-0.5)
         elif scale.limits is not None:
-            scales[key] = Range1d(*scale.limits)
+            scales[key] = Range1d(start=scale.limits[0], end=scale.limits[1])
+    if panel.equal:
+        scales |= {"frame_width": panel.height - AROUND, "frame_height": panel.height - AROUND}
     plot = figure(width=width, height=panel.height, tools=TOOLS, match_aspect=panel.equal, **scales)
     plot.toolbar.logo = None
     if panel.title:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -106,8 +107,10 @@ def local_table(evidence: Evidence) -> Table:
         row("gain margins, factors", _gain_margins),
     ]
     most = max(len(_upper(side)) for side in sides if side is not None)
-    for index in range(min(POLES, most)):
-        rows.append(row(f"pole {index + 1}: damping ratio, frequency", lambda local, index=index: _pole(local, index)))
+    rows += [
+        row(f"pole {index + 1}: damping ratio, frequency", functools.partial(_pole, index=index))
+        for index in range(min(POLES, most))
+    ]
     return Table(("", "dense", "pruned"), tuple(rows), title="Near rest")
 
 
@@ -131,7 +134,7 @@ def _upper(local: LocalStability) -> list[Pole]:
     return [pole for pole in local.poles if pole.imaginary >= 0.0]
 
 
-def _pole(local: LocalStability, index: int) -> str:
+def _pole(local: LocalStability, *, index: int) -> str:
     poles = _upper(local)
     return f"{poles[index].damping:.3f}, {poles[index].frequency:.3g} Hz" if index < len(poles) else NOTHING
 
@@ -145,8 +148,8 @@ def wander_table(evidence: Evidence) -> Table | None:
     growths = (evidence.dense_growth, evidence.pruned_growth)
     if growths == (None, None):
         return None
-    row = ("growth rate [1/s]", *(NOTHING if growth is None else _growth(growth) for growth in growths))
-    return Table(("", "dense", "pruned"), (row,), title="Growth of small perturbations")
+    rates = tuple(NOTHING if growth is None else _growth(growth) for growth in growths)
+    return Table(("", "dense", "pruned"), (("growth rate [1/s]", *rates),), title="Growth of small perturbations")
 
 
 def _share(share: Share) -> str:
