@@ -135,6 +135,7 @@ def sim(
     from nncontrol_prune.plots import plot_run
     from nncontrol_prune.rollouts.reader import read_rollouts
     from nncontrol_prune.runtime.store import BundleStore
+    from nncontrol_prune.service.report_files import PAGE
     from nncontrol_prune.transport.session import export_bundles, run_session
     from nncontrol_prune.transport.simulation import Simulation
 
@@ -167,7 +168,7 @@ def sim(
         )
         written += [bag, picture]
     if result.job.outcome is not None:
-        written.append(simulation.report)
+        written.append(result.job.outcome.report / PAGE)
     if as_json:
         _print_json({**result.model_dump(mode="json"), "written": [str(path) for path in written]})
     else:
@@ -194,9 +195,9 @@ def rollout(
 ) -> None:
     """Run episodes as fast as possible and write them to a bag."""
     from nncontrol_prune import display
+    from nncontrol_prune.runtime.finding import find_bundle
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service.rollouts import record_episodes
-    from nncontrol_prune.service.work import find_bundle
     from nncontrol_prune.validation.evaluation import summarize
 
     bundle = find_bundle(BundleStore(store), controller)
@@ -267,6 +268,7 @@ def prune(
     from nncontrol_prune import display
     from nncontrol_prune.config import ConfigError, validated
     from nncontrol_prune.progress import Progress
+    from nncontrol_prune.runtime.finding import find_bundle
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service import work
     from nncontrol_prune.service.boundary import prune_to_boundary
@@ -294,7 +296,7 @@ def prune(
     settings = validated(PruningSettings, values, "prune")
     _check_new(out)
     bundles = BundleStore(store)
-    dense = work.find_bundle(bundles, controller)
+    dense = find_bundle(bundles, controller)
     if auto:
         env = _environment(dense, env)
         if cost != "parameters":
@@ -303,10 +305,11 @@ def prune(
         check_environment(dense.manifest, env)
     curve = None
     with display.progress_bar(as_json) as show:
+        data = work.read(dense, tuple(rollouts), Progress(show))
         if auto:
             found = prune_to_boundary(
                 dense,
-                tuple(rollouts),
+                data,
                 settings,
                 environment=str(env),
                 gate=GATE,
@@ -319,9 +322,7 @@ def prune(
             bundles.add(bundle)
             bundles.write_verdict(found.verdict)
         else:
-            bundle, report = work.prune(
-                dense, tuple(rollouts), settings, environment=env, name=name, progress=Progress(show)
-            )
+            bundle, report = work.prune(dense, data, settings, environment=env, name=name, progress=Progress(show))
     bundle.write(out)
     if as_json:
         summary = {"bundle": str(out), "reference": bundle.reference, **report.model_dump(mode="json")}
@@ -360,47 +361,69 @@ def _number(text: str, otherwise: str) -> float:
         raise ConfigError(f"{otherwise}, not {text!r}") from None
 
 
+def _gate_option(name: str, text: str) -> Any:
+    """Return an option that takes the place of what a configuration, or else the default, says."""
+    return typer.Option(help=text, show_default=f"{getattr(GATE, name):g}")
+
+
 @app.command()
 @_handled
 def validate(
     candidate: Annotated[str, typer.Argument(help="The pruned controller: directory or name@digest.")],
     against: Annotated[str, typer.Option(help="The dense controller: shipped name, directory or name@digest.")],
     env: Env = None,
+    rollouts: Annotated[
+        list[Path] | None,
+        typer.Option(help="Instead of a closed loop: bag it was not pruned from; may be given again."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration file; its section pruning_service gives what no option does.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Directory for the report; default: in the store.")] = None,
     max_episodes: Annotated[
-        int, typer.Option(help="Pairs of episodes after which it is inconclusive.")
-    ] = GATE.max_episodes,
-    min_episodes: Annotated[int, typer.Option(help="Pairs before it may be accepted.")] = GATE.min_episodes,
+        int | None, _gate_option("max_episodes", "Pairs of episodes after which it is inconclusive.")
+    ] = None,
+    min_episodes: Annotated[int | None, _gate_option("min_episodes", "Pairs before it may be accepted.")] = None,
     success_margin: Annotated[
-        float, typer.Option(help="How much less likely it may succeed than the dense one.")
-    ] = GATE.success_margin,
+        float | None, _gate_option("success_margin", "How much less likely it may succeed than the dense one.")
+    ] = None,
     return_ratio: Annotated[
-        float, typer.Option(help="Smallest share of the dense return to keep.")
-    ] = GATE.return_ratio,
+        float | None, _gate_option("return_ratio", "Smallest share of the dense return to keep.")
+    ] = None,
     action_rate_ratio: Annotated[
-        float, typer.Option(help="How much faster its commands may change, times the dense one's.")
-    ] = GATE.action_rate_ratio,
+        float | None, _gate_option("action_rate_ratio", "How much faster its commands may change.")
+    ] = None,
     latency_share: Annotated[
-        float, typer.Option(help="Largest share of the control period that an action (p99) may take here.")
-    ] = GATE.latency_share,
+        float | None,
+        _gate_option("latency_share", "Largest share of the control period that an action (p99) may take here."),
+    ] = None,
     margin_share: Annotated[
-        float, typer.Option(help="Smallest share of the dense one's delay and gain margins to keep.")
-    ] = GATE.margin_share,
+        float | None, _gate_option("margin_share", "Smallest share of the dense one's delay and gain margins to keep.")
+    ] = None,
     robustness: Annotated[
         bool, typer.Option(help="Whether to try pushes, noise, more delay, other masses, friction and starts too.")
-    ] = GATE.robustness.enabled,
-    delay: Annotated[int, typer.Option(help="Ticks that a command takes to the plant.")] = GATE.delay,
-    jobs: Annotated[int, typer.Option(min=1, help="Workers; the verdict does not depend on it.")] = GATE.jobs,
+    ] = True,
+    delay: Annotated[int | None, _gate_option("delay", "Ticks that a command takes to the plant.")] = None,
+    jobs: Annotated[int | None, _gate_option("jobs", "Workers; the verdict does not depend on it.")] = None,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Judge a pruned controller in closed loop. The verdict is kept in the store; without acceptance, exit code 3."""
+    """Judge a pruned controller in closed loop. The verdict is kept in the store; without acceptance, exit code 3.
+
+    Where there is no simulator, --rollouts compares it with the dense one on logged states alone. That says much less:
+    the loop runs it only if its setting allow_offline is true.
+    """
     from nncontrol_prune import display
-    from nncontrol_prune.config import validated
+    from nncontrol_prune.config import ConfigError, load_config, validated
     from nncontrol_prune.progress import Progress
+    from nncontrol_prune.runtime.finding import stored_bundle
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service import work
+    from nncontrol_prune.service.report_files import PAGE
 
-    values = {
+    if rollouts and env is not None:
+        raise ConfigError("validate: --env is for a closed loop and --rollouts for where there is none; leave one out")
+    options = {
         "min_episodes": min_episodes,
         "max_episodes": max_episodes,
         "success_margin": success_margin,
@@ -408,22 +431,27 @@ def validate(
         "action_rate_ratio": action_rate_ratio,
         "latency_share": latency_share,
         "margin_share": margin_share,
-        "robustness": {"enabled": robustness},
-        "attraction_starts": GATE.attraction_starts if robustness else 0,
         "delay": delay,
         "jobs": jobs,
     }
+    values = GATE.model_dump() if config is None else load_config(config).pruning_service.gate.model_dump()
+    values.update((name, value) for name, value in options.items() if value is not None)
+    if not robustness:
+        values["robustness"]["enabled"], values["attraction_starts"] = False, 0
     gate = validated(GateSettings, values, "validate")
     bundles = BundleStore(store)
-    pruned, dense = work.stored_bundle(bundles, candidate), work.stored_bundle(bundles, against)
+    pruned, dense = stored_bundle(bundles, candidate), stored_bundle(bundles, against)
     with display.progress_bar(as_json) as show:
-        verdict = work.validate(pruned, dense, bundles, _environment(dense, env), gate, Progress(show))
+        where = work.read(dense, tuple(rollouts), Progress(show)) if rollouts else _environment(dense, env)
+        outcome = work.validate(pruned, dense, bundles, where, gate, Progress(show), directory=report)
+    verdict = outcome.verdict
     if as_json:
-        _print_json(verdict.model_dump(mode="json"))
+        _print_json({**verdict.model_dump(mode="json"), "report": str(outcome.report)})
     else:
         display.out.print(display.verdict_table(verdict))
         if verdict.robustness:
             display.out.print(display.robustness_table(verdict))
+        display.out.print(f"{outcome.report / PAGE}", soft_wrap=True)
     if not verdict.accepted:
         raise typer.Exit(REJECTED)
 
@@ -526,9 +554,9 @@ def inspect(
 ) -> None:
     """Show what is in a bundle, with its prunable groups, or in a bag."""
     from nncontrol_prune import display
+    from nncontrol_prune.runtime.finding import find_bundle
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service import inspection
-    from nncontrol_prune.service.work import find_bundle
 
     path = Path(what)
     if path.exists() and not (path / "manifest.json").exists():

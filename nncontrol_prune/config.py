@@ -32,6 +32,8 @@ class PlantConfig(Spec):
     """Whether to do without a window."""
     real_time_factor: Annotated[FiniteFloat, Field(ge=0.01, le=100.0)] = 1.0
     """Plant seconds per second."""
+    lockstep: bool = False
+    """Whether to wait for each state's command: runs with the same seed are then the same."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the first episode."""
     realtime_priority: Annotated[int, Field(ge=0, le=99)] = DEFAULT_PRIORITY
@@ -49,6 +51,8 @@ class ControllerConfig(Spec):
     """Whether to record rollouts."""
     probation: Annotated[FiniteFloat, Field(ge=0.0, le=600.0)] = 2.0
     """Seconds that a new controller must run without a fault before it is committed."""
+    allow_offline: bool = False
+    """Whether a pruned controller may run that was accepted on rollouts alone, without a closed loop."""
     realtime_priority: Annotated[int, Field(ge=0, le=99)] = DEFAULT_PRIORITY
     """SCHED_FIFO priority of the loop, where the operating system grants it; 0 for none."""
     observation_timeout: Annotated[FiniteFloat, Field(gt=0.0, le=60.0)] = 0.25
@@ -60,6 +64,16 @@ class PruningServiceConfig(PruningSettings, GateSettings):
 
     auto_deploy: bool = False
     """Whether an accepted controller is deployed at once."""
+
+    @property
+    def gate(self) -> GateSettings:
+        """What the gate asks."""
+        return GateSettings(**{name: getattr(self, name) for name in GateSettings.model_fields})
+
+    @property
+    def pruning(self) -> PruningSettings:
+        """What to prune to."""
+        return PruningSettings(**{name: getattr(self, name) for name in PruningSettings.model_fields})
 
 
 class Config(Spec):

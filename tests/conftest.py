@@ -70,6 +70,12 @@ def shipped_bundle() -> Bundle:
     return load_bundle(shipped_controllers()["cartpole_swingup_sac"])
 
 
+@pytest.fixture(scope="session")
+def pendulum() -> Bundle:
+    """A double pendulum's actor, whose loop comes to rest."""
+    return load_bundle(Path(__file__).resolve().parents[1] / "benchmarks" / "controllers" / "double_pendulum_sac")
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> BundleStore:
     """An empty store."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from nncontrol_prune.config import load_config
+from nncontrol_prune.plants.environments import environment_specs
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
@@ -18,3 +21,16 @@ def test_any_module_is_pruned_as_the_documentation_shows(capsys) -> None:
     assert "0.3: " in printed
     assert "inter-component" in printed
     assert re.search(r"60\.\d% removed|59\.\d% removed", printed)
+
+
+def test_task_in_the_documentation_fits_the_hopper(tmp_path: Path) -> None:
+    text = (DOCS / "validation.md").read_text()
+    block = re.search(r"<!-- tests/test_docs.py reads this block -->\n```yaml\n(.*?)```", text, re.S)
+    assert block is not None
+    path = tmp_path / "setup.yaml"
+    path.write_text(block[1])
+    task = load_config(path).pruning_service.gate.task
+    assert task is not None
+    specs = environment_specs("Hopper-v5")
+    assert task.mismatch(specs.observation.size, specs.states) is None
+    assert task.success == "height within 0.3 m of its reference for the last 1 s"

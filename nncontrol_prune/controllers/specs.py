@@ -29,13 +29,38 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+VECTOR_SIZES = {
+    "orientation": 4,  # quaternion x, y, z, w of the body in the world
+    "angular_velocity": 3,  # of the body, in its own frame
+    "linear_acceleration": 3,  # likewise
+    "projected_gravity": 3,  # direction of gravity in the body's frame
+    "velocity_command": 3,  # wanted velocity: forward, to the left, and turn rate
+}
+"""Sizes of quantities that an IMU or a velocity command gives."""
+
+Quantity = Literal[
+    "position",
+    "velocity",
+    "effort",
+    "cos",
+    "sin",
+    "orientation",
+    "angular_velocity",
+    "linear_acceleration",
+    "projected_gravity",
+    "velocity_command",
+    "previous_action",
+    "other",
+]
+
+
 class ObservationTerm(Spec):
     """Consecutive entries of the observation vector that measure one quantity."""
 
     name: str
     size: Annotated[int, Field(ge=1, le=100_000)]
-    quantity: Literal["position", "velocity", "cos", "sin", "other"] = "other"
-    """What of the joints is measured; `other` has no joints."""
+    quantity: Quantity = "other"
+    """What is measured: of joints, the first five; `other` is what only the plant can tell."""
     joints: tuple[str, ...] = ()
     """The joints measured, in order; empty for quantities that are no joint's."""
     unit: str = ""
@@ -47,6 +72,9 @@ class ObservationTerm(Spec):
     def _joints_match_size(self) -> ObservationTerm:
         if self.joints and len(self.joints) != self.size:
             raise ValueError(f"term {self.name!r} has size {self.size} but names {len(self.joints)} joints")
+        wanted = VECTOR_SIZES.get(self.quantity, self.size)
+        if self.size != wanted:
+            raise ValueError(f"term {self.name!r} has size {self.size}, and {self.quantity} has {wanted}")
         return self
 
 

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from nncontrol_prune.plants.environments import make_environment
 from nncontrol_prune.plants.state import HEADER
 
+RESEND = 0.1
+"""Seconds without an answer after which, in lockstep, a state is sent again: its controller may have been restarted."""
+
 
 class CommandSource(Protocol):
-    """Where the live plant gets its commands and leaves its states. Neither method may block."""
+    """Where the live plant gets its commands and leaves its states. But for `wait`, no method may block."""
 
     def command(self, action: NDArray[np.float64]) -> float:
         """Fill in the newest command (m,) and return the stamp it answers; NaN if none came since the last call."""
@@ -23,6 +26,10 @@ class CommandSource(Protocol):
 
     def publish(self, state: NDArray[np.float64]) -> None:
         """Send a state: `HEADER`, then the observation."""
+        ...
+
+    def wait(self, timeout: float) -> None:
+        """Wait for a command to arrive, for a number of seconds."""
         ...
 
 
@@ -38,6 +45,8 @@ class LivePlant:
         seed: Seed of the first episode; later ones follow from it.
         real_time_factor: Plant seconds per second.
         viewer: Whether to open a window.
+        lockstep: Whether to wait for the command that answers a state before the next step, however long it takes; the
+            same seed then gives the same run. Without, the plant goes on as a robot would.
         command_timeout: Age of a command, in plant seconds, past which zero (the nearest the actuators allow) is
             applied instead of it.
 
@@ -53,6 +62,7 @@ class LivePlant:
         seed: int = 0,
         real_time_factor: float = 1.0,
         viewer: bool = False,
+        lockstep: bool = False,
         command_timeout: float = 0.5,
     ) -> None:
         self._env = make_environment(environment, render_mode="human" if viewer else None)
@@ -61,6 +71,7 @@ class LivePlant:
         self._dt = float(base.dt)
         self._wall_period = self._dt / real_time_factor
         self._link = link
+        self._lockstep = lockstep
         self._command_timeout = max(command_timeout, 2 * self._dt)
         self._stop = threading.Event()
         self._reset_wanted = threading.Event()
@@ -73,6 +84,8 @@ class LivePlant:
         self._state = np.zeros(len(HEADER) + len(observation))
         self._state[: len(HEADER)] = math.nan
         self._state[len(HEADER) :] = observation
+        self.environment = self._env
+        """The environment; to be read in `publish` only, while it stands still."""
         self.steps = 0
         """Steps since the start."""
         self.missed_commands = 0
@@ -106,6 +119,17 @@ class LivePlant:
                 return True
         return False
 
+    def _await(self, action: NDArray[np.float64], stamp: float) -> float:
+        """Wait for a command; after a while without the one that is due, send the state again."""
+        deadline = time.perf_counter() + RESEND
+        while (left := deadline - time.perf_counter()) > 0 and not self._stop.is_set():
+            self._link.wait(left)
+            answered = self._link.command(action)
+            if answered == stamp:
+                return answered
+        self._link.publish(self._state)
+        return math.nan
+
     def _run(self) -> None:
         state, action = self._state, self._action
         stamp, episode, step, last_command = 0.0, 0, 0, 0.0
@@ -121,6 +145,8 @@ class LivePlant:
             if self.paused.is_set():
                 continue
             answered = self._link.command(action)
+            while self._lockstep and answered != stamp and not self._stop.is_set():
+                answered = self._await(action, stamp)
             if answered == stamp or (step == 0 and self.steps == 0):
                 last_command = stamp
             else:

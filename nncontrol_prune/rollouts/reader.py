@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -60,11 +60,19 @@ class Rollouts:
         """The number of each episode."""
         return np.unique(self.episode)
 
+    def rows(self, chosen: slice | NDArray[np.intp]) -> Rollouts:
+        """Return some of the rows, in ascending order."""
+        columns = {name: getattr(self, name)[chosen] for name in self._columns()}
+        return replace(self, **columns)
+
+    def _columns(self) -> list[str]:
+        return [field.name for field in fields(self) if field.name not in {"controllers", "warnings"}]
+
     @cached_property
     def digest(self) -> str:
         """sha256 of all rows and of the controllers: the identity of what was read."""
         digest = hashlib.sha256("\n".join(self.controllers).encode())
-        for name in (field.name for field in fields(self) if field.name not in {"controllers", "warnings"}):
+        for name in self._columns():
             column: NDArray[np.generic] = getattr(self, name)
             digest.update(f"{name}{column.shape}{column.dtype.str}".encode())
             digest.update(np.ascontiguousarray(column).tobytes())

@@ -7,6 +7,7 @@ import math
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -77,6 +78,10 @@ class ControlLoop:
         observation_timeout: Age of an observation, in seconds of wall-clock time, past which the safe command is
             sent instead of the controller's.
         realtime_priority: Of the thread that runs the loop, 1..99, if the operating system grants it; 0 for none.
+        safe_command: What is sent where the controller's command cannot be; empty for zero.
+
+    Raises:
+        ControllerError: The safe command has another size than the action, or exceeds its limits.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class ControlLoop:
         period: float | None = None,
         observation_timeout: float = 0.25,
         realtime_priority: int = 0,
+        safe_command: Sequence[float] = (),
     ) -> None:
         manifest = slot.active.manifest
         self._slot = slot
@@ -95,11 +101,14 @@ class ControlLoop:
         self._recorder = recorder
         self._period = 1.0 / manifest.rate if period is None else period
         self._timeout = max(observation_timeout, 2 * self._period)
-        self._limits = ActionLimits(manifest.action)
+        self._limits = ActionLimits(manifest.action, safe_command)
         self._observation = np.zeros(manifest.observation.size)
         self._action = np.zeros(manifest.action.size)
         self._realtime_priority = realtime_priority
         self._stop = threading.Event()
+        self._started_before, self._last_stamp, self._last_change = math.nan, math.nan, -math.inf
+        self.commanding = False
+        """Whether the last tick sent the controller's command, and not the safe one for want of an observation."""
         self.real_time = False
         """Whether the operating system granted the priority."""
         self.statistics = TickStatistics()
@@ -113,34 +122,51 @@ class ControlLoop:
         self._stop.set()
 
     def run(self) -> None:
-        """Run until `stop`; on the way out the plant gets the safe command."""
-        sys.setswitchinterval(SWITCH_INTERVAL)
-        self.real_time = run_in_real_time(self._realtime_priority)
-        gc.collect()
-        gc.freeze()
+        """Run at the rate, against deadlines, until `stop`; on the way out the plant gets the safe command."""
+        self.prepare()
         try:
             while not self._stop.is_set():
                 if self._plant.wait(WAIT):
                     self._run()
         finally:
-            self._plant.write(math.nan, self._limits.safe_command)
+            self.send_safe_command()
+
+    def prepare(self) -> None:
+        """Make the calling thread, and the process, ready to run the loop."""
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        self.real_time = run_in_real_time(self._realtime_priority)
+        gc.collect()
+        gc.freeze()
+
+    def follow(self) -> None:
+        """Do one tick now, for a plant whose own beat is followed instead of deadlines.
+
+        All calls come from one thread, which called `prepare` before. Call it when an observation has come, and now and
+        then when none comes, so that the safe command is sent. A tick's lateness is then by how much its period was
+        longer than the rate's.
+        """
+        start = time.perf_counter()
+        self._slot.swap_if_staged(self.statistics.ticks)
+        self._tick(start, start - self._started_before - self._period)
+        if time.perf_counter() - start > self._period:
+            self.statistics.overruns += 1
+
+    def send_safe_command(self) -> None:
+        """Send the safe command, which answers no observation."""
+        self._plant.write(math.nan, self._limits.safe_command)
 
     def _run(self) -> None:
         # The local names save a dictionary look-up each, thousands of times a second.
         clock, sleep, stopped = time.perf_counter, time.sleep, self._stop.is_set
-        slot, plant, limits = self._slot, self._plant, self._limits
-        recorder, statistics = self._recorder, self.statistics
-        observation, action, period = self._observation, self._action, self._period
+        slot, statistics, period = self._slot, self.statistics, self._period
         # Half a period after the plant's own: then neither clock's jitter decides which observation a tick gets, nor
         # whether its command is in time for the plant's next step.
         deadline = clock() + period / 2
-        started_before, last_stamp, last_change = math.nan, math.nan, -math.inf
         lead = min(LEAD, period / 8)
         rest, backoff = 0, 1  # ticks without a rehearsal, and how many after the next one that takes too long
         while not stopped():
             sleep(max(0.0, deadline - lead - clock()))
-            tick = statistics.ticks
-            slot.swap_if_staged(tick)
+            slot.swap_if_staged(statistics.ticks)
             if rest == 0:
                 self._rehearse()
                 in_time = clock() < deadline + lead  # a first run after a sleep may take a little longer
@@ -151,37 +177,7 @@ class ControlLoop:
             while (start := clock()) < deadline:
                 pass
 
-            stamp = plant.read(observation)
-            new = stamp != last_stamp and stamp == stamp  # NaN is no observation, and no new one either
-            if new:
-                last_stamp, last_change = stamp, start
-            fresh = start - last_change <= self._timeout
-            inference = math.nan
-            if fresh:
-                before = clock()
-                self._act()
-                inference = clock() - before
-                healthy = limits.apply(action)
-                if not healthy:
-                    self.faults += 1
-                    # A sensor that gives NaN is no fault of the controller's.
-                    healthy = not np.isfinite(observation).all()
-            else:
-                action[:] = limits.safe_command
-                healthy = True
-                self.stale += 1
-            plant.write(stamp, action)
-            end = clock()
-
-            statistics.record(slot.swaps, start - started_before, end - start, start - deadline, inference)
-            plant.after_tick()
-            if fresh:
-                slot.advance()
-            if recorder is not None and new:
-                recorder.transition(stamp, slot.swaps, observation, action)
-            if new:
-                slot.tick_passed(tick, healthy)
-            started_before = start
+            self._tick(start, start - deadline)
             deadline += period
             late = clock() - deadline
             if late > 0:
@@ -190,6 +186,44 @@ class ControlLoop:
                     missed = int(late / period)
                     statistics.skipped += missed
                     deadline += missed * period
+
+    def _tick(self, start: float, lateness: float) -> None:
+        """Read, act, limit and command; then record."""
+        clock, slot, plant, limits = time.perf_counter, self._slot, self._plant, self._limits
+        recorder, statistics, observation, action = self._recorder, self.statistics, self._observation, self._action
+        tick = statistics.ticks
+        stamp = plant.read(observation)
+        new = stamp != self._last_stamp and stamp == stamp  # NaN is no observation, and no new one either
+        if new:
+            self._last_stamp, self._last_change = stamp, start
+        fresh = start - self._last_change <= self._timeout
+        inference = math.nan
+        if fresh:
+            before = clock()
+            self._act()
+            inference = clock() - before
+            healthy = limits.apply(action)
+            if not healthy:
+                self.faults += 1
+                # A sensor that gives NaN is no fault of the controller's.
+                healthy = not np.isfinite(observation).all()
+        else:
+            action[:] = limits.safe_command
+            healthy = True
+            self.stale += 1
+        self.commanding = fresh
+        plant.write(stamp, action)
+        end = clock()
+
+        statistics.record(slot.swaps, start - self._started_before, end - start, lateness, inference)
+        plant.after_tick()
+        if fresh:
+            slot.advance()
+        if recorder is not None and new:
+            recorder.transition(stamp, slot.swaps, observation, action)
+        if new:
+            slot.tick_passed(tick, healthy)
+        self._started_before = start
 
     def _rehearse(self) -> None:
         """Go through a tick's work without commanding anything, so that it is in the caches when it counts."""

@@ -64,18 +64,26 @@ class ControllerSlot:
         reference: `name@digest` of the controller to start with.
         slot: The slot's name in the store.
         probation: How long a new controller must run without a fault before it is committed, in seconds.
+        allow_offline: Whether a pruned controller may run that was accepted on rollouts alone.
 
     Raises:
         ControllerError: The first controller cannot be loaded, or may not be staged.
     """
 
     def __init__(
-        self, store: BundleStore, reference: str, *, slot: str = "nn_controller", probation: float = 2.0
+        self,
+        store: BundleStore,
+        reference: str,
+        *,
+        slot: str = "nn_controller",
+        probation: float = 2.0,
+        allow_offline: bool = False,
     ) -> None:
         self._store = store
         self._slot = slot
+        self._allow_offline = allow_offline
         bundle = store.load(reference)
-        store.check_accepted(bundle)
+        store.check_accepted(bundle, allow_offline=allow_offline)
         self._probation_ticks = max(1, round(probation * bundle.manifest.rate))
         self._staging = threading.Lock()
         self._staged: _Staged | None = None
@@ -129,7 +137,7 @@ class ControllerSlot:
     def _stage(self, reference: str, reason: str, *, rollback: bool) -> str:
         with self._staging:
             bundle = self._store.load(reference)
-            self._store.check_accepted(bundle)
+            self._store.check_accepted(bundle, allow_offline=self._allow_offline)
             check_interchangeable(bundle.manifest, self._active.manifest)
             if bundle.digest == self._active.digest:
                 raise StagingError(f"{short(bundle.reference)} is active already")

@@ -17,8 +17,8 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from nncontrol_prune.controllers.bundle import MANIFEST, Bundle, load_bundle, parse_manifest, short
-from nncontrol_prune.controllers.errors import ControllerError
+from nncontrol_prune.controllers.bundle import MANIFEST, Bundle, check_bundle, load_bundle, parse_manifest, short
+from nncontrol_prune.controllers.errors import BundleError, ControllerError
 from nncontrol_prune.controllers.specs import Manifest, Spec, parse_reference
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.files import remove_unfinished, write_atomically
@@ -59,6 +59,41 @@ class BundleStore:
             with contextlib.suppress(FileExistsError):
                 bundle.write(directory)
         return bundle.reference
+
+    def receive(self, files: dict[str, bytes], digest: str, verdict: Verdict | None) -> str:
+        """Check a bundle that came from another machine, store it with its verdict, and return its `name@digest`.
+
+        Args:
+            files: Its contents by file name.
+            digest: What was announced.
+            verdict: What the other machine's gate said of it.
+
+        Raises:
+            BundleError: It fails a check, is another bundle than announced, or the verdict is about another one or
+                accepts what this store's own verdict rejects. Nothing is stored then.
+        """
+        bundle = check_bundle(files)
+        if bundle.digest != digest:
+            raise BundleError(f"the bundle that arrived has digest {bundle.digest}, not {digest}")
+        if verdict is not None and verdict.candidate != bundle.reference:
+            raise BundleError("the verdict that came with the bundle is about another")
+        known = self.verdict(bundle.digest)
+        if verdict is not None and known is not None and not known.accepted and verdict.accepted:
+            raise BundleError("the verdict that came with the bundle accepts what this store's own rejects")
+        reference = self.add(bundle)
+        if verdict is not None:
+            self.write_verdict(verdict)
+        return reference
+
+    def dense(self, reference: str) -> str:
+        """Return the `name@digest` of the dense controller that one was pruned from, or its own.
+
+        Raises:
+            StoreError: One of the controllers on the way there is not in the store.
+            BundleError: One of them is damaged.
+        """
+        parent = self.load(reference).manifest.parent
+        return reference if parent is None else self.dense(parent)
 
     def directory(self, digest: str) -> Path:
         """Return where a bundle of this digest is, or would be."""
@@ -132,8 +167,12 @@ class BundleStore:
         digest = verdict.candidate.rpartition("@")[2]
         write_atomically(self.root / "verdicts" / f"{digest}.json", verdict.model_dump_json(indent=1).encode())
 
-    def check_accepted(self, bundle: Bundle) -> None:
+    def check_accepted(self, bundle: Bundle, *, allow_offline: bool = False) -> None:
         """Check that a bundle may be staged: it has no parent, or an accepted verdict.
+
+        Args:
+            bundle: The bundle.
+            allow_offline: Whether a verdict will do for which no closed loop was run.
 
         Raises:
             NotAcceptedError: It may not.
@@ -149,6 +188,11 @@ class BundleStore:
         if not verdict.accepted:
             found = "rejected it" if verdict.decision == "reject" else "could not tell whether it is as good"
             raise NotAcceptedError(f"{who} and the gate {found}: {'; '.join(verdict.reasons)}")
+        if verdict.offline and not allow_offline:
+            raise NotAcceptedError(
+                f"{who} and was accepted on rollouts alone, without a closed loop; validate it with an environment, or "
+                "set allow_offline of the controller to true"
+            )
 
     def slot(self, slot: str) -> SlotRecord | None:
         """Return what a slot runs; None if it never ran anything.

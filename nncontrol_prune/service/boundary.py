@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nncontrol_prune.controllers.bundle import Bundle
@@ -13,6 +12,7 @@ from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.settings import PruningSettings
+from nncontrol_prune.rollouts.reader import Rollouts
 from nncontrol_prune.service.work import prune
 from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.gate import judge
@@ -83,7 +83,7 @@ def bisect(passes: Callable[[float], bool], largest: float, attempts: int = ATTE
 
 def prune_to_boundary(
     dense: Bundle,
-    rollouts: tuple[Path, ...],
+    rollouts: Rollouts,
     settings: PruningSettings,
     *,
     environment: str,
@@ -96,7 +96,7 @@ def prune_to_boundary(
 
     Args:
         dense: The controller.
-        rollouts: Bags to prune from.
+        rollouts: What to prune from.
         settings: How to prune; its sparsity is not used.
         environment: Where candidates are validated.
         gate: What the gate asks.

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from nncontrol_prune.files import write_atomically
 from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.service.work import Job, Outcome
 
@@ -29,7 +31,9 @@ STAGES = {
     "on-policy rounds": (0.42, 0.5),
     "distillation": (0.5, 0.6),
     "validation": (0.6, 0.8),
-    "robustness": (0.8, 1.0),
+    "robustness": (0.8, 0.95),
+    "off-line check": (0.6, 0.95),
+    "report": (0.95, 1.0),
 }
 """Where each stage begins and ends in the progress of a whole job; it does not go back where a stage comes again."""
 
@@ -57,12 +61,15 @@ class PruningService:
 
     Args:
         store: The bundle store; candidates and verdicts end there.
+        journal: File that keeps the last job's status, so that a service that is started again knows it; None to
+            forget it.
     """
 
-    def __init__(self, store: BundleStore) -> None:
+    def __init__(self, store: BundleStore, journal: Path | None = None) -> None:
         self._store = store
+        self._journal = journal
         self._lock = threading.Lock()
-        self._status = JobStatus()
+        self._status = JobStatus() if journal is None else _remembered(journal)
         self._process: subprocess.Popen[str] | None = None
         self._follower: threading.Thread | None = None
         self._cancelled = False
@@ -73,6 +80,15 @@ class PruningService:
         with self._lock:
             return self._status.model_copy()
 
+    def check_idle(self) -> None:
+        """Check that a job could start.
+
+        Raises:
+            ServiceError: One is running.
+        """
+        with self._lock:
+            self._check_idle()
+
     def start(self, job: Job) -> int:
         """Start a job and return its number at once.
 
@@ -80,8 +96,7 @@ class PruningService:
             ServiceError: Another one is running.
         """
         with self._lock:
-            if self._status.state == "running":
-                raise ServiceError(f"busy: job {self._status.job} is in stage {self._status.stage}; cancel it or wait")
+            self._check_idle()
             self._store.remove_unfinished()  # what a job that was killed had half written
             self._cancelled = False
             # A session of its own, so that a Ctrl-C in the terminal does not reach it behind the service's back.
@@ -95,6 +110,7 @@ class PruningService:
             self._status = JobStatus(job=self._status.job + 1, state="running", stage="starting")
             self._follower = threading.Thread(target=self._follow, args=(self._process, job), daemon=True)
             self._follower.start()
+            self._remember()
             return self._status.job
 
     def cancel(self) -> int:
@@ -157,11 +173,33 @@ class PruningService:
                 final = JobStatus(state="cancelled", message="cancelled")
             self._store.remove_unfinished()
             self._status = final.model_copy(update={"job": self._status.job, "stage": self._status.stage})
+            self._remember()
+
+    def _check_idle(self) -> None:
+        if self._status.state == "running":
+            raise ServiceError(f"busy: job {self._status.job} is in stage {self._status.stage}; cancel it or wait")
+
+    def _remember(self) -> None:
+        if self._journal is not None:
+            write_atomically(self._journal, self._status.model_dump_json(indent=1).encode())
 
     def _update(self, stage: str, progress: float) -> None:
         with self._lock:
             self._status.stage = stage
             self._status.progress = max(self._status.progress, progress)
+
+
+def _remembered(journal: Path) -> JobStatus:
+    """Read what an earlier service's last job came to; what cannot be read is as good as forgotten."""
+    try:
+        status = JobStatus.model_validate_json(journal.read_bytes())
+    except FileNotFoundError:
+        return JobStatus()
+    except ValidationError:
+        return JobStatus(message=f"{journal} is not a job's status; what was done before is forgotten")
+    if status.state == "running":
+        return status.model_copy(update={"state": "failed", "message": "the pruning service ended during this job"})
+    return status
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import JsonValue
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.errors import ControllerError
@@ -59,10 +61,18 @@ class Report(Spec):
     """By sparsity, from all verdicts in the store; this candidate's is one of them."""
     evidence: Evidence | None
     """None if no closed loop was run."""
+    pruning: dict[str, JsonValue] | None = None
+    """What the pipeline did, where it ran in the same job: errors by candidate, time, warnings."""
 
 
 def make_report(
-    verdict: Verdict, candidate: Bundle, dense: Bundle, store: BundleStore, task: str, evidence: Evidence | None
+    verdict: Verdict,
+    candidate: Bundle,
+    dense: Bundle,
+    store: BundleStore,
+    task: str,
+    evidence: Evidence | None,
+    pruning: dict[str, Any] | None = None,
 ) -> Report:
     """Put a report together.
 
@@ -73,6 +83,7 @@ def make_report(
         store: Where other verdicts are.
         task: Success in words.
         evidence: What was run for the report.
+        pruning: How the candidate was pruned, if that is known.
     """
     return Report(
         verdict=verdict,
@@ -83,6 +94,7 @@ def make_report(
         groups=removed_groups(candidate, dense),
         curve=curve(verdict, dense, store),
         evidence=evidence,
+        pruning=pruning,
     )
 
 

@@ -245,14 +245,14 @@ def robustness_chart(conditions: Sequence[ConditionSummary]) -> Chart | None:
         return None
 
     def series(
-        who: str, colour: str, marker: Marker, found: list[tuple[int, tuple[float, float]]], offset: float
+        who: str, colour: str, marker: Marker, found: list[tuple[int, tuple[float, float]]], dy: float
     ) -> Series:
         shares = [count / condition.pairs for (count, _), condition in zip(found, conditions, strict=True)]
         texts = tuple(
             f"{condition.condition}: {who} succeeds in {count} of {condition.pairs}, {low:.1%} to {high:.1%}"
             for (count, (low, high)), condition in zip(found, conditions, strict=True)
         )
-        y = tuple(row + offset for row in range(len(shares)))
+        y = tuple(row + dy for row in range(len(shares)))
         spans = tuple(interval for _, interval in found)
         return Series(who, "points", tuple(shares), y, colour, marker, size=10, spans=spans, hover=texts)
 

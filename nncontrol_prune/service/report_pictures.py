@@ -116,10 +116,8 @@ def _line(series: Series, axis: Axes) -> None:
 
 def _points(series: Series, axis: Axes) -> None:
     if series.spans:
-        lengths = [(x - low, high - x) for x, (low, high) in zip(series.x, series.spans, strict=True)]
-        axis.errorbar(
-            series.x, series.y, xerr=np.transpose(lengths), fmt="none", ecolor=series.colour, elinewidth=1.4, capsize=3
-        )
+        lengths = np.abs(np.array(series.spans) - np.array(series.x)[:, None]).T
+        axis.errorbar(series.x, series.y, xerr=lengths, fmt="none", ecolor=series.colour, elinewidth=1.4, capsize=3)
     axis.plot(
         series.x,
         series.y,

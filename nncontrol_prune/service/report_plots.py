@@ -13,14 +13,16 @@ from bokeh.models import (
     ColumnDataSource,
     FixedTicker,
     HoverTool,
+    Legend,
+    LegendItem,
     LogTicker,
     NumeralTickFormatter,
     PlainText,
     Range1d,
+    UIElement,
+    Whisker,
 )
-from bokeh.models.annotations import Legend, LegendItem, Whisker
 from bokeh.models.formatters import TickFormatter
-from bokeh.models.ui import UIElement
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
@@ -30,8 +32,6 @@ WIDTH = 1080
 """Of a chart, in pixels; the page is as wide."""
 TOOLBAR = 34
 LEGEND = 30
-AROUND = 60
-"""What axes and titles take of a panel's height, about."""
 FONT = "system-ui, sans-serif"
 TOOLS = "pan,wheel_zoom,box_zoom,reset,save"
 
@@ -89,15 +89,13 @@ def _plot(panel: Panel, width: int) -> figure:
     }
     for key, scale in (("x_range", panel.x), ("y_range", panel.y)):
         if scale.names:
-            scales[key] = Range1d(start=len(scale.names) - 0.5, end=-0.5)
+            scales[key] = Range1d(len(scale.names) - 0.5, -0.5)
         elif scale.limits is not None:
-            scales[key] = Range1d(start=scale.limits[0], end=scale.limits[1])
-    if panel.equal:
-        scales |= {"frame_width": panel.height - AROUND, "frame_height": panel.height - AROUND}
+            scales[key] = Range1d(*scale.limits)
     plot = figure(width=width, height=panel.height, tools=TOOLS, match_aspect=panel.equal, **scales)
     plot.toolbar.logo = None
     if panel.title:
-        plot.title.text = panel.title  # type: ignore[union-attr]
+        plot.title.text = panel.title
     for series in panel.series:
         _DRAWERS[series.kind](plot, series)
     _write_axis(plot.xaxis, panel.x)
@@ -114,8 +112,8 @@ def _calm(plot: figure) -> None:
     plot.axis.axis_label_text_font = plot.axis.major_label_text_font = FONT
     plot.axis.axis_label_text_font_style = "normal"
     plot.axis.axis_label_text_font_size = plot.axis.major_label_text_font_size = "12px"
-    plot.title.text_font, plot.title.text_font_size = FONT, "12px"  # type: ignore[union-attr]
-    plot.title.text_font_style = "normal"  # type: ignore[union-attr]
+    plot.title.text_font, plot.title.text_font_size = FONT, "12px"
+    plot.title.text_font_style = "normal"
 
 
 def _write_axis(axis: Any, scale: Axis) -> None:
@@ -179,7 +177,7 @@ def _points(plot: figure, series: Series) -> None:
         ends = {"base": "y", "lower": "low", "upper": "high"}
         whisker = Whisker(**ends, dimension="width", source=source, line_color=series.colour, line_width=1.6)
         for head in (whisker.upper_head, whisker.lower_head):
-            head.size, head.line_color = 8, series.colour  # type: ignore[union-attr]
+            head.size, head.line_color = 8, series.colour
         plot.add_layout(whisker)
 
 

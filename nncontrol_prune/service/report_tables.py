@@ -134,7 +134,7 @@ def _upper(local: LocalStability) -> list[Pole]:
     return [pole for pole in local.poles if pole.imaginary >= 0.0]
 
 
-def _pole(local: LocalStability, *, index: int) -> str:
+def _pole(local: LocalStability, index: int) -> str:
     poles = _upper(local)
     return f"{poles[index].damping:.3f}, {poles[index].frequency:.3g} Hz" if index < len(poles) else NOTHING
 
@@ -148,8 +148,8 @@ def wander_table(evidence: Evidence) -> Table | None:
     growths = (evidence.dense_growth, evidence.pruned_growth)
     if growths == (None, None):
         return None
-    rates = tuple(NOTHING if growth is None else _growth(growth) for growth in growths)
-    return Table(("", "dense", "pruned"), (("growth rate [1/s]", *rates),), title="Growth of small perturbations")
+    rates = ("growth rate [1/s]", *(NOTHING if growth is None else _growth(growth) for growth in growths))
+    return Table(("", "dense", "pruned"), (rates,), title="Growth of small perturbations")
 
 
 def _share(share: Share) -> str:

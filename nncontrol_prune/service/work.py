@@ -10,21 +10,29 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from nncontrol_prune.controllers.bundle import Bundle, load_bundle
+from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.controllers.verdict import Verdict
-from nncontrol_prune.files import write_atomically
+from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.settings import PruningSettings
-from nncontrol_prune.rollouts.reader import read_rollouts
+from nncontrol_prune.rollouts.reader import Rollouts, read_rollouts
 from nncontrol_prune.runtime.store import BundleStore, StoreError
+from nncontrol_prune.service.report import make_report
+from nncontrol_prune.service.report_files import write_report
 from nncontrol_prune.validation.episode_cache import EpisodeCache
+from nncontrol_prune.validation.evidence import gather
 from nncontrol_prune.validation.gate import judge
+from nncontrol_prune.validation.offline import check_offline
 from nncontrol_prune.validation.selection import best_in_closed_loop, observations_in
 from nncontrol_prune.validation.settings import GateSettings
 
 if TYPE_CHECKING:
     from nncontrol_prune.pruning.pipeline import PruningReport
+
+
+HELD_OUT = 0.25
+"""Share of the rollouts, the last ones, that a candidate is checked on instead of pruned from without a simulator."""
 
 
 class Job(Spec):
@@ -33,17 +41,17 @@ class Job(Spec):
     Attributes:
         store: Directory of the bundle store.
         controller: `name@digest` of the dense controller in the store.
-        environment: Where the candidate is validated.
+        environment: Where the candidate is validated; None to check it on rollouts alone.
         gate: What the gate asks.
         pruning: How to prune; None to validate `candidate` instead.
-        rollouts: Bags to prune from.
+        rollouts: Bags to prune from; for an off-line check of `candidate`, others than it was pruned from.
         candidate: `name@digest` of a candidate that is in the store already.
-        report: File for the report as JSON; None for none.
+        report: Directory for the report; None for the store's own place.
     """
 
     store: Path
     controller: str
-    environment: str
+    environment: str | None
     gate: GateSettings
     pruning: PruningSettings | None = None
     rollouts: tuple[Path, ...] = ()
@@ -57,6 +65,8 @@ class Outcome(BaseModel):
     candidate: str
     """`name@digest`."""
     verdict: Verdict
+    report: Path
+    """The report's directory."""
     pruning: dict[str, object] | None = None
     """The pruning report, where the job pruned."""
 
@@ -70,43 +80,46 @@ def carry_out(job: Job, progress: Progress) -> Outcome:
     """
     store = BundleStore(job.store)
     dense = store.load(job.controller)
-    report: PruningReport | None = None
+    where: str | Rollouts
+    pruning: PruningReport | None = None
     if job.pruning is not None:
-        candidate, report = prune(dense, job.rollouts, job.pruning, environment=job.environment, progress=progress)
+        rollouts = read(dense, job.rollouts, progress)
+        where = job.environment or ""
+        if job.environment is None:
+            last = round((1.0 - HELD_OUT) * len(rollouts))
+            rollouts, where = rollouts.rows(slice(last)), rollouts.rows(slice(last, None))
+        candidate, pruning = prune(dense, rollouts, job.pruning, environment=job.environment, progress=progress)
         store.add(candidate)
     elif job.candidate is not None:
         candidate = store.load(job.candidate)
+        where = job.environment or read(dense, job.rollouts, progress)
     else:
         raise StoreError("the job names neither how to prune nor a candidate to validate")
-    verdict = validate(candidate, dense, store, job.environment, job.gate, progress)
-    outcome = Outcome(
-        candidate=candidate.reference,
-        verdict=verdict,
-        pruning=None if report is None else report.model_dump(mode="json"),
-    )
-    if job.report is not None:
-        write_atomically(job.report, outcome.model_dump_json(indent=1).encode())
-    return outcome
+    return validate(candidate, dense, store, where, job.gate, progress, pruning=pruning, directory=job.report)
+
+
+def read(dense: Bundle, rollouts: tuple[Path, ...], progress: Progress) -> Rollouts:
+    """Read bags with a controller's observations and actions."""
+    progress("rollouts", 0.0)
+    manifest = dense.manifest
+    return read_rollouts(rollouts, observation_size=manifest.observation.size, action_size=manifest.action.size)
 
 
 def prune(
     dense: Bundle,
-    rollouts: tuple[Path, ...],
+    rollouts: Rollouts,
     settings: PruningSettings,
     *,
     environment: str | None,
     progress: Progress,
     name: str | None = None,
 ) -> tuple[Bundle, PruningReport]:
-    """Prune a controller from bags; with an environment, candidates are chosen between in closed loop there."""
+    """Prune a controller; with an environment, candidates are chosen between in closed loop there."""
     from nncontrol_prune.pruning.pipeline import prune_bundle
 
-    progress("rollouts", 0.0)
-    manifest = dense.manifest
-    data = read_rollouts(rollouts, observation_size=manifest.observation.size, action_size=manifest.action.size)
     return prune_bundle(
         dense,
-        data,
+        rollouts,
         settings,
         name=name,
         choose=None if environment is None else best_in_closed_loop(environment),
@@ -116,46 +129,45 @@ def prune(
 
 
 def validate(
-    candidate: Bundle, dense: Bundle, store: BundleStore, environment: str, gate: GateSettings, progress: Progress
-) -> Verdict:
-    """Run the gate, and keep the verdict in the store."""
-    verdict = judge(candidate, dense, environment, gate, progress, cache=episode_cache(store))
+    candidate: Bundle,
+    dense: Bundle,
+    store: BundleStore,
+    where: str | Rollouts,
+    gate: GateSettings,
+    progress: Progress,
+    *,
+    pruning: PruningReport | None = None,
+    directory: Path | None = None,
+) -> Outcome:
+    """Judge a candidate, keep the verdict in the store, and write the report.
+
+    Args:
+        candidate: The controller to be judged.
+        dense: The one that it is to replace.
+        store: Where the verdict goes, and the report unless it goes elsewhere.
+        where: The environment to run both in; or rollouts, where there is none.
+        gate: What is asked.
+        progress: Told of every stage, and asked whether to stop.
+        pruning: How it was pruned, if that is known.
+        directory: Where the report goes.
+
+    Raises:
+        GateError, OfflineError, PlantError: With a sentence that says what is wrong.
+        Cancelled: `progress` said so.
+    """
+    if isinstance(where, str):
+        verdict = judge(candidate, dense, where, gate, progress, cache=episode_cache(store))
+    else:
+        verdict = check_offline(candidate, dense, where, gate, progress)
     store.write_verdict(verdict)
-    return verdict
+    directory = directory or store.root / "reports" / candidate.digest
+    evidence = gather(candidate, dense, where, gate, progress) if isinstance(where, str) else None
+    task = (gate.task or task_of(where)).success if isinstance(where, str) else ""
+    details = None if pruning is None else pruning.model_dump(mode="json")
+    write_report(make_report(verdict, candidate, dense, store, task, evidence, details), directory)
+    return Outcome(candidate=candidate.reference, verdict=verdict, report=directory, pruning=details)
 
 
 def episode_cache(store: BundleStore) -> EpisodeCache:
     """Return where the dense controllers' episodes are kept."""
     return EpisodeCache(store.root / "episodes")
-
-
-def stored_bundle(store: BundleStore, text: str) -> Bundle:
-    """Find the controller a user means, and put it into the store unless it is there.
-
-    Args:
-        store: The store.
-        text: A directory, `name@digest` of a bundle in the store, or the name of a controller that ships.
-
-    Raises:
-        ControllerError: There is none, or it fails a check.
-    """
-    bundle = find_bundle(store, text)
-    store.add(bundle)
-    return bundle
-
-
-def find_bundle(store: BundleStore, text: str) -> Bundle:
-    """Find the controller a user means; see `stored_bundle`."""
-    from nncontrol_prune.resources import shipped_controllers
-
-    shipped = shipped_controllers()
-    if text in shipped and not Path(text).exists():
-        return load_bundle(shipped[text])
-    if "@" in text and not Path(text).exists():
-        return store.load(text)
-    if Path(text).is_dir():
-        return load_bundle(Path(text))
-    raise StoreError(
-        f"there is no controller {text!r}: it is no directory, no name@digest, and not one of those that ship "
-        f"({', '.join(shipped) or 'none'})"
-    )

@@ -67,17 +67,8 @@ class BundleTransfer:
         files = self._uploads.pop(request.digest, None)
         if files is None:
             raise BundleError("nothing was uploaded under this digest")
-        bundle = check_bundle({name: bytes(data) for name, data in files.items()})
-        if bundle.digest != request.digest:
-            raise BundleError(f"the bundle that arrived has digest {bundle.digest}, not {request.digest}")
-        if request.verdict is not None and request.verdict.candidate != bundle.reference:
-            raise BundleError("the verdict that came with the bundle is about another")
-        known = self._store.verdict(bundle.digest)
-        if request.verdict is not None and known is not None and not known.accepted and request.verdict.accepted:
-            raise BundleError("the verdict that came with the bundle accepts what this store's own rejects")
-        reference = self._store.add(bundle)
-        if request.verdict is not None:
-            self._store.write_verdict(request.verdict)
+        received = {name: bytes(data) for name, data in files.items()}
+        reference = self._store.receive(received, request.digest, request.verdict)
         return {"reference": reference}, b""
 
 

@@ -113,7 +113,9 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
     """Prepare the loop; see `transport.process.run`."""
     config = settings.config
     store = BundleStore(settings.store)
-    slot = ControllerSlot(store, settings.reference, slot=SLOT, probation=config.probation)
+    slot = ControllerSlot(
+        store, settings.reference, slot=SLOT, probation=config.probation, allow_offline=config.allow_offline
+    )
     manifest = slot.active.manifest
     recorded_swaps = 0
 

@@ -75,6 +75,10 @@ class PlantLink:
         else:
             self.goal_held = state[0] - self._goal_since
 
+    def wait(self, timeout: float) -> None:
+        """Wait for a command to arrive, for a number of seconds."""
+        self._commands.poll(int(1000 * timeout))
+
     def close(self) -> None:
         """Free the ports."""
         if self._authenticator is not None:
@@ -93,6 +97,7 @@ def start(settings: PlantProcessSettings) -> tuple[Callable[[], None], Callable[
         seed=config.seed,
         real_time_factor=config.real_time_factor,
         viewer=not config.headless,
+        lockstep=config.lockstep,
     )
 
     def status(_: Status) -> dict[str, Any]:

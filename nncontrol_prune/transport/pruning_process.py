@@ -10,18 +10,18 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from nncontrol_prune.config import ConfigError, PruningServiceConfig, validated
+from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.controllers.specs import Spec
-from nncontrol_prune.pruning.settings import PruningSettings
-from nncontrol_prune.runtime.store import BundleStore, StoreError
-from nncontrol_prune.service.pruning_service import PruningService, ServiceError
-from nncontrol_prune.service.work import Job
+from nncontrol_prune.controllers.verdict import Verdict
+from nncontrol_prune.runtime.store import BundleStore
+from nncontrol_prune.service.coordinator import Coordinator, LoopState
+from nncontrol_prune.service.pruning_service import ServiceError
 from nncontrol_prune.transport.bundles import pull_bundle, push_bundle
 from nncontrol_prune.transport.messages import Cancel, Deploy, Prune, PruningRequest, Stage, Status, Validate
 from nncontrol_prune.transport.network import Network, TransportError
 from nncontrol_prune.transport.process import run
 from nncontrol_prune.transport.requests import Client, RequestFailedError, RequestServer, answers
-from nncontrol_prune.validation.settings import GateSettings
 
 
 class PruningProcessSettings(Spec):
@@ -34,120 +34,63 @@ class PruningProcessSettings(Spec):
     report: Path | None
 
 
-class PruningEndpoint:
-    """Turns requests into jobs of the service."""
+class ZmqLoop:
+    """The loop, reached over ZeroMQ."""
 
-    def __init__(self, settings: PruningProcessSettings) -> None:
-        self._settings = settings
-        self._store = BundleStore(settings.store)
-        self._service = PruningService(self._store)
-        self._controller = Client(settings.network, "controller")
-        self._auto_deploy = settings.config.auto_deploy
-        self._deployed_job = 0
+    def __init__(self, network: Network) -> None:
+        self._client = Client(network, "controller")
 
-    def status(self, _: Status) -> dict[str, Any]:
-        return self._service.status.model_dump(mode="json")
+    def state(self) -> LoopState:
+        """Ask what runs."""
+        return LoopState.model_validate(self._client.request(Status()))
 
-    def prune(self, request: Prune) -> dict[str, Any]:
-        config = validated(
-            PruningServiceConfig, {**self._settings.config.model_dump(), **request.settings}, "pruning_service"
-        )
-        loop = self._controller.request(Status())
-        rollouts = request.rollouts
-        if rollouts is None:
-            if loop["bag"] is None:
-                raise ServiceError("the controller records no rollouts; name bags, or set record to true")
-            rollouts = (Path(loop["bag"]),)
-        self._auto_deploy = config.auto_deploy
-        return self._start(
-            Job(
-                store=self._settings.store,
-                controller=self._dense(loop["active"]),
-                environment=self._settings.environment,
-                gate=_part(GateSettings, config),
-                pruning=_part(PruningSettings, config),
-                rollouts=rollouts,
-                report=self._settings.report,
-            )
-        )
+    def fetch(self, reference: str) -> Bundle:
+        """Fetch a bundle from the loop's store."""
+        return pull_bundle(self._client, reference)
 
-    def validate(self, request: Validate) -> dict[str, Any]:
-        parent = self._store.load(request.reference).manifest.parent
-        if parent is None:
-            raise ServiceError(f"{request.reference} has no parent to be validated against; it may be staged as it is")
-        self._have(parent)
-        return self._start(
-            Job(
-                store=self._settings.store,
-                controller=parent,
-                candidate=request.reference,
-                environment=self._settings.environment,
-                gate=_part(GateSettings, self._settings.config),
-                report=self._settings.report,
-            )
-        )
-
-    def cancel(self, _: Cancel) -> dict[str, Any]:
-        return {"job": self._service.cancel()}
-
-    def deploy(self, _: Deploy) -> dict[str, Any]:
-        status = self._service.status
-        if status.state != "accepted" or status.outcome is None:
-            raise ServiceError(f"there is nothing accepted to deploy; the last job is {status.state}")
-        bundle = self._store.load(status.outcome.candidate)
-        self._store.check_accepted(bundle)
-        push_bundle(self._controller, bundle, self._store.verdict(bundle.digest))
-        return self._controller.request(Stage(reference=bundle.reference))
-
-    def deploy_if_wanted(self) -> None:
-        """Deploy an accepted controller once, if the configuration says so."""
-        status = self._service.status
-        if self._auto_deploy and status.state == "accepted" and status.job != self._deployed_job:
-            self._deployed_job = status.job
-            self.deploy(Deploy())
+    def deploy(self, bundle: Bundle, verdict: Verdict | None) -> str:
+        """Send a bundle, have it swapped in, and return its `name@digest`."""
+        push_bundle(self._client, bundle, verdict)
+        return str(self._client.request(Stage(reference=bundle.reference))["reference"])
 
     def close(self) -> None:
-        self._service.close()
-        self._controller.close()
-
-    def _start(self, job: Job) -> dict[str, Any]:
-        return {"job": self._service.start(job)}
-
-    def _dense(self, reference: str) -> str:
-        """Return the dense controller that one comes from; losses must not add up from pruning to pruning."""
-        self._have(reference)
-        parent = self._store.load(reference).manifest.parent
-        return reference if parent is None else self._dense(parent)
-
-    def _have(self, reference: str) -> None:
-        """Fetch a controller from the loop's store unless it is in ours."""
-        try:
-            self._store.load(reference)
-        except StoreError:
-            self._store.add(pull_bundle(self._controller, reference))
-
-
-def _part(model: type[Any], config: PruningServiceConfig) -> Any:
-    """Return the part of the configuration that a settings class describes."""
-    return model(**{name: getattr(config, name) for name in model.model_fields})
+        """Free the socket."""
+        self._client.close()
 
 
 def start(settings: PruningProcessSettings) -> tuple[Callable[[], None], Callable[[], None]]:
     """Prepare the service; see `transport.process.run`."""
-    endpoint = PruningEndpoint(settings)
+    loop = ZmqLoop(settings.network)
+    coordinator = Coordinator(
+        BundleStore(settings.store),
+        loop,
+        settings.config,
+        environment=settings.environment,
+        report=settings.report,
+    )
+
+    def prune(request: Prune) -> dict[str, Any]:
+        config = validated(
+            PruningServiceConfig, {**settings.config.model_dump(), **request.settings}, "pruning_service"
+        )
+        return {"job": coordinator.prune(config, request.rollouts)}
+
+    def validate(request: Validate) -> dict[str, Any]:
+        return {"job": coordinator.validate(request.reference)}
+
     server = RequestServer(
         settings.network,
         "pruning",
         TypeAdapter(PruningRequest),
         {
-            Status: answers(endpoint.status),
-            Prune: answers(endpoint.prune),
-            Validate: answers(endpoint.validate),
-            Cancel: answers(endpoint.cancel),
-            Deploy: answers(endpoint.deploy),
+            Status: answers(lambda _: coordinator.status.model_dump(mode="json")),
+            Prune: answers(prune),
+            Validate: answers(validate),
+            Cancel: answers(lambda _: {"job": coordinator.cancel()}),
+            Deploy: answers(lambda _: {"reference": coordinator.deploy()}),
         },
         errors=(ServiceError, ControllerError, ConfigError, TransportError, RequestFailedError),
-        between=endpoint.deploy_if_wanted,
+        between=coordinator.deploy_if_wanted,
     )
     server.start()
     stopped = threading.Event()
@@ -155,7 +98,8 @@ def start(settings: PruningProcessSettings) -> tuple[Callable[[], None], Callabl
     def work() -> None:
         stopped.wait()
         server.close()
-        endpoint.close()
+        coordinator.close()
+        loop.close()
 
     return work, stopped.set
 

@@ -53,7 +53,7 @@ class RequestServer:
         handlers: Mapping[type[Spec], Handler],
         *,
         errors: tuple[type[Exception], ...],
-        between: Callable[[], None] = lambda: None,
+        between: Callable[[], object] = lambda: None,
     ) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._authenticator = network.authenticate(self._context)

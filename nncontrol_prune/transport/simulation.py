@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from nncontrol_prune.config import Config, ConfigError
 from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.plants.environments import PlantError, check_controller, check_rate, environment_specs
+from nncontrol_prune.runtime.finding import stored_bundle
 from nncontrol_prune.runtime.slot import initial_reference
 from nncontrol_prune.runtime.statistics import COLUMNS
 from nncontrol_prune.runtime.store import BundleStore
-from nncontrol_prune.service.work import stored_bundle
 from nncontrol_prune.transport.controller_process import SLOT, ControllerProcessSettings
 from nncontrol_prune.transport.messages import Ticks
 from nncontrol_prune.transport.network import Network
@@ -46,14 +46,14 @@ class Simulation:
         environment = config.mujoco_sim.env
         specs = environment_specs(environment)
         bundle = stored_bundle(store, config.nn_controller.controller or initial_reference(store, SLOT))
-        store.check_accepted(bundle)
+        store.check_accepted(bundle, allow_offline=config.nn_controller.allow_offline)
         check_controller(bundle.manifest, specs)
         if config.nn_controller.rate is not None:
             try:
                 check_rate(config.nn_controller.rate, specs)
             except PlantError as error:
                 raise ConfigError(f"nn_controller: {error}") from error
-        self.report = out / "report.json"
+        self.report = out / "report"
         self.dense = bundle
         self.plant = Client(network, "plant")
         self.controller = Client(network, "controller")

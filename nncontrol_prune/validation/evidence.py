@@ -25,8 +25,10 @@ from nncontrol_prune.validation.metrics import episode_of
 from nncontrol_prune.validation.settings import GateSettings
 from nncontrol_prune.validation.stability import LocalStability, NoEquilibriumError, local_stability
 
+EPISODES = 5
+"""Episodes that are looked at."""
 RESPONSES = 3
-"""Episodes that are drawn."""
+"""Episodes of those that are drawn."""
 PLANNED_STARTS = 40
 """Starts in the picture of the region of attraction where a planner has to plan from each."""
 LATENCY_RUNS = 500
@@ -105,9 +107,10 @@ def gather(
     progress = progress or Progress()
     task = settings.task or task_of(environment)
     progress("report", 0.0)
-    seeds = range(settings.first_seed, settings.first_seed + RESPONSES)
+    seeds = range(settings.first_seed, settings.first_seed + EPISODES)
     ours, theirs = ([*trajectories(bundle, environment, seeds)] for bundle in (candidate, dense))
-    responses = [_response(mine, their, task, dense) for mine, their in zip(ours, theirs, strict=True)]
+    drawn = zip(ours[:RESPONSES], theirs[:RESPONSES], strict=True)
+    responses = [_response(mine, their, task, dense) for mine, their in drawn]
     progress("report", 0.2)
     attraction = _attraction(candidate, dense, environment, settings, task)
     progress("report", 0.6)

@@ -65,6 +65,17 @@ def judge(
         PlantError: The environment does not exist, raises, or does not fit one of the controllers.
         Cancelled: `progress` said so.
     """
+    check_replaceable(candidate, dense)
+    check_environment(dense.manifest, environment, settings.task)
+    return _Gate(candidate, dense, environment, settings, progress or Progress(), cache).verdict()
+
+
+def check_replaceable(candidate: Bundle, dense: Bundle) -> None:
+    """Check that a candidate may be judged against a controller.
+
+    Raises:
+        GateError: It was pruned from another one, or has another layout or rate.
+    """
     if candidate.manifest.parent not in (None, dense.reference):
         raise GateError(
             f"{short(candidate.reference)} was pruned from {short(str(candidate.manifest.parent))}, "
@@ -73,8 +84,6 @@ def judge(
     difference = layout_difference(candidate.manifest, dense.manifest)
     if difference is not None:
         raise GateError(f"{candidate.manifest.name} cannot take the place of {dense.manifest.name}: {difference}")
-    check_environment(dense.manifest, environment, settings.task)
-    return _Gate(candidate, dense, environment, settings, progress or Progress(), cache).verdict()
 
 
 class _Gate:

@@ -1,9 +1,9 @@
 """How fast small perturbations grow in closed loop, where nothing comes to rest: the largest Lyapunov exponent.
 
 Two loops start 1e-6 apart and run side by side; after every tick the distance is noted and set back to 1e-6 along its
-own direction. The mean of its logarithm's change per second is the exponent (Benettin et al., Meccanica 15, 1980). Below
-0 perturbations die away and the gait is stable; above 0 episodes from the same start part after a while (chaos). A
-walker's may be well above 0 though it never falls, so it is the difference to the dense controller's that tells.
+own direction. The mean of its logarithm's change per second is the exponent (Benettin et al., Meccanica 15, 1980).
+Below 0 perturbations die away and the gait is stable; above 0 episodes from the same start part after a while (chaos).
+A walker's may be well above 0 though it never falls, so it is the difference to the dense controller's that tells.
 """
 
 from __future__ import annotations

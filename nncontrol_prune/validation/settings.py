@@ -31,6 +31,17 @@ class RobustnessSettings(Spec):
     """Change of friction and damping, up and down."""
 
 
+class OfflineSettings(Spec):
+    """How far a candidate may be off where only rollouts are there to tell; see validation/offline.py."""
+
+    action_deviation: Annotated[FiniteFloat, Field(gt=0.0)] = 0.1
+    """Of its actions, as a share of how much the dense controller's vary."""
+    gain_deviation: Annotated[FiniteFloat, Field(gt=0.0)] = 0.3
+    """Of its gains, as a share of the dense controller's."""
+    state_deviation: Annotated[FiniteFloat, Field(gt=0.0)] = 0.1
+    """Of the state one tick later, as a share of how much a tick changes it."""
+
+
 class GateSettings(Spec):
     """What the gate asks of a candidate."""
 
@@ -52,6 +63,7 @@ class GateSettings(Spec):
     delay: Annotated[int, Field(ge=0, le=100)] = 0
     """Ticks that a command takes to the plant, beyond the next step. The simulator's loop has none."""
     robustness: RobustnessSettings = RobustnessSettings()
+    offline: OfflineSettings = OfflineSettings()
     attraction_margin: Annotated[FiniteFloat, Field(gt=0.0, le=0.5)] = 0.1
     """How much less likely the candidate may succeed from anywhere in the task's box of starts."""
     attraction_starts: Annotated[int, Field(ge=0, le=1_000_000)] = 256

@@ -31,6 +31,9 @@ class Wire:
     def publish(self, state: NDArray[np.float64]) -> None:
         self.states.append(state.copy())
 
+    def wait(self, timeout: float) -> None:
+        time.sleep(min(timeout, 0.001))
+
 
 def run_for(plant: LivePlant, seconds: float) -> None:
     thread = threading.Thread(target=plant.run)
@@ -102,3 +105,35 @@ def test_paused_plant_does_not_step() -> None:
     plant.paused.set()
     run_for(plant, 0.2)
     assert plant.steps == 0
+
+
+def test_in_lockstep_time_waits_for_the_command_and_the_state_is_sent_again() -> None:
+    wire = Wire()
+    plant = LivePlant(CARTPOLE, wire, real_time_factor=10.0, lockstep=True)
+    thread = threading.Thread(target=plant.run)
+    thread.start()
+    time.sleep(0.1)
+    wire.silent = True
+    time.sleep(0.1)
+    steps, sent = plant.steps, len(wire.states)
+    time.sleep(0.3)
+    assert plant.steps == steps
+    assert len(wire.states) > sent
+    assert {state[0] for state in wire.states[sent:]} == {wire.states[-1][0]}
+    wire.silent = False
+    time.sleep(0.1)
+    assert plant.steps > steps
+    plant.stop()
+    thread.join()
+    assert plant.missed_commands == 0
+
+
+def test_in_lockstep_the_same_seed_gives_the_same_run() -> None:
+    runs = []
+    for factor in (5.0, 20.0):
+        wire = Wire()
+        run_for(LivePlant(CARTPOLE, wire, real_time_factor=factor, lockstep=True, seed=3), 0.2)
+        states = {state[0]: state for state in wire.states}
+        runs.append([states[stamp] for stamp in sorted(states)][:60])
+    for first, second in zip(*runs, strict=False):
+        np.testing.assert_array_equal(first, second)

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.runtime.loop import ControlLoop
 from nncontrol_prune.runtime.slot import ControllerSlot
 from nncontrol_prune.runtime.store import BundleStore
@@ -200,3 +201,32 @@ def test_stopping_before_the_first_observation_ends_the_loop(slot: ControllerSlo
     plant = Silent()
     run_while(ControlLoop(slot, plant), lambda: time.sleep(0.05))
     assert [command for _, command in plant.commands] == [0.0]
+
+
+def test_followed_plant_is_answered_at_its_own_beat(slot: ControllerSlot, small_bundle: Bundle) -> None:
+    plant, recorded = FakePlant(), Transitions()
+    loop = ControlLoop(slot, plant, recorded)
+    loop.prepare()
+    for _ in range(3):
+        loop.follow()
+    expected = np.zeros(1)
+    small_bundle.policy.act(plant.observation, expected)
+    assert plant.commands == [(0.01, expected[0]), (0.02, expected[0]), (0.03, expected[0])]
+    assert len(recorded) == 3
+    assert loop.commanding
+
+
+def test_chosen_safe_command_is_sent_where_there_is_no_observation(slot: ControllerSlot) -> None:
+    plant = FakePlant()
+    plant.frozen = True
+    loop = ControlLoop(slot, plant, observation_timeout=0.02, safe_command=[2.5])
+    loop.follow()
+    time.sleep(0.05)
+    loop.follow()
+    assert plant.commands[-1][1] == 2.5
+    assert not loop.commanding
+
+
+def test_safe_command_beyond_the_limits_is_refused(slot: ControllerSlot) -> None:
+    with pytest.raises(ControllerError, match=r"safe_command \[25\.0\] is not one value within each of: slider in"):
+        ControlLoop(slot, FakePlant(), safe_command=[25.0])

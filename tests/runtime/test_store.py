@@ -60,6 +60,33 @@ def test_pruned_bundle_needs_an_accepted_verdict(
     store.check_accepted(pruned)
 
 
+def test_verdict_without_a_closed_loop_counts_only_where_that_is_allowed(
+    store: BundleStore, small_bundle, make_cartpole_bundle, make_verdict
+) -> None:
+    pruned = make_cartpole_bundle(hidden=(4, 4), parent=small_bundle)
+    offline = {"environment": None, "dense": None, "pruned": None, "seed": None}
+    store.write_verdict(make_verdict(pruned).model_copy(update=offline))
+    with pytest.raises(NotAcceptedError, match=r"on rollouts alone, without a closed loop; .*allow_offline"):
+        store.check_accepted(pruned)
+    store.check_accepted(pruned, allow_offline=True)
+    store.write_verdict(make_verdict(pruned, accepted=False).model_copy(update=offline))
+    with pytest.raises(NotAcceptedError, match="rejected it"):
+        store.check_accepted(pruned, allow_offline=True)
+
+
+def test_all_verdicts_that_can_be_read_are_listed(
+    store: BundleStore, small_bundle, make_cartpole_bundle, make_verdict
+) -> None:
+    assert list(store.verdicts()) == []
+    verdicts = [make_verdict(make_cartpole_bundle(hidden=(4, 4), seed=seed, parent=small_bundle)) for seed in (1, 2)]
+    for verdict in verdicts:
+        store.write_verdict(verdict)
+    write_atomically(store.root / "verdicts" / f"{'0' * 64}.json", b"{}")
+    assert sorted(store.verdicts(), key=lambda verdict: verdict.candidate) == sorted(
+        verdicts, key=lambda verdict: verdict.candidate
+    )
+
+
 def test_verdict_about_another_bundle_does_not_count(
     store: BundleStore, small_bundle, make_cartpole_bundle, make_verdict
 ) -> None:
@@ -131,3 +158,14 @@ def test_processes_may_add_the_same_bundle_at_once(store: BundleStore, small_bun
     processes = [subprocess.Popen(command) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
     assert [path.name for path in (store.root / "bundles").iterdir()] == [small_bundle.digest]
+
+
+def test_dense_controller_is_found_through_those_pruned_from_it(
+    store: BundleStore, small_bundle, make_cartpole_bundle
+) -> None:
+    middle = make_cartpole_bundle(hidden=(8, 8), parent=small_bundle, name="middle")
+    last = make_cartpole_bundle(hidden=(4, 4), parent=middle, name="last")
+    for bundle in (small_bundle, middle, last):
+        store.add(bundle)
+    assert store.dense(last.reference) == small_bundle.reference
+    assert store.dense(small_bundle.reference) == small_bundle.reference

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from nncontrol_prune.controllers.bundle import Bundle
@@ -9,6 +7,7 @@ from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.settings import PruningSettings
+from nncontrol_prune.rollouts.reader import Rollouts, read_rollouts
 from nncontrol_prune.service.boundary import RESOLUTION, bisect, prune_to_boundary
 from nncontrol_prune.service.rollouts import record_episodes
 from nncontrol_prune.validation.settings import GateSettings, RobustnessSettings
@@ -38,20 +37,20 @@ def test_attempts_are_bounded() -> None:
 
 
 @pytest.fixture(scope="module")
-def bag(tmp_path_factory: pytest.TempPathFactory, shipped_bundle: Bundle) -> Path:
+def rollouts(tmp_path_factory: pytest.TempPathFactory, shipped_bundle: Bundle) -> Rollouts:
     path = tmp_path_factory.mktemp("boundary") / "bag"
     record_episodes(shipped_bundle, CARTPOLE, range(4), path, lambda _: None)
-    return path
+    return read_rollouts(path)
 
 
 def test_the_boundary_passes_and_everything_tried_is_reported(
-    shipped_bundle: Bundle, bag: Path, monkeypatch: pytest.MonkeyPatch
+    shipped_bundle: Bundle, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nncontrol_prune.service.boundary.RESOLUTION", 4.0)
     stages: list[str] = []
     found = prune_to_boundary(
         shipped_bundle,
-        (bag,),
+        rollouts,
         PruningSettings(method="uniform", max_rows=4000),
         environment=CARTPOLE,
         gate=GateSettings(robustness=RobustnessSettings(enabled=False), attraction_starts=0),
@@ -67,7 +66,7 @@ def test_the_boundary_passes_and_everything_tried_is_reported(
 
 
 def test_nothing_that_passes_is_an_error_with_everything_tried(
-    shipped_bundle: Bundle, bag: Path, monkeypatch: pytest.MonkeyPatch
+    shipped_bundle: Bundle, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PruningError("no luck")
@@ -76,7 +75,7 @@ def test_nothing_that_passes_is_an_error_with_everything_tried(
     with pytest.raises(PruningError, match=r"nothing that was tried passes validation: .*%: no luck"):
         prune_to_boundary(
             shipped_bundle,
-            (bag,),
+            rollouts,
             PruningSettings(),
             environment=CARTPOLE,
             gate=GateSettings(),

@@ -12,12 +12,12 @@ from nncontrol_prune.controllers.bundle import Bundle, load_bundle
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.resources import shipped_controllers
-from nncontrol_prune.runtime.store import BundleStore
+from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError
 from nncontrol_prune.service import pruning_service
 from nncontrol_prune.service.pruning_service import JobStatus, PruningService, ServiceError
 from nncontrol_prune.service.rollouts import record_episodes
 from nncontrol_prune.service.work import Job
-from nncontrol_prune.validation.settings import GateSettings, RobustnessSettings
+from nncontrol_prune.validation.settings import GateSettings, OfflineSettings, RobustnessSettings
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def job(store: BundleStore, shipped_bundle: Bundle, bag: Path, tmp_path: Path) -
         gate=GateSettings(robustness=RobustnessSettings(enabled=False), attraction_starts=0),
         pruning=PruningSettings(sparsity=0.7, method="uniform"),
         rollouts=(bag,),
-        report=tmp_path / "report.json",
+        report=tmp_path / "report",
     )
 
 
@@ -71,7 +71,26 @@ def test_job_prunes_validates_and_keeps_the_result(service: PruningService, stor
     store.check_accepted(candidate)
     assert candidate.manifest.parameters < 0.31 * store.load(job.controller).manifest.parameters
     assert job.report is not None
-    assert status.outcome.candidate in job.report.read_text()
+    assert status.outcome.report == job.report
+    assert status.outcome.candidate in (job.report / "report.json").read_text()
+
+
+def test_job_without_an_environment_checks_on_rollouts_that_were_held_out(
+    service: PruningService, store: BundleStore, job: Job
+) -> None:
+    # Three short episodes are little to prune from, and the fourth to check on.
+    gate = GateSettings(offline=OfflineSettings(action_deviation=0.5, state_deviation=0.5))
+    pruning = PruningSettings(sparsity=0.3, method="uniform")
+    service.start(job.model_copy(update={"environment": None, "report": None, "pruning": pruning, "gate": gate}))
+    status = wait_for(service)
+    assert status.state == "accepted", status.message
+    assert status.outcome is not None
+    assert status.outcome.verdict.offline
+    candidate = store.load(status.outcome.candidate)
+    assert status.outcome.report == store.root / "reports" / candidate.digest
+    assert (status.outcome.report / "report.json").exists()
+    with pytest.raises(NotAcceptedError, match="allow_offline"):
+        store.check_accepted(candidate)
 
 
 def test_second_job_is_refused_while_one_runs(service: PruningService, job: Job) -> None:
@@ -185,3 +204,24 @@ def test_every_stage_has_its_place_in_the_progress_of_a_job() -> None:
         for stage in re.findall(r'progress\("([a-z -]+)"', path.read_text())
     }
     assert named | {"starting"} == set(pruning_service.STAGES)
+
+
+def test_service_started_again_knows_the_last_job(store: BundleStore, job: Job, tmp_path: Path) -> None:
+    journal = tmp_path / "jobs" / "last.json"
+    first = PruningService(store, journal)
+    first.start(job)
+    ended = wait_for(first)
+    again = PruningService(store, journal)
+    assert again.status == ended
+    assert again.start(job) == 2
+    assert PruningService(store, journal).status.message == "the pruning service ended during this job"
+    again.close()
+    assert PruningService(store, journal).status.state == "cancelled"
+
+
+def test_damaged_journal_is_told_and_stops_nothing(store: BundleStore, tmp_path: Path) -> None:
+    journal = tmp_path / "last.json"
+    journal.write_text("{")
+    status = PruningService(store, journal).status
+    assert status.state == "idle"
+    assert "last.json is not a job's status" in status.message

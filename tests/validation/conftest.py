@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from nncontrol_prune.controllers.bundle import Bundle, load_bundle
 from nncontrol_prune.validation.metrics import Episode
 
 
@@ -31,9 +29,3 @@ def make_episode() -> Callable[..., Episode]:
         return Episode(**{**usual, **changes})
 
     return make
-
-
-@pytest.fixture(scope="session")
-def pendulum() -> Bundle:
-    """A double pendulum's actor, whose loop comes to rest."""
-    return load_bundle(Path(__file__).resolve().parents[2] / "benchmarks" / "controllers" / "double_pendulum_sac")

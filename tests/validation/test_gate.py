@@ -14,6 +14,10 @@ from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.environments import PlantError
 from nncontrol_prune.plants.tasks import Signal, Task
 from nncontrol_prune.progress import Cancelled, Progress
+from nncontrol_prune.pruning.pipeline import prune_bundle
+from nncontrol_prune.pruning.settings import PruningSettings
+from nncontrol_prune.rollouts.reader import read_rollouts
+from nncontrol_prune.service.rollouts import record_episodes
 from nncontrol_prune.validation import evaluation, gate
 from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.gate import GateError, judge
@@ -302,3 +306,21 @@ def test_task_that_does_not_fit_the_environment_is_refused(shipped_bundle: Bundl
     settings = gate_settings(task=Task(signals={"pole": Signal(entry=5)}))
     with pytest.raises(PlantError, match=r"does not fit .*CartPole.*signal 'pole' is entry 5 of the observation"):
         judge(shipped_bundle, shipped_bundle, CARTPOLE, settings)
+
+
+def test_taylor_pruned_actor_with_a_smaller_spectral_radius_than_the_dense_one_is_rejected(
+    shipped_bundle: Bundle, cache: EpisodeCache, tmp_path: Path
+) -> None:
+    # Pruned from the second half of episodes, where the pole stands: near there its loop is the more stable one, and
+    # it cannot swing up any more.
+    record_episodes(shipped_bundle, CARTPOLE, range(4), tmp_path / "bag", lambda _: None)
+    rollouts = read_rollouts(tmp_path / "bag")
+    standing = rollouts.rows(np.flatnonzero(rollouts.step >= 400))
+    settings = PruningSettings(sparsity=0.9, method="uniform", importance="taylor", perturbation=0.0)
+    candidate, report = prune_bundle(shipped_bundle, standing, settings)
+    assert report.sparsity > 0.89
+    radius = [local_stability(bundle, CARTPOLE).spectral_radius for bundle in (candidate, shipped_bundle)]
+    assert radius[0] < 1.0 < radius[1]
+    verdict = judge(candidate, shipped_bundle, CARTPOLE, gate_settings(), cache=cache)
+    assert verdict.decision == "reject"
+    assert outcomes(verdict)["success"] == "failed"

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from nncontrol_prune.controllers.errors import ControllerError
+from nncontrol_prune.controllers.specs import ObservationSpec, ObservationTerm
+from nncontrol_prune.runtime.observation import ObservationAssembler, projected_gravity
+
+CARTPOLE = ObservationSpec(
+    terms=(
+        ObservationTerm(name="x", size=1, quantity="position", joints=("slider",)),
+        ObservationTerm(name="cos", size=1, quantity="cos", joints=("hinge",)),
+        ObservationTerm(name="sin", size=1, quantity="sin", joints=("hinge",)),
+        ObservationTerm(name="v", size=1, quantity="velocity", joints=("slider",), scale=0.5),
+    )
+)
+
+
+def test_joints_are_found_by_name_in_any_order_among_others() -> None:
+    assembler = ObservationAssembler(CARTPOLE, 1)
+    expected = [1.0, math.cos(2.0), math.sin(2.0), 1.5]
+    assert assembler.joint_states(["slider", "hinge"], [1.0, 2.0], [3.0, 4.0], []) is None
+    np.testing.assert_allclose(assembler.observation, expected)
+    assert assembler.joint_states(["gripper", "hinge", "slider"], [9.0, 2.0, 1.0], [9.0, 4.0, 3.0], []) is None
+    np.testing.assert_allclose(assembler.observation, expected)
+
+
+def test_missing_joints_and_values_are_named_and_nothing_is_taken() -> None:
+    assembler = ObservationAssembler(CARTPOLE, 1)
+    assert "lack hinge; they have slider" in str(assembler.joint_states(["slider"], [1.0], [3.0], []))
+    assert "0 values of velocity for 2 joints" in str(assembler.joint_states(["slider", "hinge"], [1.0, 2.0], [], []))
+    assert np.isnan(assembler.observation).all()
+
+
+def test_non_finite_angles_give_nan_and_no_error() -> None:
+    assembler = ObservationAssembler(CARTPOLE, 1)
+    assert assembler.joint_states(["slider", "hinge"], [1.0, math.inf], [3.0, math.nan], []) is None
+    assert np.isnan(assembler.observation[1:3]).all()
+
+
+def test_imu_command_and_previous_action_have_their_places() -> None:
+    spec = ObservationSpec(
+        terms=(
+            ObservationTerm(name="gyro", size=3, quantity="angular_velocity", scale=0.25),
+            ObservationTerm(name="command", size=3, quantity="velocity_command"),
+            ObservationTerm(name="last", size=2, quantity="previous_action"),
+            ObservationTerm(name="contact", size=1),
+        )
+    )
+    assembler = ObservationAssembler(spec, 2)
+    assert assembler.vectors == ("angular_velocity", "velocity_command")
+    assembler.vector("angular_velocity", [4.0, 8.0, 12.0])
+    assembler.vector("velocity_command", [1.0, 0.0, 0.5])
+    assembler.previous_action(np.array([7.0, 8.0]))
+    assert assembler.other("contact", [1.0])
+    assert not assembler.other("contact", [1.0, 2.0])
+    assert assembler.observation.tolist() == [1.0, 2.0, 3.0, 1.0, 0.0, 0.5, 7.0, 8.0, 1.0]
+
+
+def test_previous_action_of_another_size_is_refused() -> None:
+    spec = ObservationSpec(terms=(ObservationTerm(name="last", size=2, quantity="previous_action"),))
+    with pytest.raises(ControllerError, match="'last' has size 2, and the action has 1"):
+        ObservationAssembler(spec, 1)
+
+
+def test_gravity_points_down_in_the_bodys_frame() -> None:
+    assert projected_gravity((0.0, 0.0, 0.0, 1.0)) == (0.0, 0.0, -1.0)
+    half = math.sqrt(0.5)  # rolled by 90 degrees: the body's y axis points up
+    np.testing.assert_allclose(projected_gravity((half, 0.0, 0.0, half)), (0.0, -1.0, 0.0), atol=1e-12)

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.controllers.specs import Provenance
+from nncontrol_prune.controllers.verdict import Criterion, Verdict
+from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.runtime.store import BundleStore
+from nncontrol_prune.service import report_files
+from nncontrol_prune.service.report import Report, curve, make_report, removed_groups
+from nncontrol_prune.service.report_charts import charts_of
+from nncontrol_prune.service.report_files import write_report
+from nncontrol_prune.service.report_page import page
+from nncontrol_prune.validation.evidence import gather
+from nncontrol_prune.validation.settings import GateSettings
+from tests.validation.changes import amplify, changed
+
+PENDULUM = "InvertedDoublePendulum-v5"
+MakeVerdict = Callable[..., Verdict]
+
+
+def offline(verdict: Verdict, reason: str = "a test said so") -> Verdict:
+    """Return the verdict as it would be if no closed loop had been run."""
+    criteria = (Criterion(name="actions", outcome="passed", reason=reason),)
+    return verdict.model_copy(
+        update={"environment": None, "dense": None, "pruned": None, "seed": None, "criteria": criteria}
+    )
+
+
+@pytest.fixture(scope="module")
+def full(shipped_bundle: Bundle, make_verdict: MakeVerdict, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Everything there is to show, of a controller that fails."""
+    store = BundleStore(tmp_path_factory.mktemp("full"))
+    candidate = changed(shipped_bundle, amplify(-1.0))
+    evidence = gather(candidate, shipped_bundle, CARTPOLE, GateSettings(attraction_starts=20))
+    verdict = make_verdict(candidate, accepted=False).model_copy(update={"against": shipped_bundle.reference})
+    store.add(candidate)
+    store.write_verdict(verdict)
+    return make_report(verdict, candidate, shipped_bundle, store, "the pole stands", evidence)
+
+
+@pytest.fixture
+def bare(shipped_bundle: Bundle, make_verdict: MakeVerdict, store: BundleStore) -> Report:
+    """As little as there can be: an off-line verdict."""
+    verdict = offline(make_verdict(shipped_bundle))
+    return make_report(verdict, shipped_bundle, shipped_bundle, store, "", None)
+
+
+def test_data_is_read_again_as_it_was_written(full: Report, tmp_path: Path) -> None:
+    write_report(full, tmp_path / "report")
+    assert Report.model_validate_json((tmp_path / "report" / "report.json").read_bytes()) == full
+    json.loads((tmp_path / "report" / "report.json").read_bytes(), parse_constant=pytest.fail)
+
+
+def test_page_begins_with_the_verdict_and_its_reasons(full: Report) -> None:
+    text = re.sub(r"<[^>]+>|\s+", " ", page(full, charts_of(full)).partition("<body>")[2])
+    order = [
+        "REJECTED",
+        "a test said so",
+        "Criteria",
+        "Pruning coefficients",
+        "Sparsity against return",
+        "Time responses",
+    ]
+    order += ["Eigenvalues", "Region of attraction", "Robustness", "Latency"]
+    places = [text.index(word) for word in order]
+    assert places == sorted(places)
+
+
+def test_page_needs_no_network(full: Report) -> None:
+    found = page(full, charts_of(full))
+    assert not re.findall(r"""<(?:script|link|img|iframe)[^>]+(?:src|href)=["'](?!data:)[^"']+""", found)
+    assert "default-src 'none'" in found
+
+
+def test_page_shows_names_and_reasons_as_text(bare: Report) -> None:
+    evil = "</script><script>alert(1)</script>"
+    found = page(bare.model_copy(update={"verdict": offline(bare.verdict, evil)}), {})
+    assert evil not in found
+    assert "&lt;script&gt;alert(1)" in found
+
+
+def test_report_without_a_closed_loop_says_so_wherever_something_is_missing(bare: Report) -> None:
+    charts = charts_of(bare)
+    assert charts == {}
+    found = page(bare, charts)
+    assert "off-line check on rollouts alone" in found
+    assert found.count("No closed loop was run.") >= 4
+
+
+def test_pictures_lie_beside_the_page_one_a_chart(full: Report, tmp_path: Path) -> None:
+    written = write_report(full, tmp_path / "report")
+    names = {path.stem for path in written if path.suffix == ".png"}
+    assert names == set(charts_of(full)) >= {"sparsity", "responses", "attraction", "latency"}
+    for path in written:
+        assert path.stat().st_size > 1000
+        if path.suffix == ".png":
+            assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_newer_report_takes_the_place_of_an_older_one(full: Report, bare: Report, tmp_path: Path) -> None:
+    directory = tmp_path / "report"
+    write_report(full, directory)
+    write_report(bare, directory)
+    assert {path.name for path in directory.iterdir()} == {"report.json", "report.html"}
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_what_is_no_report_is_not_replaced(bare: Report, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"no report \(it holds thesis.tex\)"):
+        write_report(bare, tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_failure_in_the_middle_leaves_the_older_report(
+    full: Report, bare: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    directory = tmp_path / "report"
+    write_report(bare, directory)
+    before = (directory / "report.json").read_bytes()
+    monkeypatch.setattr(report_files, "write_pictures", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        write_report(full, directory)
+    assert (directory / "report.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_eigenvalues_are_drawn_with_the_unit_circle(
+    pendulum: Bundle, make_verdict: MakeVerdict, store: BundleStore
+) -> None:
+    evidence = gather(pendulum, pendulum, PENDULUM, GateSettings())
+    report = make_report(make_verdict(pendulum), pendulum, pendulum, store, "", evidence)
+    (panel, *_) = charts_of(report)["eigenvalues"].panels
+    assert [series.name for series in panel.series] == ["unit circle", "dense", "pruned"]
+    assert panel.equal
+    found = page(report, charts_of(report))
+    assert "0.95709" in found
+    assert "Lyapunov decrease of xᵀ P x" in found
+
+
+def test_curve_is_of_what_comes_from_the_same_controller(
+    small_bundle: Bundle, make_cartpole_bundle, make_verdict: MakeVerdict, store: BundleStore
+) -> None:
+    pruned = [make_cartpole_bundle(hidden=(width, width), parent=small_bundle) for width in (4, 8)]
+    other = make_cartpole_bundle(hidden=(4, 4), seed=3, parent=pruned[0])
+    for bundle in (*pruned, other):
+        store.add(bundle)
+        store.write_verdict(make_verdict(bundle))
+    gone = make_cartpole_bundle(hidden=(6, 6), parent=small_bundle)
+    store.write_verdict(make_verdict(gone))
+    found = curve(make_verdict(pruned[0]), small_bundle, store)
+    assert [point.reference for point in found] == [pruned[1].reference, pruned[0].reference]
+    assert found[0].return_ratio == 1.0
+
+
+def test_groups_are_told_by_what_the_candidate_says_was_removed(small_bundle: Bundle, make_cartpole_bundle) -> None:
+    made = Provenance(
+        rollouts="none",
+        method="uniform",
+        importance="l2",
+        coefficients={"layers.0": 0.5, "layers.1": 0.25},
+        sparsity=0.5,
+    )
+    pruned = make_cartpole_bundle(hidden=(8, 9), parent=small_bundle, provenance=made)
+    found = removed_groups(pruned, small_bundle)
+    assert [(group.name, group.channels, group.kept) for group in found] == [("layers.0", 16, 8), ("layers.1", 12, 9)]
+    assert removed_groups(small_bundle, small_bundle) == ()

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.progress import Cancelled, Progress
+from nncontrol_prune.validation.evidence import Evidence, gather, numbers
+from nncontrol_prune.validation.settings import GateSettings
+from tests.validation.changes import amplify, changed
+
+PENDULUM = "InvertedDoublePendulum-v5"
+
+
+@pytest.fixture(scope="module")
+def swingup(shipped_bundle: Bundle) -> Evidence:
+    """A controller that pushes the wrong way, beside the one that ships."""
+    settings = GateSettings(attraction_starts=20)
+    return gather(changed(shipped_bundle, amplify(-1.0)), shipped_bundle, CARTPOLE, settings)
+
+
+def test_both_controllers_are_drawn_from_the_same_starts(swingup: Evidence) -> None:
+    assert [response.seed for response in swingup.responses] == [100_000, 100_001, 100_002]
+    for response in swingup.responses:
+        assert response.dense.signals.keys() == {"pole angle [rad]", "cart position [m]"}
+        assert response.dense.signals["pole angle [rad]"][0] == response.pruned.signals["pole angle [rad]"][0]
+        assert len(response.dense.signals["pole angle [rad]"]) == 1001
+        assert len(response.dense.commands["slider"]) == 1000
+        assert response.dense.success
+        assert not response.pruned.success
+
+
+def test_attraction_is_looked_at_in_the_plane_of_the_task(swingup: Evidence) -> None:
+    assert swingup.attraction is not None
+    assert swingup.attraction.labels == ("pole angle [rad]", "pole velocity [rad/s]")
+    angles, speeds = np.array(swingup.attraction.starts).T
+    assert 0.0 <= angles.min() < 1.0 < 5.0 < angles.max() <= 2 * np.pi
+    assert -8.0 <= speeds.min() < -5.0 < 5.0 < speeds.max() <= 8.0
+    assert sum(swingup.attraction.dense) == 20
+    assert sum(swingup.attraction.pruned) < 5
+
+
+def test_growth_is_looked_at_where_nothing_should_decrease(swingup: Evidence) -> None:
+    assert swingup.decrease is None
+    assert swingup.dense_growth is not None
+    assert swingup.pruned_growth is not None
+    assert swingup.dense_local is not None
+    assert swingup.dense_local.spectral_radius > 1.0
+
+
+def test_decrease_is_looked_at_where_both_loops_rest(pendulum: Bundle) -> None:
+    found = gather(pendulum, pendulum, PENDULUM, GateSettings())
+    assert found.decrease is not None
+    assert found.decrease.dense == found.decrease.pruned
+    assert (found.dense_growth, found.pruned_growth, found.attraction) == (None, None, None)
+    assert found.dense_local == found.pruned_local
+
+
+def test_latencies_ascend_and_are_of_this_machine(swingup: Evidence) -> None:
+    for latencies in (swingup.dense_latencies, swingup.pruned_latencies):
+        assert list(latencies) == sorted(latencies)
+        assert 0.0 < latencies[0] < 1e-3
+
+
+def test_it_can_be_cancelled(shipped_bundle: Bundle) -> None:
+    progress = Progress(cancelled=lambda: True)
+    with pytest.raises(Cancelled):
+        gather(shipped_bundle, shipped_bundle, CARTPOLE, GateSettings(), progress)
+
+
+def test_numbers_are_short() -> None:
+    assert numbers([1 / 3, 123456.789]) == (0.33333, 123460.0)
