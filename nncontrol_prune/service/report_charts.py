@@ -12,7 +12,7 @@ from nncontrol_prune.controllers.bundle import short
 from nncontrol_prune.controllers.verdict import ConditionSummary, Decision
 from nncontrol_prune.drawing import DENSE, PRUNED, without_wraps
 from nncontrol_prune.pruning.group_report import GroupReport
-from nncontrol_prune.service.charts import Axis, Chart, Marker, Panel, Series, Values
+from nncontrol_prune.service.charts import Axis, Chart, Kind, Marker, Panel, Series, Values
 from nncontrol_prune.service.report import CurvePoint, Report
 from nncontrol_prune.validation.evidence import Attraction, Response, Track
 from nncontrol_prune.validation.stability import LocalStability, Pole
@@ -159,7 +159,7 @@ def responses_chart(responses: Sequence[Response], rate: float) -> Chart | None:
     if settled < whole / 2:
         # What happens is at the beginning, and would be a vertical line.
         time = Axis("time [s]", limits=(0.0, settled))
-        notes.append(f"Shown are the first {settled:g} s of {whole:g} s; all has settled by then. Zoom out for more.")
+        notes.append(f"Shown are the first {settled:g} s of {whole:.4g} s; all has settled by then.")
     rows = [
         tuple(_signal_panel(response, name, rate, time, first=name == signals[0]) for response in responses)
         for name in signals
@@ -183,25 +183,30 @@ def _settling_time(responses: Sequence[Response], rate: float) -> tuple[float, f
         # NaN is never near, so that nothing is called settled that is not known to be.
         away = np.flatnonzero(~(np.abs(values - values[-1]) <= SETTLED * np.ptp(values)))
         last = max(last, int(away[-1]) if len(away) else 0)
-    return float(math.ceil(1.25 * last / rate) or 1), max(map(len, lines)) / rate
+    return float(math.ceil(1.25 * last / rate) or 1), (max(map(len, lines)) - 1) / rate
 
 
 def _signal_panel(response: Response, name: str, rate: float, time: Axis, *, first: bool) -> Panel:
-    def series(who: str, track: Track, colour: str) -> Series:
-        values = tuple(without_wraps(_finite(track.signals[name])).tolist())
-        return Series(who, "line", _times(len(values), rate), values, colour, size=1.6)
-
-    both = (series("dense", response.dense, DENSE), series("pruned", response.pruned, PRUNED))
-    return Panel(both, time, Axis(_folded(name)), title=_response_title(response) if first else "", height=190)
+    both = [
+        (who, tuple(without_wraps(_finite(track.signals[name])).tolist()))
+        for who, track in (("dense", response.dense), ("pruned", response.pruned))
+    ]
+    title = _response_title(response) if first else ""
+    return Panel(_overlaid("line", both, rate), time, Axis(_folded(name)), title, height=190)
 
 
 def _command_panel(response: Response, joint: str, rate: float, time: Axis) -> Panel:
-    def series(who: str, track: Track, colour: str) -> Series:
-        values = _finite(track.commands[joint])
-        return Series(who, "step", _times(len(values), rate), values, colour, size=1.0)
+    both = [("dense", _finite(response.dense.commands[joint])), ("pruned", _finite(response.pruned.commands[joint]))]
+    return Panel(_overlaid("step", both, rate), time, Axis(_folded(f"command, {joint}")), height=160)
 
-    both = (series("dense", response.dense, DENSE), series("pruned", response.pruned, PRUNED))
-    return Panel(both, time, Axis(_folded(f"command, {joint}")), height=160)
+
+def _overlaid(kind: Kind, both: Sequence[tuple[str, Values]], rate: float) -> tuple[Series, ...]:
+    """Return both lines, the lower one wider, so that it is seen where the other one lies on it."""
+    looks = ((DENSE, 4.0), (PRUNED, 1.6)) if kind == "line" else ((DENSE, 2.6), (PRUNED, 1.2))
+    return tuple(
+        Series(who, kind, _times(len(values), rate), values, colour, size=size)
+        for (who, values), (colour, size) in zip(both, looks, strict=True)
+    )
 
 
 def _folded(label: str) -> str:

@@ -119,10 +119,10 @@ def test_poles_far_outside_are_in_the_picture() -> None:
 
 
 def test_long_rest_after_a_short_transient_is_out_of_sight_and_the_note_says_so() -> None:
-    chart = responses_chart([response([1.0] * 150 + [0.0] * 4850)], rate=100.0)
+    chart = responses_chart([response([1.0] * 150 + [0.0] * 4851)], rate=100.0)
     assert {panel.x.limits for panel in chart.panels} == {(0.0, 2.0)}
     assert "the first 2 s of 50 s" in chart.note
-    assert len(chart.panels[0].series[0].x) == 5000
+    assert len(chart.panels[0].series[0].x) == 5001
 
 
 @pytest.mark.parametrize("values", [[math.sin(tick / 10) for tick in range(1000)], [1.0] * 100 + [math.nan] * 900])
