@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from nncontrol_prune.controllers.bundle import short
 from nncontrol_prune.controllers.verdict import ConditionSummary, Decision
 from nncontrol_prune.drawing import DENSE, PRUNED, without_wraps
 from nncontrol_prune.pruning.group_report import GroupReport
-from nncontrol_prune.service.charts import Axis, Chart, Marker, Panel, Series, Values
+from nncontrol_prune.service.charts import Axis, Chart, Kind, Marker, Panel, Series, Values
 from nncontrol_prune.service.report import CurvePoint, Report
 from nncontrol_prune.validation.evidence import Attraction, Response, Track
 from nncontrol_prune.validation.stability import LocalStability, Pole
@@ -22,6 +23,8 @@ SEVERAL, KEPT, QUIET, GOOD, BAD = "#4d4d4d", "#e3e6ea", "#9aa3ad", "#1b7a5a", "#
 
 MOST_COMMANDS = 6
 """Commands that are drawn; the page would be a wall of them for a humanoid."""
+SETTLED = 0.02
+"""Share of its own range that a signal stays within of where it ends, once it has settled."""
 LIMIT_IN_SIGHT = 10.0
 """A limit is drawn if it is at most so many times the largest value; further out it would press the curves flat."""
 
@@ -150,34 +153,65 @@ def responses_chart(responses: Sequence[Response], rate: float) -> Chart | None:
     if not responses:
         return None
     signals, commands = [*responses[0].dense.signals], [*responses[0].dense.commands]
+    settled, whole = _settling_time(responses, rate)
+    time = Axis("time [s]")
+    notes = []
+    if settled < whole / 2:
+        # What happens is at the beginning, and would be a vertical line.
+        time = Axis("time [s]", limits=(0.0, settled))
+        notes.append(f"Shown are the first {settled:g} s of {whole:.4g} s; all has settled by then.")
     rows = [
-        tuple(_signal_panel(response, name, rate, first=name == signals[0]) for response in responses)
+        tuple(_signal_panel(response, name, rate, time, first=name == signals[0]) for response in responses)
         for name in signals
     ]
     rows += [
-        tuple(_command_panel(response, joint, rate) for response in responses) for joint in commands[:MOST_COMMANDS]
+        tuple(_command_panel(response, joint, rate, time) for response in responses)
+        for joint in commands[:MOST_COMMANDS]
     ]
     left_out = commands[MOST_COMMANDS:]
-    note = f"Not drawn, and in report.json: the commands of {', '.join(left_out)}." if left_out else ""
-    return Chart("responses", tuple(rows), note, linked=True)
+    if left_out:
+        notes.append(f"Not drawn, and in report.json: the commands of {', '.join(left_out)}.")
+    return Chart("responses", tuple(rows), " ".join(notes), linked=True)
 
 
-def _signal_panel(response: Response, name: str, rate: float, *, first: bool) -> Panel:
-    def series(who: str, track: Track, colour: str) -> Series:
-        values = _finite(without_wraps(track.signals[name]).tolist())
-        return Series(who, "line", _times(len(values), rate), values, colour, size=1.6)
+def _settling_time(responses: Sequence[Response], rate: float) -> tuple[float, float]:
+    """Return when everything has settled, rounded up, and how long the longest episode is; in seconds."""
+    tracks = [track for response in responses for track in (response.dense, response.pruned)]
+    lines = [values for track in tracks for values in (*track.signals.values(), *track.commands.values())]
+    last = 0
+    for values in map(np.array, lines):
+        # NaN is never near, so that nothing is called settled that is not known to be.
+        away = np.flatnonzero(~(np.abs(values - values[-1]) <= SETTLED * np.ptp(values)))
+        last = max(last, int(away[-1]) if len(away) else 0)
+    return float(math.ceil(1.25 * last / rate) or 1), (max(map(len, lines)) - 1) / rate
 
-    both = (series("dense", response.dense, DENSE), series("pruned", response.pruned, PRUNED))
-    return Panel(both, Axis("time [s]"), Axis(name), title=_response_title(response) if first else "", height=190)
+
+def _signal_panel(response: Response, name: str, rate: float, time: Axis, *, first: bool) -> Panel:
+    both = [
+        (who, tuple(without_wraps(_finite(track.signals[name])).tolist()))
+        for who, track in (("dense", response.dense), ("pruned", response.pruned))
+    ]
+    title = _response_title(response) if first else ""
+    return Panel(_overlaid("line", both, rate), time, Axis(_folded(name)), title, height=190)
 
 
-def _command_panel(response: Response, joint: str, rate: float) -> Panel:
-    def series(who: str, track: Track, colour: str) -> Series:
-        values = _finite(track.commands[joint])
-        return Series(who, "step", _times(len(values), rate), values, colour, size=1.0)
+def _command_panel(response: Response, joint: str, rate: float, time: Axis) -> Panel:
+    both = [("dense", _finite(response.dense.commands[joint])), ("pruned", _finite(response.pruned.commands[joint]))]
+    return Panel(_overlaid("step", both, rate), time, Axis(_folded(f"command, {joint}")), height=160)
 
-    both = (series("dense", response.dense, DENSE), series("pruned", response.pruned, PRUNED))
-    return Panel(both, Axis("time [s]"), Axis(f"command, {joint}"), height=160)
+
+def _overlaid(kind: Kind, both: Sequence[tuple[str, Values]], rate: float) -> tuple[Series, ...]:
+    """Return both lines, the lower one wider, so that it is seen where the other one lies on it."""
+    looks = ((DENSE, 4.0), (PRUNED, 1.6)) if kind == "line" else ((DENSE, 2.6), (PRUNED, 1.2))
+    return tuple(
+        Series(who, kind, _times(len(values), rate), values, colour, size=size)
+        for (who, values), (colour, size) in zip(both, looks, strict=True)
+    )
+
+
+def _folded(label: str) -> str:
+    """Return a label in lines that are short enough for the height of a panel."""
+    return textwrap.fill(label, 20)
 
 
 def _response_title(response: Response) -> str:

@@ -67,6 +67,7 @@ def page(report: Report, charts: dict[str, Chart]) -> str:
         word=WORDS[verdict.decision],
         candidate=short(verdict.candidate),
         against=short(verdict.against),
+        decided=verdict.created.replace("T", " ").replace("+00:00", " UTC"),
         sparsity=1.0 - report.pruned.parameters / report.dense.parameters,
         criteria=criteria_table(verdict),
         controllers=controllers_table(report),

@@ -32,6 +32,8 @@ WIDTH = 1080
 """Of a chart, in pixels; the page is as wide."""
 TOOLBAR = 34
 LEGEND = 30
+AROUND = 70
+"""What titles and axes take of a panel's height, about."""
 FONT = "system-ui, sans-serif"
 TOOLS = "pan,wheel_zoom,box_zoom,reset,save"
 
@@ -92,6 +94,9 @@ def _plot(panel: Panel, width: int) -> figure:
             scales[key] = Range1d(len(scale.names) - 0.5, -0.5)
         elif scale.limits is not None:
             scales[key] = Range1d(*scale.limits)
+    if panel.equal:
+        # What lies between the axes is square, whatever their numbers take.
+        scales |= {"frame_width": panel.height - AROUND, "frame_height": panel.height - AROUND}
     plot = figure(width=width, height=panel.height, tools=TOOLS, match_aspect=panel.equal, **scales)
     plot.toolbar.logo = None
     if panel.title:

@@ -31,6 +31,7 @@ class Table:
         title: Above it; empty for none.
         outcomes: Whether the second cell is an outcome, which is coloured by what it says.
         prose: Whether cells are sentences, and not figures to be set to the right.
+        words: How many columns hold words; the rest are figures.
     """
 
     headings: tuple[str, ...]
@@ -38,6 +39,7 @@ class Table:
     title: str = ""
     outcomes: bool = False
     prose: bool = False
+    words: int = 1
 
 
 def criteria_table(verdict: Verdict) -> Table:
@@ -90,7 +92,7 @@ def groups_table(report: Report) -> Table:
         )
         for group in report.groups
     )
-    return Table(headings, rows)
+    return Table(headings, rows, words=3)
 
 
 def local_table(evidence: Evidence) -> Table:

@@ -5,10 +5,13 @@ Nothing here decides anything. It is cut short where it would take long: planner
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PlainSerializer
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.latency import latencies
@@ -36,7 +39,14 @@ LATENCY_RUNS = 500
 DIGITS = 5
 """Of the numbers that are drawn; more would only make the page larger."""
 
-Numbers = tuple[float, ...]
+
+def _as_json(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+Number = Annotated[float, PlainSerializer(_as_json, when_used="json")]
+"""NaN and infinity are written as strings: JSON has none, and a plant that blew up is what a report has to show."""
+Numbers = tuple[Number, ...]
 
 
 class Track(Spec):
@@ -47,7 +57,7 @@ class Track(Spec):
     commands: dict[str, Numbers]
     """By joint."""
     success: bool
-    episode_return: float
+    episode_return: Number
 
 
 class Response(Spec):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,18 @@ def test_data_is_read_again_as_it_was_written(full: Report, tmp_path: Path) -> N
     write_report(full, tmp_path / "report")
     assert Report.model_validate_json((tmp_path / "report" / "report.json").read_bytes()) == full
     json.loads((tmp_path / "report" / "report.json").read_bytes(), parse_constant=pytest.fail)
+
+
+def test_numbers_of_a_plant_that_blew_up_are_kept(full: Report) -> None:
+    first, *others = full.evidence.responses
+    track = first.pruned.model_copy(update={"signals": {"x": (math.nan, -math.inf)}, "episode_return": math.nan})
+    responses = (first.model_copy(update={"pruned": track}), *others)
+    written = full.model_copy(update={"evidence": full.evidence.model_copy(update={"responses": responses})})
+    json.loads(written.model_dump_json(), parse_constant=pytest.fail)
+    found = Report.model_validate_json(written.model_dump_json()).evidence.responses[0].pruned
+    assert math.isnan(found.signals["x"][0])
+    assert found.signals["x"][1] == -math.inf
+    assert math.isnan(found.episode_return)
 
 
 def test_page_begins_with_the_verdict_and_its_reasons(full: Report) -> None:
