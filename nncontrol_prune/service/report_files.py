@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nncontrol_prune.files import new_directory, replacing_directory, write_synced
+from nncontrol_prune.files import replacing_directory, write_synced
 from nncontrol_prune.service.report import Report
 from nncontrol_prune.service.report_charts import charts_of
 from nncontrol_prune.service.report_page import page
@@ -31,7 +31,8 @@ def write_report(report: Report, directory: Path) -> list[Path]:
     """
     check_directory(directory)
     charts = charts_of(report)
-    with (replacing_directory if directory.exists() else new_directory)(directory) as temporary:
+    directory.mkdir(parents=True, exist_ok=True)  # so that two at once replace each other's
+    with replacing_directory(directory) as temporary:
         write_synced(temporary / DATA, report.model_dump_json(indent=1).encode())
         write_synced(temporary / PAGE, page(report, charts).encode())
         pictures = write_pictures(charts, temporary)
