@@ -47,8 +47,8 @@ class ControllerNode(LifecycleNode):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__("nn_controller", automatically_declare_parameters_from_overrides=True, **arguments)
-        self._parameters = NodeParameters(self, ControllerConfig)
-        self._store = BundleStore(default_root(self._parameters.config.store))
+        self._settings = NodeParameters(self, ControllerConfig)
+        self._store = BundleStore(default_root(self._settings.config.store))
         self._slot_name = self.get_fully_qualified_name().strip("/").replace("/", ".")
         self._slot: ControllerSlot | None = None
         self._runner: LoopRunner | None = None
@@ -73,7 +73,7 @@ class ControllerNode(LifecycleNode):
 
     def start(self) -> None:
         """Configure and activate, if `autostart` says so."""
-        if not self._parameters.config.autostart:
+        if not self._settings.config.autostart:
             return
         if self.trigger_configure() is TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
@@ -108,7 +108,7 @@ class ControllerNode(LifecycleNode):
         return transition(self, "recover from an error", self.close)
 
     def _configure(self) -> None:
-        config = self._parameters.config
+        config = self._settings.config
         self._store.remove_unfinished()
         slot = ControllerSlot(self._store, self._first_controller(), slot=self._slot_name, probation=config.probation)
         manifest = slot.active.manifest
@@ -121,7 +121,7 @@ class ControllerNode(LifecycleNode):
 
     def _first_controller(self) -> str:
         """Return what to load: what was asked for, or what the store has as current, or the default."""
-        config = self._parameters.config
+        config = self._settings.config
         if config.controller:
             return stored_bundle(self._store, config.controller).reference
         if self._store.slot(self._slot_name) is None and config.default_controller:
@@ -131,7 +131,7 @@ class ControllerNode(LifecycleNode):
     def _activate(self) -> None:
         assert self._slot is not None
         assert self._runner is not None
-        config, manifest = self._parameters.config, self._slot.active.manifest
+        config, manifest = self._settings.config, self._slot.active.manifest
         if config.record:
             stamp = f"{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S.%f}"
             bags = Path(config.bags) if config.bags else self._store.root / "bags"
@@ -167,10 +167,10 @@ class ControllerNode(LifecycleNode):
         self._runner = self._slot = None
 
     def _simulator_name(self) -> str:
-        return self.resolve_topic_name(f"{self._parameters.config.simulator or 'mujoco_sim'}")
+        return self.resolve_topic_name(f"{self._settings.config.simulator or 'mujoco_sim'}")
 
     def _listen(self) -> None:
-        config = self._parameters.config
+        config = self._settings.config
         if config.simulator:
             step = guarded(self, "steps", self._record_step)
             self.create_subscription(Float64MultiArray, f"{config.simulator}/step", step, 50)
@@ -210,14 +210,14 @@ class ControllerNode(LifecycleNode):
             ConfigError: A value is not allowed, or not now.
             ControllerError: The controller cannot be staged.
         """
-        names = self._parameters.names(parameters)
-        config = self._parameters.changed(parameters)
+        names = self._settings.names(parameters)
+        config = self._settings.changed(parameters)
         fixed = sorted(names - ANYTIME)
         if self._slot is not None and fixed:
             raise ConfigError(f"{self.get_name()}: {', '.join(fixed)} can be set only before the node is configured")
         if "controller" in names and config.controller and not self._following:
             self._stage(config.controller)
-        self._parameters.accept(parameters)
+        self._settings.accept(parameters)
 
     def _stage(self, text: str) -> None:
         bundle = stored_bundle(self._store, text)
@@ -265,7 +265,7 @@ class ControllerNode(LifecycleNode):
         """Let the parameter say what runs, after a swap that it did not ask for, too."""
         self._following = True
         try:
-            self._parameters.set("controller", reference)
+            self._settings.set("controller", reference)
         finally:
             self._following = False
 
@@ -303,7 +303,7 @@ class ControllerNode(LifecycleNode):
 
     def _check_joints(self) -> None:
         """Ask the command controller for its joints; the answer comes when it comes."""
-        config, slot = self._parameters.config, self._slot
+        config, slot = self._settings.config, self._slot
         self._joint_check = ""
         if not config.command_controller or slot is None:
             return

@@ -26,7 +26,8 @@ from nncontrol_prune.runtime.store import BundleStore, default_root
 from nncontrol_prune.service.coordinator import Coordinator
 from nncontrol_prune.service.pruning_service import ServiceError
 
-REFUSALS = (ServiceError, LoopError)
+REFUSALS: tuple[type[Exception], ...] = (ServiceError, LoopError)
+DEPLOYMENT_ERRORS: tuple[type[Exception], ...] = (*EXPECTED, *REFUSALS)
 TELL = 0.1
 """Seconds between looks at how far the job is."""
 FIXED = {"controller_node", "store", "env"}
@@ -43,8 +44,8 @@ class PruningNode(Node):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__("pruning_service", automatically_declare_parameters_from_overrides=True, **arguments)
-        self._parameters = NodeParameters(self, PruningServiceConfig)
-        config = self._parameters.config
+        self._settings = NodeParameters(self, PruningServiceConfig)
+        config = self._settings.config
         store = BundleStore(default_root(config.store))
         name = self.get_fully_qualified_name().strip("/").replace("/", ".")
         self._loop = RemoteLoop(self, config.controller_node)
@@ -88,7 +89,7 @@ class PruningNode(Node):
 
     def _prune(self, _: Trigger.Request) -> str:
         self._claim.check()
-        config = self._parameters.config
+        config = self._settings.config
         rollouts = tuple(Path(path).expanduser() for path in config.rollouts.split(":") if path)
         for path in rollouts:
             if not path.exists():
@@ -99,7 +100,7 @@ class PruningNode(Node):
 
     def _validate(self, _: Trigger.Request) -> str:
         self._claim.check()
-        job = self._coordinator.validate(self._parameters.config.candidate or None)
+        job = self._coordinator.validate(self._settings.config.candidate or None)
         self._deployment = ""
         return f"job {job} has started"
 
@@ -115,7 +116,7 @@ class PruningNode(Node):
     def _deploy_if_wanted(self) -> None:
         try:
             reference = self._coordinator.deploy_if_wanted()
-        except (*EXPECTED, *REFUSALS) as error:
+        except DEPLOYMENT_ERRORS as error:
             self._deployment = f"not deployed: {error}"
             self.get_logger().error(self._deployment)
         else:
@@ -124,12 +125,12 @@ class PruningNode(Node):
                 self.get_logger().info(self._deployment)
 
     def _set(self, parameters: list[Parameter]) -> None:
-        names = self._parameters.names(parameters)
-        config = self._parameters.changed(parameters)
+        names = self._settings.names(parameters)
+        config = self._settings.changed(parameters)
         fixed = sorted(names & FIXED)
         if fixed:
             raise ConfigError(f"{self.get_name()}: {', '.join(fixed)} can be set only when the node is started")
-        self._parameters.accept(parameters)
+        self._settings.accept(parameters)
         self._coordinator.config = config
 
     def _tell(self) -> None:

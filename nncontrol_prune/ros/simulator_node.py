@@ -114,8 +114,8 @@ class SimulatorNode(Node):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__("mujoco_sim", automatically_declare_parameters_from_overrides=True, **arguments)
-        self._parameters = NodeParameters(self, PlantConfig)
-        config = self._parameters.config
+        self._settings = NodeParameters(self, PlantConfig)
+        config = self._settings.config
         specs = environment_specs(config.env)
         self._environment = config.env
         link: Any = _Later()
@@ -147,7 +147,7 @@ class SimulatorNode(Node):
         self._thread.join(timeout=2.0)
 
     def _run(self) -> None:
-        run_in_real_time(self._parameters.config.realtime_priority)
+        run_in_real_time(self._settings.config.realtime_priority)
         self._plant.run()
 
     def _reset(self, _: Trigger.Request) -> str:
@@ -162,8 +162,8 @@ class SimulatorNode(Node):
         return "time goes on"
 
     def _refuse(self, parameters: list[Parameter]) -> None:
-        names = sorted(self._parameters.names(parameters))
-        self._parameters.changed(parameters)
+        names = sorted(self._settings.names(parameters))
+        self._settings.changed(parameters)
         if names:
             raise ConfigError(f"{self.get_name()}: {', '.join(names)} can be set only when the node is started")
 
