@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import rclpy
-from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
-from rclpy.node import Node
+from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
 from nncontrol_prune.ros.callbacks import EXPECTED
 
-
-class Closable(Protocol):
-    """A node that has something to end before it is destroyed."""
-
-    def close(self) -> None:
-        """Stop everything."""
-        ...
+POLL = 0.1
+"""Seconds after which a node looks, at the least, whether it has been told to end."""
 
 
 def fastest_executor() -> Executor:
@@ -46,7 +42,11 @@ def spin(
         expected: Exceptions whose message tells the user what is wrong.
         started: Called with the node before it spins.
     """
-    rclpy.init(signal_handler_options=SignalHandlerOptions.ALL)
+    # rclpy's own handlers would take the context away, and with it the way of the last, safe command.
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    stopped = threading.Event()
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, lambda *_: stopped.set())
     node: Any = None
     code = 0
     try:
@@ -54,11 +54,10 @@ def spin(
         executor = make_executor()
         executor.add_node(node)
         started(node)
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+        while not stopped.is_set():
+            executor.spin_once(timeout_sec=POLL)
     except (*EXPECTED, *expected) as error:
-        rclpy.logging.get_logger(node.get_name() if isinstance(node, Node) else "startup").fatal(str(error))
+        rclpy.logging.get_logger("startup").fatal(str(error))
         code = 1
     finally:
         if node is not None:
