@@ -66,6 +66,14 @@ setup(
         "search": ["optuna>=3.5"],
         "compare": ["optuna>=3.5", "torch-pruning>=1.5"],
     },
-    entry_points={"console_scripts": ["nncontrol-prune = nncontrol_prune.cli:main"]},
+    entry_points={
+        "console_scripts": [
+            "nncontrol-prune = nncontrol_prune.cli:main",
+            # `ros2 run nncontrol_prune controller_node`, and so on
+            "controller_node = nncontrol_prune.ros.controller_node:main",
+            "pruning_node = nncontrol_prune.ros.pruning_node:main",
+            "simulator_node = nncontrol_prune.ros.simulator_node:main",
+        ]
+    },
     zip_safe=False,
 )

@@ -45,10 +45,34 @@ class ControllerConfig(Spec):
 
     controller: str = ""
     """A path, `name@digest`, or the name of a shipped controller; empty for what the store has as current."""
+    default_controller: str = ""
+    """Likewise: what runs where `controller` is empty and the store has no current one."""
     rate: Annotated[FiniteFloat, Field(gt=0.0, le=10_000.0)] | None = None
     """Control rate in Hz; it is the controller's, so another value is an error."""
     record: bool = True
     """Whether to record rollouts."""
+    bags: str = ""
+    """Directory that recordings go to, each in one of its own; empty for `bags` in the store (ROS 2)."""
+    store: str = ""
+    """The bundle store; empty for $NNCONTROL_PRUNE_STORE or, without that, ~/.ros/nncontrol_prune (ROS 2)."""
+    autostart: bool = True
+    """Whether to configure and activate at once, without waiting for a lifecycle manager (ROS 2)."""
+    drive: Literal["joint_states", "timer"] = "joint_states"
+    """What starts a tick: each new joint state, or a timer at the controller's rate, for a robot whose joint states
+    come at another one (ROS 2)."""
+    safe_command: tuple[FiniteFloat, ...] = ()
+    """What is sent where the controller's command cannot be, a value a joint; empty for zero."""
+    observation_limit: Annotated[FiniteFloat, Field(gt=0.0, le=1e12)] = 1e6
+    """Magnitude past which an entry of the observation is as wrong as NaN (ROS 2)."""
+    command_controller: str = ""
+    """Node of the ros2_control controller that takes the commands, whose `joints` have to be the bundle's; empty not to
+    check (ROS 2)."""
+    simulator: str = "mujoco_sim"
+    """Node of the simulator whose steps are recorded too; empty on a robot (ROS 2)."""
+    pruning_service: str = "pruning_service"
+    """Node of the pruning service that may send bundles; empty for none (ROS 2)."""
+    publish_transitions: bool = True
+    """Whether to publish ~/transition, for `ros2 bag record` (ROS 2)."""
     probation: Annotated[FiniteFloat, Field(ge=0.0, le=600.0)] = 2.0
     """Seconds that a new controller must run without a fault before it is committed."""
     allow_offline: bool = False
@@ -64,6 +88,17 @@ class PruningServiceConfig(PruningSettings, GateSettings):
 
     auto_deploy: bool = False
     """Whether an accepted controller is deployed at once."""
+    controller_node: str = "nn_controller"
+    """Node whose controller is pruned, and that accepted controllers are deployed to (ROS 2)."""
+    rollouts: str = ""
+    """Bags to prune from, separated by colons: directories, MCAP files or folders of bags; empty for those that the
+    controller node records (ROS 2)."""
+    env: str = ""
+    """Gymnasium MuJoCo id that candidates are validated in; empty for what the controller was made for (ROS 2)."""
+    candidate: str = ""
+    """`name@digest` of what ~/validate validates; empty for the last job's (ROS 2)."""
+    store: str = ""
+    """The bundle store; empty for $NNCONTROL_PRUNE_STORE or, without that, ~/.ros/nncontrol_prune (ROS 2)."""
 
     @property
     def gate(self) -> GateSettings:

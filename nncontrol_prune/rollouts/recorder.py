@@ -114,6 +114,11 @@ class Recorder:
         self._start_process(bag)
 
     @property
+    def directory(self) -> Path:
+        """The bag."""
+        return self._directory
+
+    @property
     def accepted(self) -> int:
         """Messages handed over to the recorder's process."""
         return sum(stream.accepted for stream in self._streams)

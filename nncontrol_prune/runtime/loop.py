@@ -104,16 +104,19 @@ class ControlLoop:
         self._limits = ActionLimits(manifest.action, safe_command)
         self._observation = np.zeros(manifest.observation.size)
         self._action = np.zeros(manifest.action.size)
+        self._finite = np.zeros(manifest.observation.size, dtype=bool)
         self._realtime_priority = realtime_priority
         self._stop = threading.Event()
         self._started_before, self._last_stamp, self._last_change = math.nan, math.nan, -math.inf
         self.commanding = False
-        """Whether the last tick sent the controller's command, and not the safe one for want of an observation."""
+        """Whether the last tick sent the controller's command, and not the safe one for want of a good observation."""
         self.real_time = False
         """Whether the operating system granted the priority."""
         self.statistics = TickStatistics()
         self.faults = 0
         """Actions that held NaN or infinity, and were replaced by the safe command."""
+        self.unsound = 0
+        """Ticks whose observation held NaN or infinity, and that sent the safe command."""
         self.stale = 0
         """Ticks that had no observation, or too old a one, and sent the safe command."""
 
@@ -197,31 +200,31 @@ class ControlLoop:
         if new:
             self._last_stamp, self._last_change = stamp, start
         fresh = start - self._last_change <= self._timeout
-        inference = math.nan
-        if fresh:
+        np.isfinite(observation, out=self._finite)
+        sound = fresh and bool(np.logical_and.reduce(self._finite))
+        inference, healthy = math.nan, True
+        if sound:
             before = clock()
             self._act()
             inference = clock() - before
             healthy = limits.apply(action)
-            if not healthy:
-                self.faults += 1
-                # A sensor that gives NaN is no fault of the controller's.
-                healthy = not np.isfinite(observation).all()
+            self.faults += not healthy
         else:
+            # Some networks make numbers of NaN, and a sensor that gives it is no fault of the controller's.
             action[:] = limits.safe_command
-            healthy = True
-            self.stale += 1
-        self.commanding = fresh
+            self.unsound += fresh
+            self.stale += not fresh
+        self.commanding = sound
         plant.write(stamp, action)
         end = clock()
 
         statistics.record(slot.swaps, start - self._started_before, end - start, lateness, inference)
         plant.after_tick()
-        if fresh:
+        if sound:
             slot.advance()
-        if recorder is not None and new:
+        if recorder is not None and new and sound:
             recorder.transition(stamp, slot.swaps, observation, action)
-        if new:
+        if new and sound:
             slot.tick_passed(tick, healthy)
         self._started_before = start
 

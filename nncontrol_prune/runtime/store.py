@@ -11,6 +11,7 @@ Everything comes by atomic rename: a power cut leaves the old controller or the 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,13 @@ from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.files import remove_unfinished, write_atomically
 
 HISTORY_LENGTH = 32
+STORE_VARIABLE = "NNCONTROL_PRUNE_STORE"
+"""The environment variable that names the store where nothing else does."""
+
+
+def default_root(chosen: str) -> Path:
+    """Return where the store is: where somebody chose, or what the environment says, or ~/.ros/nncontrol_prune."""
+    return Path(chosen or os.environ.get(STORE_VARIABLE, "~/.ros/nncontrol_prune")).expanduser()
 
 
 class StoreError(ControllerError):

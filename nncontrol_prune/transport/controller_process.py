@@ -140,6 +140,7 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
             "real_time": loop.real_time,
             "faults": loop.faults,
             "stale": loop.stale,
+            "unsound": loop.unsound,
             "unfit_states": link.unfit,
             "bag": None if settings.bag is None else str(settings.bag.resolve()),
             "dropped": 0 if recorder is None else recorder.dropped,
@@ -186,6 +187,7 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
         period=1.0 / (manifest.rate * settings.real_time_factor),
         observation_timeout=config.observation_timeout,
         realtime_priority=config.realtime_priority,
+        safe_command=config.safe_command,
     )
     if recorder is not None:
         recorder.bundle(0.0, 0, slot.active.reference)

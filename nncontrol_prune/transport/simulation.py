@@ -26,6 +26,11 @@ from nncontrol_prune.transport.pruning_process import PruningProcessSettings
 from nncontrol_prune.transport.requests import Client
 
 
+def _first_controller(config: Config, store: BundleStore) -> str:
+    chosen = config.nn_controller.controller or config.nn_controller.default_controller
+    return chosen or initial_reference(store, SLOT)
+
+
 class Simulation:
     """Starts the processes, in a context; at its end they are gone, whatever happened.
 
@@ -45,7 +50,7 @@ class Simulation:
     def __init__(self, config: Config, network: Network, *, out: Path, store: BundleStore, bag: Path | None) -> None:
         environment = config.mujoco_sim.env
         specs = environment_specs(environment)
-        bundle = stored_bundle(store, config.nn_controller.controller or initial_reference(store, SLOT))
+        bundle = stored_bundle(store, _first_controller(config, store))
         store.check_accepted(bundle, allow_offline=config.nn_controller.allow_offline)
         check_controller(bundle.manifest, specs)
         if config.nn_controller.rate is not None:

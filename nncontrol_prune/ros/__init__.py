@@ -1,0 +1,1 @@
+"""The loop, the simulated plant and the pruning service as ROS 2 nodes: they convert messages and parameters."""

@@ -1,0 +1,104 @@
+"""Callbacks that cannot take the node down: what goes wrong in them is logged, and answered where somebody waits."""
+
+from __future__ import annotations
+
+import functools
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from nncontrol_prune.config import ConfigError
+from nncontrol_prune.controllers.errors import ControllerError
+from nncontrol_prune.rollouts.errors import RolloutError
+
+EXPECTED: tuple[type[Exception], ...] = (ConfigError, ControllerError, RolloutError)
+"""What goes wrong with what a user asks for: the message is the answer."""
+
+Response = TypeVar("Response")
+REPEAT = 2.0
+"""Seconds between log lines about the same callback."""
+
+
+def guarded(node: Node, what: str, function: Callable[..., object]) -> Callable[..., None]:
+    """Wrap the callback of a topic or a timer: what it raises is logged, and the node goes on."""
+
+    @functools.wraps(function)
+    def call(*args: Any) -> None:
+        try:
+            function(*args)
+        except EXPECTED as error:
+            node.get_logger().error(f"{what}: {error}", throttle_duration_sec=REPEAT)
+        except Exception as error:  # a fault of ours must not take the node down with it
+            node.get_logger().error(f"{what}: {explained(error)}", throttle_duration_sec=REPEAT)
+
+    return call
+
+
+def answering(
+    node: Node, what: str, function: Callable[[Any], str], expected: tuple[type[Exception], ...] = ()
+) -> Callable[[Any, Response], Response]:
+    """Wrap the callback of a service whose answer has `success` and `message`.
+
+    Args:
+        node: The node.
+        what: What is asked for, for the log.
+        function: Takes the request and returns the message of a success.
+        expected: Exceptions, beside `EXPECTED`, whose message is the answer.
+    """
+
+    def call(request: Any, response: Any) -> Any:
+        try:
+            response.message = function(request)
+            response.success = True
+            node.get_logger().info(f"{what}: {response.message}")
+        except (*EXPECTED, *expected) as error:
+            response.success, response.message = False, str(error)
+            node.get_logger().warning(f"{what} refused: {error}")
+        except Exception as error:  # as above; whoever asked has to hear of it
+            response.success, response.message = False, f"internal error: {type(error).__name__}: {error}"
+            node.get_logger().error(f"{what}: {explained(error)}")
+        return response
+
+    return call
+
+
+def setting(
+    node: Node, function: Callable[[list[Parameter]], None]
+) -> Callable[[Iterable[Parameter]], SetParametersResult]:
+    """Wrap the callback that parameters are set by; what it raises refuses them."""
+
+    def call(parameters: Iterable[Parameter]) -> SetParametersResult:
+        try:
+            function(list(parameters))
+        except EXPECTED as error:
+            node.get_logger().warning(f"parameters refused: {error}")
+            return SetParametersResult(successful=False, reason=str(error))
+        except Exception as error:  # escaping, it would kill the node and leave the client waiting
+            node.get_logger().error(f"parameters: {explained(error)}")
+            return SetParametersResult(successful=False, reason=f"internal error: {type(error).__name__}: {error}")
+        return SetParametersResult(successful=True)
+
+    return call
+
+
+def transition(node: Node, what: str, function: Callable[[], None]) -> TransitionCallbackReturn:
+    """Carry out a lifecycle transition; rclpy would swallow what it raises without a word."""
+    try:
+        function()
+    except EXPECTED as error:
+        node.get_logger().error(f"cannot {what}: {error}")
+        return TransitionCallbackReturn.FAILURE
+    except Exception as error:  # the lifecycle's error handling takes over
+        node.get_logger().error(f"cannot {what}: {explained(error)}")
+        return TransitionCallbackReturn.ERROR
+    return TransitionCallbackReturn.SUCCESS
+
+
+def explained(error: Exception) -> str:
+    """Return what is known of an error of ours, for the log."""
+    return f"internal error: {''.join(traceback.format_exception(error)).rstrip()}"

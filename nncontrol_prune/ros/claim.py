@@ -1,0 +1,87 @@
+"""One pruning service a controller: the others see its claim and refuse to work."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from pydantic import BaseModel, ValidationError
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from std_msgs.msg import String
+
+from nncontrol_prune.ros.callbacks import guarded
+from nncontrol_prune.service.pruning_service import ServiceError
+
+PERIOD = 0.5
+"""Seconds between claims."""
+EXPIRY = 2.0
+"""Seconds after which a claim that is not repeated is void."""
+
+
+class Message(BaseModel):
+    """A claim: who works for the controller, and since when; the first one has it."""
+
+    node: str
+    since: float
+    """Wall clock in s."""
+    identity: str
+
+
+class Claim:
+    """Says on `<controller>/pruning_claim` that a pruning service works for a controller, and hears the others.
+
+    Args:
+        node: The pruning service's node.
+        controller: Name of the controller node.
+    """
+
+    def __init__(self, node: Node, controller: str) -> None:
+        self._controller = controller
+        self._node = node
+        self._mine = Message(node=node.get_fully_qualified_name(), since=time.time(), identity=uuid.uuid4().hex)
+        self._others: dict[str, tuple[Message, float]] = {}
+        self._publisher = node.create_publisher(String, f"{controller}/pruning_claim", QoSProfile(depth=10))
+        group = MutuallyExclusiveCallbackGroup()
+        node.create_subscription(
+            String,
+            f"{controller}/pruning_claim",
+            guarded(node, "pruning_claim", self._hear),
+            QoSProfile(depth=10),
+            callback_group=group,
+        )
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        node.create_timer(PERIOD, guarded(node, "claim", self._repeat), clock=steady, callback_group=group)
+
+    def check(self) -> None:
+        """Check that no other service has the controller.
+
+        Raises:
+            ServiceError: One has, or may have.
+        """
+        now = time.monotonic()
+        earlier = [
+            other
+            for other, heard in self._others.values()
+            if now - heard < EXPIRY and (other.since, other.identity) < (self._mine.since, self._mine.identity)
+        ]
+        if earlier:
+            raise ServiceError(
+                f"another pruning service, {earlier[0].node}, works for {self._controller} already; end one of the two"
+            )
+        topic = self._node.resolve_topic_name(f"{self._controller}/pruning_claim")
+        if time.time() - self._mine.since < EXPIRY and self._node.count_publishers(topic) > 1:
+            raise ServiceError(f"another pruning service for {self._controller} has been seen; try again in 2 s")
+
+    def _repeat(self) -> None:
+        self._publisher.publish(String(data=self._mine.model_dump_json()))
+
+    def _hear(self, message: String) -> None:
+        try:
+            other = Message.model_validate_json(message.data)
+        except ValidationError as error:
+            raise ServiceError(f"a claim is none: {error.errors()[0]['msg']}") from error
+        if other.identity != self._mine.identity:
+            self._others[other.identity] = (other, time.monotonic())

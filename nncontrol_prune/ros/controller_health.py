@@ -1,0 +1,90 @@
+"""What the controller node says of itself in `/diagnostics`."""
+
+from __future__ import annotations
+
+import time
+
+from diagnostic_msgs.msg import DiagnosticStatus
+
+from nncontrol_prune.controllers.bundle import short
+from nncontrol_prune.rollouts.recorder import Recorder
+from nncontrol_prune.ros.loop_runner import LoopRunner
+from nncontrol_prune.runtime.inputs import Arrival
+from nncontrol_prune.runtime.slot import ControllerSlot
+
+Problem = tuple[bytes, str]
+RECENT = 2.0
+"""Seconds for which a problem that has passed is still told."""
+HISTORY = 5
+"""How many swaps are told."""
+OFF_RATE = 0.1
+"""How far the rate of the ticks may be off the controller's, as a share, before it is told."""
+
+
+def health(
+    slot: ControllerSlot | None, runner: LoopRunner | None, recorder: Recorder | None, *, active: bool
+) -> tuple[list[Problem], dict[str, object]]:
+    """Return what is wrong, with its level, and figures by name."""
+    if slot is None or runner is None:
+        return [(DiagnosticStatus.STALE, "not configured: there is no controller")], {}
+    values: dict[str, object] = {"active bundle": slot.active.reference, "swaps": slot.swaps}
+    for event in slot.events[-HISTORY:]:
+        values[f"swap {event.swaps}"] = f"{event.reason} to {short(event.reference)} in {1e6 * event.duration:.0f} us"
+    problems: list[Problem] = []
+    if slot.on_probation:
+        values["on probation"] = True
+    _add_inputs(runner, problems, values, active=active)
+    _add_ticks(slot, runner, problems, values)
+    if recorder is not None:
+        values["bag"] = recorder.directory
+        values["recorded messages"] = recorder.written
+        values["messages not recorded"] = recorder.dropped
+        if recorder.dropped:
+            problems.append((DiagnosticStatus.WARN, f"{recorder.dropped} messages could not be recorded"))
+    if not active:
+        values["state"] = "inactive: commands nothing"
+    return problems, values
+
+
+def _add_inputs(runner: LoopRunner, problems: list[Problem], values: dict[str, object], *, active: bool) -> None:
+    link = runner.link
+    monitor = link.monitor
+    values["states taken"] = monitor.counts[Arrival.NEW]
+    values["states twice, early, late"] = ", ".join(
+        str(monitor.counts[kind]) for kind in (Arrival.DUPLICATE, Arrival.EARLY, Arrival.LATE)
+    )
+    values["states missed"] = monitor.gaps
+    values["clock jumps back"] = monitor.jumps_back
+    recent = time.perf_counter() - link.problem_time < RECENT
+    if recent:
+        level = DiagnosticStatus.ERROR if link.problem else DiagnosticStatus.WARN
+        problems.append((level, link.problem or "a state could not be acted on a moment ago"))
+    if active and runner.stale:
+        reason = "no joint states that can be acted on are coming: the safe command is sent"
+        if link.last_state == float("-inf"):
+            reason = "no joint states that can be acted on have come yet: nothing is commanded"
+        problems.append((DiagnosticStatus.ERROR, reason))
+
+
+def _add_ticks(slot: ControllerSlot, runner: LoopRunner, problems: list[Problem], values: dict[str, object]) -> None:
+    loop = runner.loop
+    if loop is None or not loop.statistics.ticks:
+        return
+    rate = slot.active.manifest.rate
+    summary = loop.statistics.summary()
+    values["ticks"] = summary.ticks
+    values["rate [Hz]"] = f"{1 / summary.period.p50:.2f}"
+    values["rate of the controller [Hz]"] = f"{rate:g}"
+    for name, quantiles in (("lateness", summary.lateness), ("compute", summary.compute)):
+        figures = (1e3 * value for value in (quantiles.p50, quantiles.p99, quantiles.max))
+        values[f"{name} p50, p99, max [ms]"] = ", ".join(f"{figure:.3f}" for figure in figures)
+    values["overruns"], values["skipped"] = summary.overruns, summary.skipped
+    values["actions that were no numbers"], values["observations that were none"] = loop.faults, loop.unsound
+    values["ticks without an observation"] = loop.stale
+    values["real-time priority granted"] = loop.real_time
+    values["executor"] = runner.executor_name
+    if loop.faults:
+        problems.append((DiagnosticStatus.WARN, f"the controller gave {loop.faults} actions that were no numbers"))
+    if abs(1 / summary.period.p50 / rate - 1) > OFF_RATE and not runner.stale:
+        text = f"ticks come at {1 / summary.period.p50:.1f} Hz, the controller was made for {rate:g}"
+        problems.append((DiagnosticStatus.WARN, text))

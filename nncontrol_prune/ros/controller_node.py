@@ -1,0 +1,344 @@
+"""The lifecycle node `nn_controller`: the control loop, its slot, and what can be asked of it."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rcl_interfaces.srv import GetParameters
+from rclpy.clock import Clock, ClockType
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from std_msgs.msg import Float64MultiArray, String, UInt8MultiArray
+from std_srvs.srv import Trigger
+
+from nncontrol_prune.config import ConfigError, ControllerConfig
+from nncontrol_prune.controllers.errors import ControllerError
+from nncontrol_prune.rollouts.recorder import Recorder
+from nncontrol_prune.ros.callbacks import answering, guarded, setting, transition
+from nncontrol_prune.ros.controller_health import health
+from nncontrol_prune.ros.loop_runner import LoopRunner
+from nncontrol_prune.ros.messages import LATCHED, contents_of, diagnostics, labelled, parcel_of
+from nncontrol_prune.ros.parameters import NodeParameters
+from nncontrol_prune.ros.running import spin
+from nncontrol_prune.runtime.finding import stored_bundle
+from nncontrol_prune.runtime.slot import ControllerSlot, initial_reference
+from nncontrol_prune.runtime.store import BundleStore, StoreError, default_root
+
+HOUSEKEEPING = 0.1
+"""Seconds between looks at what the loop has done."""
+DIAGNOSTICS = 1.0
+"""Seconds between diagnostics."""
+ANYTIME = {"controller", "autostart", "default_controller"}
+"""Parameters that may be set while the loop runs."""
+RATE_TOLERANCE = 1e-6
+
+
+class ControllerNode(LifecycleNode):
+    """Hosts a controller: configure loads it, activate begins to command, deactivate sends the safe command.
+
+    Raises:
+        ConfigError: A parameter does not exist, or its value is not allowed.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__("nn_controller", automatically_declare_parameters_from_overrides=True, **arguments)
+        self._settings = NodeParameters(self, ControllerConfig)
+        self._store = BundleStore(default_root(self._settings.config.store))
+        self._slot_name = self.get_fully_qualified_name().strip("/").replace("/", ".")
+        self._slot: ControllerSlot | None = None
+        self._runner: LoopRunner | None = None
+        self._recorder: Recorder | None = None
+        self._told_swaps = -1
+        self._told_status = ""
+        self._sent_dense = ""
+        self._received: dict[str, str] = {"digest": "", "error": ""}
+        self._joint_check = ""
+        self._following = False
+        self._active = False
+        self._status_publisher = self.create_publisher(String, "~/status", LATCHED)
+        self._bundle_publisher = self.create_publisher(String, "~/bundle", LATCHED)
+        self._dense_publisher = self.create_publisher(UInt8MultiArray, "~/dense", LATCHED)
+        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self.create_service(Trigger, "~/rollback", answering(self, "rollback", self._rollback))
+        self._listen()
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(HOUSEKEEPING, guarded(self, "housekeeping", self._keep_house), clock=steady)
+        self.create_timer(DIAGNOSTICS, guarded(self, "diagnostics", self._diagnose), clock=steady)
+        self.add_on_set_parameters_callback(setting(self, self._set_parameters_asked))
+
+    def start(self) -> None:
+        """Configure and activate, if `autostart` says so."""
+        if not self._settings.config.autostart:
+            return
+        if self.trigger_configure() is TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+
+    def close(self) -> None:
+        """Stop commanding, and end the recording."""
+        self._stop()
+        self._release()
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the controller, and listen to the plant."""
+        return transition(self, "configure", self._configure)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Begin to command."""
+        return transition(self, "activate", self._activate)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Send the safe command, and command no more."""
+        return transition(self, "deactivate", self._stop)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Let go of the controller and of the plant."""
+        return transition(self, "clean up", self._release)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Do the same from any state."""
+        return transition(self, "shut down", self.close)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Go back to unconfigured, from where it can be tried again."""
+        return transition(self, "recover from an error", self.close)
+
+    def _configure(self) -> None:
+        config = self._settings.config
+        self._store.remove_unfinished()
+        slot = ControllerSlot(
+            self._store,
+            self._first_controller(),
+            slot=self._slot_name,
+            probation=config.probation,
+            allow_offline=config.allow_offline,
+        )
+        manifest = slot.active.manifest
+        if config.rate is not None and abs(config.rate - manifest.rate) > RATE_TOLERANCE * manifest.rate:
+            raise ConfigError(f"rate = {config.rate:g} Hz: controller {manifest.name} runs at {manifest.rate:g} Hz")
+        self._runner = LoopRunner(self, config, manifest)
+        self._slot = slot
+        self._told_swaps = -1
+        self._check_joints()
+
+    def _first_controller(self) -> str:
+        """Return what to load: what was asked for, or what the store has as current, or the default."""
+        config = self._settings.config
+        if config.controller:
+            return stored_bundle(self._store, config.controller).reference
+        if self._store.slot(self._slot_name) is None and config.default_controller:
+            return stored_bundle(self._store, config.default_controller).reference
+        return initial_reference(self._store, self._slot_name)
+
+    def _activate(self) -> None:
+        assert self._slot is not None
+        assert self._runner is not None
+        config, manifest = self._settings.config, self._slot.active.manifest
+        if config.record:
+            stamp = f"{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S.%f}"
+            bags = Path(config.bags) if config.bags else self._store.root / "bags"
+            self._recorder = Recorder(
+                bags / f"{self._slot_name}-{stamp}",
+                controller=self.get_fully_qualified_name(),
+                simulator=self._simulator_name(),
+                observation_size=manifest.observation.size,
+                action_size=manifest.action.size,
+                rate=manifest.rate,
+            )
+            self._recorder.bundle(0.0, self._slot.swaps, self._slot.active.reference)
+        self._runner.start(self._slot, self._recorder)
+        self._active = True
+        self.get_logger().info(
+            f"commanding {', '.join(manifest.action.joints)} on {self._runner.link.command_topic} at "
+            f"{manifest.rate:g} Hz with {self._slot.active.reference}"
+        )
+
+    def _stop(self) -> None:
+        self._active = False
+        if self._runner is not None:
+            self._runner.stop()
+        if self._recorder is not None:
+            summary = self._recorder.close()
+            self._recorder = None
+            if summary.reason is not None:
+                self.get_logger().error(f"recording: {summary.reason}")
+
+    def _release(self) -> None:
+        if self._runner is not None:
+            self._runner.close()
+        self._runner = self._slot = None
+
+    def _simulator_name(self) -> str:
+        return self.resolve_topic_name(f"{self._settings.config.simulator or 'mujoco_sim'}")
+
+    def _listen(self) -> None:
+        config = self._settings.config
+        if config.simulator:
+            step = guarded(self, "steps", self._record_step)
+            self.create_subscription(Float64MultiArray, f"{config.simulator}/step", step, 50)
+        if config.pruning_service:
+            receive = guarded(self, "bundles", self._receive)
+            self.create_subscription(UInt8MultiArray, f"{config.pruning_service}/candidate", receive, LATCHED)
+
+    def _record_step(self, message: Float64MultiArray) -> None:
+        if self._recorder is None:
+            return
+        values = {name: part[0] for name, part in labelled(message).items()}
+        self._recorder.step(
+            values["stamp"],
+            int(values["episode"]),
+            int(values["step"]),
+            values["reward"],
+            values["terminated"] > 0,
+            values["truncated"] > 0,
+        )
+
+    def _receive(self, message: UInt8MultiArray) -> None:
+        """Check and store a bundle from a pruning service; its digest is what it is later asked for by."""
+        try:
+            digest, files, verdict = contents_of(message)
+            self._received = {"digest": digest, "error": ""}
+            self._store.receive(files, digest, verdict)
+        except ControllerError as error:
+            self._received["error"] = str(error)
+            raise
+        finally:
+            self._tell_status()
+
+    def _set_parameters_asked(self, parameters: list[Parameter]) -> None:
+        """Check parameters, and stage a controller that is set.
+
+        Raises:
+            ConfigError: A value is not allowed, or not now.
+            ControllerError: The controller cannot be staged.
+        """
+        names = self._settings.names(parameters)
+        config = self._settings.changed(parameters)
+        fixed = sorted(names - ANYTIME)
+        if self._slot is not None and fixed:
+            raise ConfigError(f"{self.get_name()}: {', '.join(fixed)} can be set only before the node is configured")
+        if "controller" in names and config.controller and not self._following:
+            self._stage(config.controller)
+        self._settings.accept(parameters)
+
+    def _stage(self, text: str) -> None:
+        bundle = stored_bundle(self._store, text)
+        self._store.check_accepted(bundle)
+        if self._slot is None or self._runner is None:
+            return
+        if bundle.digest == self._slot.active.digest:
+            return  # it runs already: the parameter only says so
+        self._slot.stage(bundle.reference)
+        if not self._active:
+            self._slot.swap_if_staged(0)
+
+    def _rollback(self, _: Trigger.Request) -> str:
+        if self._slot is None:
+            raise ConfigError("there is no controller to roll back: the node is not configured")
+        reference = self._slot.rollback()
+        if not self._active:
+            self._slot.swap_if_staged(0)
+        return f"back to {reference}"
+
+    def _keep_house(self) -> None:
+        """Commit, record and tell what the loop did; let the parameter follow."""
+        slot = self._slot
+        if slot is not None:
+            slot.commit_if_due()
+            if slot.swaps != self._told_swaps:
+                self._tell_swaps(slot)
+        self._tell_status()
+
+    def _tell_swaps(self, slot: ControllerSlot) -> None:
+        first = self._told_swaps < 0
+        for event in [] if first else slot.events[self._told_swaps :]:
+            self.get_logger().info(f"{event.reason}: {event.reference}")
+            if self._recorder is not None:
+                self._recorder.bundle(0.0, event.swaps, event.reference)
+            self._bundle_publisher.publish(String(data=f"{event.swaps} {event.reference}"))
+            self._told_swaps = event.swaps
+        if first:
+            self._told_swaps = slot.swaps
+            self._bundle_publisher.publish(String(data=f"{slot.swaps} {slot.active.reference}"))
+        self._follow_parameter(slot.active.reference)
+        self._send_dense(slot.active.reference)
+
+    def _follow_parameter(self, reference: str) -> None:
+        """Let the parameter say what runs, after a swap that it did not ask for, too."""
+        self._following = True
+        try:
+            self._settings.set("controller", reference)
+        finally:
+            self._following = False
+
+    def _send_dense(self, reference: str) -> None:
+        """Offer the dense controller to a pruning service that has another store."""
+        try:
+            dense = self._store.dense(reference)
+        except StoreError as error:
+            self.get_logger().warning(f"the dense controller cannot be offered to a pruning service: {error}")
+            return
+        if dense != self._sent_dense:
+            bundle = self._store.load(dense)
+            self._dense_publisher.publish(parcel_of(bundle, None))
+            self._sent_dense = dense
+
+    def _tell_status(self) -> None:
+        slot = self._slot
+        status = {
+            "state": "active" if self._active else "unconfigured" if slot is None else "inactive",
+            "active": "" if slot is None else slot.active.reference,
+            "dense": self._sent_dense,
+            "swaps": 0 if slot is None else slot.swaps,
+            "on_probation": slot is not None and slot.on_probation,
+            "bag": self._bag,
+            "received": self._received,
+        }
+        text = json.dumps(status)
+        if text != self._told_status:
+            self._told_status = text
+            self._status_publisher.publish(String(data=text))
+
+    @property
+    def _bag(self) -> str:
+        return "" if self._recorder is None else str(self._recorder.directory.resolve())
+
+    def _check_joints(self) -> None:
+        """Ask the command controller for its joints; the answer comes when it comes."""
+        config, slot = self._settings.config, self._slot
+        self._joint_check = ""
+        if not config.command_controller or slot is None:
+            return
+        joints = list(slot.active.manifest.action.joints)
+        client = self.create_client(GetParameters, f"{config.command_controller}/get_parameters")
+
+        def answered(future: Any) -> None:
+            values = future.result().values
+            found = list(values[0].string_array_value) if values else []
+            if found != joints:
+                self._joint_check = f"{config.command_controller} takes commands for {found}, the bundle's are {joints}"
+                self.get_logger().error(f"{self._joint_check}; no command is sent")
+                self._stop()
+            else:
+                self._joint_check = "same"
+            self.destroy_client(client)
+
+        self._joint_check = f"{config.command_controller} has not told its joints"
+        client.call_async(GetParameters.Request(names=["joints"])).add_done_callback(guarded(self, "joints", answered))
+
+    def _diagnose(self) -> None:
+        problems, values = health(self._slot, self._runner, self._recorder, active=self._active)
+        if self._joint_check not in ("", "same"):
+            problems.append((DiagnosticStatus.WARN, self._joint_check))
+        name = self.get_fully_qualified_name().lstrip("/")
+        now = self.get_clock().now().to_msg()
+        self._diagnostics_publisher.publish(diagnostics(now, name, problems, values))
+
+
+def main() -> None:
+    """Run the node."""
+    spin(ControllerNode, SingleThreadedExecutor, started=ControllerNode.start)

@@ -1,0 +1,187 @@
+"""The loop's plant over ROS: joint states and other inputs in, commands out."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+from geometry_msgs.msg import Twist
+from numpy.typing import NDArray
+from rclpy.node import Node
+from sensor_msgs.msg import Imu, JointState
+from std_msgs.msg import Float64MultiArray
+
+from nncontrol_prune.controllers.specs import Manifest
+from nncontrol_prune.ros.callbacks import guarded
+from nncontrol_prune.ros.messages import COMMAND, NEWEST, doubles, labelled, seconds
+from nncontrol_prune.runtime.inputs import Arrival, InputMonitor
+from nncontrol_prune.runtime.observation import ObservationAssembler, projected_gravity
+
+SAME = 1e-6
+"""Stamps that are closer than this, in seconds, are of the same instant; messages round them to nanoseconds."""
+
+
+class PlantLink:
+    """Keeps the newest inputs, and sends commands; see `runtime.loop.PlantConnection`.
+
+    Args:
+        node: Whose subscriptions and publisher these are; its executor calls `on_state`.
+        resolve: Gives the full name of a topic, with the remappings of the controller's node.
+        now: Gives the time in seconds of the plant's clock.
+        manifest: The controller's.
+        timeout: Age of an input in seconds past which it is not acted on.
+        limit: Magnitude past which an entry of the observation is as wrong as NaN.
+        on_state: Called with each new state; returns nothing.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        resolve: Callable[[str], str],
+        now: Callable[[], float],
+        manifest: Manifest,
+        *,
+        timeout: float,
+        limit: float,
+        on_state: Callable[[], None],
+    ) -> None:
+        self._now = now
+        self._limit = limit
+        self._timeout = max(timeout, 2 / manifest.rate)
+        self._on_state = on_state
+        self._assembler = ObservationAssembler(manifest.observation, manifest.action.size)
+        self._observes_action = any(term.quantity == "previous_action" for term in manifest.observation.terms)
+        self._lock = threading.Lock()
+        self._arrived = threading.Event()
+        self._vector_times = dict.fromkeys(self._assembler.vectors, -math.inf)
+        self._other_stamp = self._pending = self._stamp = math.nan
+        self._foreign: list[str] | None = None
+        self._command = Float64MultiArray()
+        self.monitor = InputMonitor(1 / manifest.rate, self._timeout)
+        self.last_state = -math.inf
+        """When the last state came that can be acted on, in seconds of `time.perf_counter`."""
+        self.problem = ""
+        """Why the last state could not be acted on; empty if it could."""
+        self.problem_time = -math.inf
+        self._publisher = node.create_publisher(Float64MultiArray, resolve("commands"), COMMAND)
+        self.command_topic: str = self._publisher.topic_name
+        self._subscribe(node, resolve)
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for the next state to arrive, for a number of seconds; return whether it did."""
+        self._arrived.clear()
+        return self._arrived.wait(timeout)
+
+    def read(self, observation: NDArray[np.float64]) -> float:
+        """Fill in the newest observation (n,) and return its stamp; NaN for entries beyond all belief."""
+        with self._lock:
+            observation[:] = self._assembler.observation
+            stamp = self._stamp
+        wild = np.abs(observation) > self._limit
+        if wild.any():
+            observation[wild] = math.nan
+        if not np.isfinite(observation).all():
+            bad = np.flatnonzero(~np.isfinite(observation)).tolist()
+            self._tell(f"entries {bad} of the observation are no numbers, or larger than {self._limit:g}")
+        return stamp
+
+    def write(self, stamp: float, action: NDArray[np.float64]) -> None:
+        """Send a command, in the order of the controller's joints."""
+        del stamp  # ros2_control's command controllers have no place for it
+        self._command.data = doubles(action)
+        self._publisher.publish(self._command)
+        if self._observes_action:
+            with self._lock:
+                self._assembler.previous_action(action)
+
+    def after_tick(self) -> None:
+        """Do nothing: nothing waits for the command to leave."""
+
+    def forget(self) -> None:
+        """Take the next state for new, whatever its stamp: a loop begins."""
+        self.monitor.forget()
+        self.last_state = -math.inf
+
+    def _subscribe(self, node: Node, resolve: Callable[[str], str]) -> None:
+        def listen(message_type: type, topic: str, callback: Callable[..., None]) -> None:
+            node.create_subscription(message_type, resolve(topic), guarded(node, topic, callback), NEWEST)
+
+        listen(JointState, "joint_states", self._joint_states)
+        if set(self._assembler.vectors) - {"velocity_command"}:
+            listen(Imu, "imu", self._imu)
+        if "velocity_command" in self._assembler.vectors:
+            listen(Twist, "cmd_vel", self._velocity_command)
+        if self._assembler.others:
+            listen(Float64MultiArray, "observation", self._others)
+
+    def _joint_states(self, message: JointState) -> None:
+        if message.name == self._foreign:
+            return
+        if self._assembler.joints and not set(self._assembler.joints) & set(message.name):
+            self._foreign = list(message.name)  # another publisher's, such as a gripper's
+            return
+        stamp = seconds(message.header.stamp)
+        arrival = self.monitor.judge(stamp, self._now())
+        if arrival is Arrival.DUPLICATE and self._command.data:
+            self._publisher.publish(self._command)  # a plant that asks again has not had its answer
+        elif arrival is Arrival.LATE:
+            self._tell(f"the newest joint states are {self.monitor.last_age:.3f} s old, or overtaken by newer ones")
+        elif arrival is Arrival.NEW:
+            with self._lock:
+                problem = self._assembler.joint_states(message.name, message.position, message.velocity, message.effort)
+            if problem is not None:
+                self._tell(problem)
+            elif self._assembler.others and not abs(stamp - self._other_stamp) < SAME:
+                self._pending = stamp
+            else:
+                self._take(stamp)
+
+    def _others(self, message: Float64MultiArray) -> None:
+        parts = labelled(message)
+        (self._other_stamp,) = parts.pop("stamp")
+        for name, values in parts.items():
+            with self._lock:
+                known = self._assembler.other(name, values)
+            if not known:
+                self._tell(f"observation holds {name} with {len(values)} values, which is no term of the controller's")
+        if abs(self._pending - self._other_stamp) < SAME:
+            self._take(self._pending)
+
+    def _imu(self, message: Imu) -> None:
+        orientation, rate, acceleration = message.orientation, message.angular_velocity, message.linear_acceleration
+        quaternion = (orientation.x, orientation.y, orientation.z, orientation.w)
+        self._vector("orientation", quaternion)
+        self._vector("projected_gravity", projected_gravity(quaternion))
+        self._vector("angular_velocity", (rate.x, rate.y, rate.z))
+        self._vector("linear_acceleration", (acceleration.x, acceleration.y, acceleration.z))
+
+    def _velocity_command(self, message: Twist) -> None:
+        self._vector("velocity_command", (message.linear.x, message.linear.y, message.angular.z))
+
+    def _vector(self, quantity: str, values: tuple[float, ...]) -> None:
+        if quantity in self._vector_times:
+            self._vector_times[quantity] = time.perf_counter()
+            with self._lock:
+                self._assembler.vector(quantity, values)
+
+    def _take(self, stamp: float) -> None:
+        """Act on the state of a stamp, unless something else that is observed is missing."""
+        now = time.perf_counter()
+        for quantity, at in self._vector_times.items():
+            if now - at <= self._timeout:
+                continue
+            if quantity != "velocity_command":
+                self._tell(f"no {quantity} has come for {self._timeout:g} s (topic imu)")
+                return
+            self._assembler.vector(quantity, (0.0, 0.0, 0.0))  # nobody steers: stand
+        self._stamp, self._pending = stamp, math.nan
+        self.last_state = now
+        self.problem = ""
+        self._arrived.set()
+        self._on_state()
+
+    def _tell(self, problem: str) -> None:
+        self.problem, self.problem_time = problem, time.perf_counter()

@@ -1,0 +1,181 @@
+"""The node `pruning_service`: prunes what a controller node runs, validates it, and deploys what was accepted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.clock import Clock, ClockType
+from rclpy.executors import Executor, MultiThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from std_msgs.msg import Float64, String
+from std_srvs.srv import Trigger
+
+from nncontrol_prune.config import ConfigError, PruningServiceConfig
+from nncontrol_prune.ros.callbacks import EXPECTED, answering, guarded, setting
+from nncontrol_prune.ros.claim import Claim
+from nncontrol_prune.ros.messages import LATCHED, diagnostics
+from nncontrol_prune.ros.parameters import NodeParameters
+from nncontrol_prune.ros.remote_loop import LoopError, RemoteLoop
+from nncontrol_prune.ros.running import spin
+from nncontrol_prune.runtime.store import BundleStore, default_root
+from nncontrol_prune.service.coordinator import Coordinator
+from nncontrol_prune.service.pruning_service import ServiceError
+
+REFUSALS: tuple[type[Exception], ...] = (ServiceError, LoopError)
+DEPLOYMENT_ERRORS: tuple[type[Exception], ...] = (*EXPECTED, *REFUSALS)
+TELL = 0.1
+"""Seconds between looks at how far the job is."""
+FIXED = {"controller_node", "store", "env"}
+"""Parameters that can be set only when the node is started."""
+THREADS = 4
+
+
+class PruningNode(Node):
+    """Takes requests, which are answered at once; the work is done by another process and told on topics.
+
+    Raises:
+        ConfigError: A parameter does not exist, or its value is not allowed.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__("pruning_service", automatically_declare_parameters_from_overrides=True, **arguments)
+        self._settings = NodeParameters(self, PruningServiceConfig)
+        config = self._settings.config
+        store = BundleStore(default_root(config.store))
+        name = self.get_fully_qualified_name().strip("/").replace("/", ".")
+        self._loop = RemoteLoop(self, config.controller_node)
+        self._claim = Claim(self, config.controller_node)
+        self._coordinator = Coordinator(
+            store,
+            self._loop,
+            config,
+            environment=config.env or None,
+            journal=store.root / "jobs" / f"{name}.json",
+        )
+        self._told = ""
+        self._told_progress = -1.0
+        self._deployment = ""
+        self._progress_publisher = self.create_publisher(Float64, "~/progress", LATCHED)
+        self._status_publisher = self.create_publisher(String, "~/status", LATCHED)
+        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        # Deploying waits for the controller node; meanwhile a job can be cancelled and progress is told.
+        services, deploying = ReentrantCallbackGroup(), MutuallyExclusiveCallbackGroup()
+        for service, function, group in (
+            ("prune", self._prune, services),
+            ("validate", self._validate, services),
+            ("cancel", self._cancel, services),
+            ("deploy", self._deploy, deploying),
+        ):
+            answer = answering(self, service, function, REFUSALS)
+            self.create_service(Trigger, f"~/{service}", answer, callback_group=group)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        telling = MutuallyExclusiveCallbackGroup()
+        for period, what, callback, group in (
+            (TELL, "status", self._tell, telling),
+            (1.0, "diagnostics", self._diagnose, telling),
+            (TELL, "deployment", self._deploy_if_wanted, deploying),
+        ):
+            self.create_timer(period, guarded(self, what, callback), clock=steady, callback_group=group)
+        self.add_on_set_parameters_callback(setting(self, self._set))
+
+    def close(self) -> None:
+        """Stop whatever is running."""
+        self._coordinator.close()
+
+    def _prune(self, _: Trigger.Request) -> str:
+        self._claim.check()
+        config = self._settings.config
+        rollouts = tuple(Path(path).expanduser() for path in config.rollouts.split(":") if path)
+        for path in rollouts:
+            if not path.exists():
+                raise ServiceError(f"there are no rollouts at {path}")
+        job = self._coordinator.prune(config, rollouts or None)
+        self._deployment = ""
+        return f"job {job} has started"
+
+    def _validate(self, _: Trigger.Request) -> str:
+        self._claim.check()
+        job = self._coordinator.validate(self._settings.config.candidate or None)
+        self._deployment = ""
+        return f"job {job} has started"
+
+    def _cancel(self, _: Trigger.Request) -> str:
+        return f"job {self._coordinator.cancel()} is cancelled"
+
+    def _deploy(self, _: Trigger.Request) -> str:
+        self._claim.check()
+        reference = self._coordinator.deploy()
+        self._deployment = f"deployed {reference}"
+        return self._deployment
+
+    def _deploy_if_wanted(self) -> None:
+        try:
+            reference = self._coordinator.deploy_if_wanted()
+        except DEPLOYMENT_ERRORS as error:
+            self._deployment = f"not deployed: {error}"
+            self.get_logger().error(self._deployment)
+        else:
+            if reference is not None:
+                self._deployment = f"deployed {reference}"
+                self.get_logger().info(self._deployment)
+
+    def _set(self, parameters: list[Parameter]) -> None:
+        names = self._settings.names(parameters)
+        config = self._settings.changed(parameters)
+        fixed = sorted(names & FIXED)
+        if fixed:
+            raise ConfigError(f"{self.get_name()}: {', '.join(fixed)} can be set only when the node is started")
+        self._settings.accept(parameters)
+        self._coordinator.config = config
+
+    def _tell(self) -> None:
+        status = self._coordinator.status
+        text = json.dumps(
+            {
+                **status.model_dump(mode="json", exclude={"outcome"}),
+                "candidate": "" if status.outcome is None else status.outcome.candidate,
+                "deployment": self._deployment,
+            }
+        )
+        if text != self._told:
+            self._told = text
+            self._status_publisher.publish(String(data=text))
+        if status.progress != self._told_progress:
+            self._told_progress = status.progress
+            self._progress_publisher.publish(Float64(data=status.progress))
+
+    def _diagnose(self) -> None:
+        status = self._coordinator.status
+        problems: list[tuple[bytes, str]] = []
+        try:
+            self._claim.check()
+        except ServiceError as error:
+            problems.append((DiagnosticStatus.ERROR, str(error)))
+        if self._loop.status is None:
+            problems.append((DiagnosticStatus.WARN, f"there is no controller node {self._loop.controller}"))
+        if status.state == "failed":
+            problems.append((DiagnosticStatus.ERROR, f"job {status.job} failed: {status.message}"))
+        values = {
+            "job": status.job,
+            "state": status.state,
+            "stage": status.stage,
+            "progress": f"{status.progress:.2f}",
+            "message": status.message,
+            "deployment": self._deployment,
+        }
+        name = self.get_fully_qualified_name().lstrip("/")
+        self._diagnostics_publisher.publish(diagnostics(self.get_clock().now().to_msg(), name, problems, values))
+
+
+def main() -> None:
+    """Run the node."""
+
+    def executor() -> Executor:
+        return MultiThreadedExecutor(num_threads=THREADS)
+
+    spin(PruningNode, executor, REFUSALS)
