@@ -1,0 +1,384 @@
+from __future__ import annotations
+
+import math
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip("rclpy", reason="rclpy cannot be imported: no ROS 2 here, or it is not sourced")
+
+from lifecycle_msgs.msg import Transition
+from std_msgs.msg import Float64MultiArray, String
+
+from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.rollouts.reader import read_rollouts
+from nncontrol_prune.runtime.store import BundleStore
+from tests.ros.graph import LATCHED, Graph, Robot, children, wait_until
+
+NODE = "/nn_controller"
+
+
+def action_of(bundle: Bundle, robot: Robot) -> float:
+    """Return what a controller commands a robot."""
+    states = dict(zip(robot.names, zip(robot.position, robot.velocity, strict=True), strict=True))
+    (x, x_dot), (theta, theta_dot) = states["slider"], states["hinge"]
+    action = np.zeros(1)
+    bundle.policy.act(np.array([x, math.cos(theta), math.sin(theta), x_dot, theta_dot]), action)
+    return float(action[0])
+
+
+def commanding(robot: Robot, force: float) -> None:
+    """Wait until the newest commands are a force."""
+    start = len(robot.commands)
+    wait_until(
+        lambda: len(robot.commands) > start + 2 and robot.commands[-1][0] == pytest.approx(force, abs=1e-5),
+        what=f"a command of {force:g}",
+    )
+
+
+@pytest.fixture
+def pruned(graph: Graph, shipped_bundle: Bundle, make_cartpole_bundle, make_verdict) -> Bundle:
+    """An accepted pruned controller in the store."""
+    bundle = make_cartpole_bundle(hidden=(8, 8), parent=shipped_bundle, name="pruned")
+    store = BundleStore(graph.store_path)
+    store.add(bundle)
+    store.write_verdict(make_verdict(bundle))
+    return bundle
+
+
+def test_it_activates_itself_and_answers_joints_by_name(controller, graph, robot, shipped_bundle) -> None:
+    controller()
+    expected = action_of(shipped_bundle, robot)
+    commanding(robot, expected)
+    assert graph.state(NODE) == "active"
+    wait_until(lambda: graph.get(NODE, "controller") == shipped_bundle.reference)
+    robot.names = ["gripper", "slider", "hinge"]
+    robot.position = [9.0, 0.25, 3.0]
+    robot.velocity = [9.0, -0.5, 0.5]
+    time.sleep(0.1)
+    commanding(robot, expected)
+
+
+def test_process_is_small_and_imports_no_torch(controller, robot) -> None:
+    node = controller(record=True)
+    wait_until(lambda: robot.commands)
+    status = Path(f"/proc/{node.pid}/status").read_text()
+    resident = int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+    assert resident < 200
+    assert "libtorch" not in Path(f"/proc/{node.pid}/maps").read_text()
+
+
+def test_lifecycle(controller, graph, robot, shipped_bundle) -> None:
+    controller(autostart=False, safe_command="[1.5]")
+    assert graph.state(NODE) == "unconfigured"
+    assert graph.trigger(f"{NODE}/rollback") == (
+        False,
+        "there is no controller to roll back: the node is not configured",
+    )
+    assert graph.change_state(NODE, Transition.TRANSITION_CONFIGURE)
+    assert graph.state(NODE) == "inactive"
+    time.sleep(0.3)
+    assert robot.commands == []
+    assert graph.change_state(NODE, Transition.TRANSITION_ACTIVATE)
+    commanding(robot, action_of(shipped_bundle, robot))
+    assert graph.change_state(NODE, Transition.TRANSITION_DEACTIVATE)
+    time.sleep(0.2)
+    count = len(robot.commands)
+    assert robot.commands[-1] == [1.5]
+    time.sleep(0.2)
+    assert len(robot.commands) == count
+    assert graph.change_state(NODE, Transition.TRANSITION_ACTIVATE)
+    commanding(robot, action_of(shipped_bundle, robot))
+    assert graph.change_state(NODE, Transition.TRANSITION_DEACTIVATE)
+    assert graph.change_state(NODE, Transition.TRANSITION_CLEANUP)
+    assert graph.state(NODE) == "unconfigured"
+    assert graph.change_state(NODE, Transition.TRANSITION_CONFIGURE)
+    assert graph.change_state(NODE, Transition.TRANSITION_INACTIVE_SHUTDOWN)
+    assert graph.state(NODE) == "finalized"
+
+
+def test_configuring_without_a_controller_fails_with_the_reason_and_can_be_tried_again(controller, graph) -> None:
+    node = controller(default_controller="''")
+    wait_until(lambda: "cannot configure: slot nn_controller of the store" in node.log)
+    assert graph.state(NODE) == "unconfigured"
+    assert graph.set(NODE, default_controller="cartpole_swingup_sac") == (True, "")
+    assert graph.change_state(NODE, Transition.TRANSITION_CONFIGURE)
+
+
+def test_it_ends_with_the_safe_command(controller, robot) -> None:
+    node = controller()
+    wait_until(lambda: robot.commands)
+    assert node.end() == 0
+    wait_until(lambda: robot.commands[-1] == [0.0])
+
+
+def test_states_that_stop_lead_to_the_safe_command_until_they_come_again(
+    controller, graph, robot, shipped_bundle
+) -> None:
+    controller()
+    newest = graph.diagnostics()
+    commanding(robot, action_of(shipped_bundle, robot))
+    wait_until(lambda: newest() and newest().message == "OK")
+    robot.silent = True
+    commanding(robot, 0.0)
+    wait_until(lambda: newest().level == b"\x02" and "the safe command is sent" in newest().message)
+    robot.silent = False
+    commanding(robot, action_of(shipped_bundle, robot))
+    wait_until(lambda: newest().message == "OK")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"position": [math.nan, 0.25]}, "entries [1, 2] of the observation are no numbers"),
+        ({"position": [3.0, math.inf]}, "entries [0] of the observation are no numbers"),
+        ({"velocity": [1e9, 0.0]}, "entries [4] of the observation are no numbers, or larger than 1e+06"),
+        ({"names": ["hinge", "wheel"]}, "the joint states lack slider; they have hinge, wheel"),
+        ({"velocity": []}, "the joint states have 0 values of velocity for 2 joints"),
+        ({"offset": -5.0}, "s old"),
+    ],
+)
+def test_states_that_cannot_be_acted_on_lead_to_the_safe_command_and_are_told(
+    controller, graph, robot, shipped_bundle, change, problem
+) -> None:
+    controller()
+    newest = graph.diagnostics()
+    commanding(robot, action_of(shipped_bundle, robot))
+    before = {name: getattr(robot, name) for name in change}
+    for name, value in change.items():
+        setattr(robot, name, value)
+    commanding(robot, 0.0)
+    wait_until(lambda: newest() and newest().level == b"\x02" and problem in newest().message, what=problem)
+    for name, value in before.items():
+        setattr(robot, name, value)
+    commanding(robot, action_of(shipped_bundle, robot))
+
+
+def test_state_that_comes_twice_is_answered_twice_and_counted_once(controller, graph, robot) -> None:
+    robot.silent = True
+    controller()
+    transitions = graph.watch(f"{NODE}/transition", Float64MultiArray, 100)
+    wait_until(lambda: graph.state(NODE) == "active")
+    wait_until(lambda: graph.node.count_subscribers("/joint_states") == 1)
+    robot.repeat = 2
+    robot.rate = 50.0
+    robot.silent = False
+    wait_until(lambda: len(transitions) > 20)
+    stamps = [message.data[0] for message in transitions]
+    assert len(set(stamps)) == len(stamps)
+
+
+def test_clock_that_jumps_back_is_followed_and_told(controller, graph, robot, shipped_bundle) -> None:
+    robot.simulated = 100.0
+    controller(use_sim_time=True)
+    newest = graph.diagnostics()
+    commanding(robot, action_of(shipped_bundle, robot))
+    robot.simulated = 0.0
+    commanding(robot, action_of(shipped_bundle, robot))
+    wait_until(
+        lambda: newest() and ("clock jumps back", "1") in [(value.key, value.value) for value in newest().values]
+    )
+    commanding(robot, action_of(shipped_bundle, robot))
+
+
+def test_accepted_controller_is_swapped_in_without_a_gap(controller, graph, robot, shipped_bundle, pruned) -> None:
+    controller(probation=0.2)
+    bundles = graph.watch(f"{NODE}/bundle", String, LATCHED)
+    commanding(robot, action_of(shipped_bundle, robot))
+    assert graph.set(NODE, controller=pruned.reference) == (True, "")
+    commanding(robot, action_of(pruned, robot))
+    wait_until(lambda: [message.data for message in bundles][-1:] == [f"1 {pruned.reference}"])
+    assert graph.status()["active"] == pruned.reference
+    wait_until(lambda: BundleStore(graph.store_path).slot("nn_controller").current == pruned.reference)
+    assert graph.trigger(f"{NODE}/rollback")[0]
+    commanding(robot, action_of(shipped_bundle, robot))
+    wait_until(lambda: graph.get(NODE, "controller") == shipped_bundle.reference)
+
+
+def test_controllers_that_may_not_run_are_refused_with_the_reason(
+    controller, graph, robot, shipped_bundle, pruned, make_cartpole_bundle, make_verdict
+) -> None:
+    controller()
+    commanding(robot, action_of(shipped_bundle, robot))
+    store = BundleStore(graph.store_path)
+    unvalidated = make_cartpole_bundle(hidden=(4, 4), parent=shipped_bundle, name="unvalidated")
+    store.add(unvalidated)
+    slow = make_cartpole_bundle(hidden=(4, 4), name="slow", rate=50.0)
+    store.add(slow)
+    for reference, reason in (
+        ("nobody@" + "0" * 64, "no bundle nobody@"),
+        ("nonsense", "there is no controller 'nonsense'"),
+        (unvalidated.reference, "was never validated"),
+        (slow.reference, "its rate is 50 Hz, not 100 Hz"),
+    ):
+        done, found = graph.set(NODE, controller=reference)
+        assert not done
+        assert reason in found
+    store.write_verdict(make_verdict(unvalidated, accepted=False))
+    assert "the gate rejected it" in graph.set(NODE, controller=unvalidated.reference)[1]
+    (store.directory(pruned.digest) / "policy.onnx").unlink()
+    assert "policy.onnx is missing" in graph.set(NODE, controller=pruned.reference)[1]
+    assert graph.get(NODE, "controller") == shipped_bundle.reference
+    assert graph.trigger(f"{NODE}/rollback") == (False, "there is no earlier controller to roll back to")
+    commanding(robot, action_of(shipped_bundle, robot))
+
+
+def test_parameters_of_the_wrong_type_out_of_range_or_not_now_are_refused(controller, graph, robot) -> None:
+    controller(autostart=False, probation=3)  # a whole number for a float
+    assert graph.get(NODE, "probation") == 3.0
+    assert graph.set(NODE, probation=1) == (True, "")
+    assert graph.get(NODE, "probation") == 1.0
+    assert "Wrong parameter type" in graph.set(NODE, probation="long")[1]
+    assert "probation" in graph.set(NODE, probation=1e9)[1]
+    assert "drive" in graph.set(NODE, drive="steam")[1]
+    assert not graph.set(NODE, wheels=4)[0]
+    assert graph.change_state(NODE, Transition.TRANSITION_CONFIGURE)
+    assert "only before the node is configured" in graph.set(NODE, probation=2.0)[1]
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ("ratte: 100", "there is no key 'ratte'; did you mean rate?"),
+        ("rate: -5", "rate = -5.0: input should be greater than 0"),
+        ("record: 7", "record = 7: input should be a valid boolean"),
+    ],
+)
+def test_parameter_file_that_is_wrong_ends_the_node_with_one_sentence(graph, tmp_path, section, problem) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text(f"/**/nn_controller:\n  ros__parameters:\n    {section}\n")
+    node = graph.start("controller_node", file=file)
+    assert node.process.wait(20) == 1
+    assert problem in node.log
+    assert "Traceback" not in node.log
+
+
+def test_keys_for_all_nodes_are_left_to_those_they_are_for(controller, graph, tmp_path) -> None:
+    file = tmp_path / "all.yaml"
+    file.write_text("/**:\n  ros__parameters:\n    colour: red\n    use_sim_time: false\n")
+    controller(file=file)
+    assert wait_until(lambda: graph.state(NODE)) in ("active", "inactive")
+
+
+def test_another_rate_than_the_controllers_is_refused(controller, graph) -> None:
+    node = controller(rate=50)
+    wait_until(lambda: "rate = 50 Hz: controller cartpole_swingup_sac runs at 100 Hz" in node.log)
+    assert graph.state(NODE) == "unconfigured"
+
+
+def test_callback_that_raises_is_told_and_the_node_lives_on(controller, graph, robot, shipped_bundle) -> None:
+    node = controller(record=True)
+    commanding(robot, action_of(shipped_bundle, robot))
+    publisher = graph.node.create_publisher(Float64MultiArray, "/mujoco_sim/step", 10)
+    wait_until(publisher.get_subscription_count)
+    publisher.publish(Float64MultiArray(data=[1.0, 2.0]))
+    wait_until(lambda: "steps: internal error" in node.log)
+    commanding(robot, action_of(shipped_bundle, robot))
+
+
+def test_what_it_does_is_recorded(controller, graph, robot, shipped_bundle, pruned) -> None:
+    node = controller(record=True)
+    wait_until(lambda: len(robot.commands) > 50)
+    bag = Path(graph.status()["bag"])
+    graph.set(NODE, controller=pruned.reference)
+    count = len(robot.commands)
+    wait_until(lambda: len(robot.commands) > count + 50)
+    assert children(node.pid)
+    recorder = children(node.pid)
+    node.end()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in recorder)
+    rollouts = read_rollouts(bag)
+    assert rollouts.controllers == [shipped_bundle.reference, pruned.reference]
+    assert len(rollouts) > 90
+    np.testing.assert_allclose(rollouts.observation[0], [0.25, math.cos(3.0), math.sin(3.0), -0.5, 0.5])
+
+
+def test_killed_node_takes_its_recorder_along_and_the_next_goes_on_with_what_ran(
+    controller, graph, robot, shipped_bundle, pruned
+) -> None:
+    node = controller(record=True, probation=0.1)
+    commanding(robot, action_of(shipped_bundle, robot))
+    bag = Path(graph.status()["bag"])
+    graph.set(NODE, controller=pruned.reference)
+    wait_until(lambda: BundleStore(graph.store_path).slot("nn_controller").current == pruned.reference)
+    helpers = children(node.pid)
+    node.kill()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in helpers), what="the recorder's end")
+    assert len(read_rollouts(bag))
+    controller(record=True)
+    commanding(robot, action_of(pruned, robot))
+    assert graph.get(NODE, "controller") == pruned.reference
+
+
+def test_two_controllers_in_two_namespaces_do_not_meet(controller, graph, shipped_bundle, pruned) -> None:
+    left, right = Robot(graph, namespace="/left"), Robot(graph, namespace="/right")
+    right.position = [2.0, 0.0]
+    try:
+        controller(namespace="/left")
+        controller(namespace="/right")
+        commanding(left, action_of(shipped_bundle, left))
+        commanding(right, action_of(shipped_bundle, right))
+        assert graph.set("/left/nn_controller", controller=pruned.reference) == (True, "")
+        commanding(left, action_of(pruned, left))
+        commanding(right, action_of(shipped_bundle, right))
+        assert graph.status("/right/nn_controller")["swaps"] == 0
+    finally:
+        left.close()
+        right.close()
+
+
+def test_timer_drives_a_robot_whose_states_come_faster(controller, graph, shipped_bundle) -> None:
+    robot = Robot(graph, rate=400.0)
+    try:
+        controller(drive="timer")
+        commanding(robot, action_of(shipped_bundle, robot))
+        start, begun = len(robot.commands), time.monotonic()
+        time.sleep(1.0)
+        rate = (len(robot.commands) - start) / (time.monotonic() - begun)
+        assert 80 < rate < 110
+        robot.silent = True
+        commanding(robot, 0.0)
+    finally:
+        robot.close()
+
+
+@pytest.mark.parametrize("joints", [["slider"], ["hinge"]])
+def test_joints_of_the_command_controller_have_to_be_the_bundles(
+    controller, graph, robot, shipped_bundle, joints
+) -> None:
+    other = rclpy.create_node("force_controller", context=graph.context)
+    other.declare_parameter("joints", joints)
+    graph._executor.add_node(other)
+    node = controller(command_controller="/force_controller", remap=["commands:=/force_controller/commands"])
+    robot_there = Robot(graph, commands="force_controller/commands")
+    try:
+        if joints == ["slider"]:
+            commanding(robot_there, action_of(shipped_bundle, robot_there))
+        else:
+            wait_until(lambda: "takes commands for ['hinge'], the bundle's are ['slider']" in node.log)
+            time.sleep(0.2)
+            count = len(robot_there.commands)
+            time.sleep(0.3)
+            assert len(robot_there.commands) == count
+    finally:
+        robot_there.close()
+        other.destroy_node()
+
+
+def test_staging_while_the_loop_runs_leaves_no_gap(controller, graph, shipped_bundle, pruned) -> None:
+    robot = Robot(graph, rate=100.0)
+    try:
+        controller(realtime_priority=50)
+        commanding(robot, action_of(shipped_bundle, robot))
+        begin = len(robot.times)
+        for reference in (pruned.reference, shipped_bundle.reference) * 3:
+            graph.set(NODE, controller=reference)
+            time.sleep(0.1)
+        gaps = np.diff(robot.times[begin:])
+        assert np.median(gaps) == pytest.approx(0.01, rel=0.2)
+        assert gaps.max() < 0.1, "far less than staging takes with another executor, and room for a busy machine"
+    finally:
+        robot.close()
