@@ -86,6 +86,8 @@ class ControllerConfig(Spec):
 class PruningServiceConfig(PruningSettings, GateSettings):
     """Section `pruning_service`: what to prune to, and what the gate asks."""
 
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of everything in pruning that is left to chance."""
     auto_deploy: bool = False
     """Whether an accepted controller is deployed at once."""
     controller_node: str = "nn_controller"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -21,20 +23,24 @@ EXPECTED: tuple[type[Exception], ...] = (ConfigError, ControllerError, RolloutEr
 
 Response = TypeVar("Response")
 REPEAT = 2.0
-"""Seconds between log lines about the same callback."""
+"""Seconds between log lines that say the same."""
 
 
 def guarded(node: Node, what: str, function: Callable[..., object]) -> Callable[..., None]:
     """Wrap the callback of a topic or a timer: what it raises is logged, and the node goes on."""
+    told, at = "", -math.inf
 
     @functools.wraps(function)
     def call(*args: Any) -> None:
+        nonlocal told, at
         try:
             function(*args)
-        except EXPECTED as error:
-            node.get_logger().error(f"{what}: {error}", throttle_duration_sec=REPEAT)
-        except Exception as error:  # a fault of ours must not take the node down with it
-            node.get_logger().error(f"{what}: {explained(error)}", throttle_duration_sec=REPEAT)
+        except Exception as error:  # a fault, of ours or of who sent something, must not take the node down with it
+            text = f"{what}: {error if isinstance(error, EXPECTED) else explained(error)}"
+            now = time.monotonic()
+            if text != told or now - at > REPEAT:
+                told, at = text, now
+                node.get_logger().error(text)
 
     return call
 

@@ -27,9 +27,10 @@ def unaddressed_keys(node: str, arguments: Sequence[str] | None = None) -> set[s
         sections = yaml.safe_load(Path(value).read_text())
         for name, section in (sections or {}).items():
             keys = set(_flattened(section.get("ros__parameters") or {}))
-            if str(name).rpartition("/")[2] == node:
+            addressee = str(name).rpartition("/")[2]
+            if addressee == node:
                 addressed |= keys
-            elif not _written_by_launch(value):
+            elif "*" in addressee and not _written_by_launch(value):
                 everybodys |= keys
     return everybodys - addressed
 

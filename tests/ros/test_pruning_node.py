@@ -101,7 +101,7 @@ def test_deploying_is_left_to_the_user_and_refused_before_anything_is_accepted(g
     assert done, message
     wait_until(lambda: graph.status()["active"] == status(graph)["candidate"])
     assert graph.trigger(f"{SERVICE}/validate") == (True, "job 2 has started")
-    assert ended(graph)["job"] == 2
+    wait_until(lambda: status(graph)["job"] == 2 and status(graph)["state"] == "accepted", 60)
 
 
 def test_rejected_controller_is_never_deployed(graph, controller, service) -> None:
@@ -127,7 +127,7 @@ def test_job_is_cancelled_in_every_stage_and_leaves_nothing(graph, controller, s
     node = service(method="gradient", robustness__enabled=True)
     ready(graph)
     assert graph.trigger(f"{SERVICE}/prune")[0]
-    order = ["starting", "rollouts", "groups", "importance", "coefficients", "reconstruction", "choice"]
+    order = ["", "starting", "rollouts", "groups", "importance", "coefficients", "reconstruction", "choice"]
     order += ["on-policy rounds", "validation", "robustness"]
     wait_until(lambda: order.index(status(graph)["stage"]) >= order.index(stage), 60)
     workers = children(node.pid)
