@@ -27,6 +27,10 @@ from nncontrol_prune.ros.running import fastest_executor
 from nncontrol_prune.runtime.loop import ControlLoop
 from nncontrol_prune.runtime.slot import ControllerSlot
 
+REHEARSAL = 0.8
+"""When the next tick is rehearsed, as a share of a period after the last one: what it needs has left the processor's
+caches by then."""
+
 WATCHES = 5
 """How often the watchdog looks within the time after which an observation is too old."""
 
@@ -100,6 +104,10 @@ class LoopRunner:
         self._node.create_timer(
             self._timeout / WATCHES, guarded(self._node, "watchdog", self._watch), clock=self._watchdog_clock
         )
+        self._rehearsal_time = 0.5 * (1 - REHEARSAL) / manifest.rate
+        self._rehearsal = self._node.create_timer(
+            REHEARSAL / manifest.rate, guarded(self._node, "rehearsal", self._rehearse), clock=self._watchdog_clock
+        )
         self._executor = fastest_executor()
         self.executor_name = type(self._executor).__name__
         self._executor.add_node(self._node)
@@ -166,6 +174,13 @@ class LoopRunner:
                     self.loop.prepare()
                     self._prepared = True
                 self.loop.follow()
+        self._rehearsal.reset()
+
+    def _rehearse(self) -> None:
+        """Go through what the next state will need, without commanding anything."""
+        with self._lock:
+            if self._running and self._prepared and self.loop is not None and not self.stale:
+                self.loop.rehearse(time.perf_counter() + self._rehearsal_time)
 
     def _watch(self) -> None:
         """Where no states come, send the safe command, and carry out swaps all the same."""

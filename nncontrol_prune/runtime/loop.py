@@ -108,6 +108,7 @@ class ControlLoop:
         self._realtime_priority = realtime_priority
         self._stop = threading.Event()
         self._started_before, self._last_stamp, self._last_change = math.nan, math.nan, -math.inf
+        self._rest, self._backoff = 0, 1  # ticks without a rehearsal, and how many after the next that takes too long
         self.commanding = False
         """Whether the last tick sent the controller's command, and not the safe one for want of a good observation."""
         self.real_time = False
@@ -166,17 +167,10 @@ class ControlLoop:
         # whether its command is in time for the plant's next step.
         deadline = clock() + period / 2
         lead = min(LEAD, period / 8)
-        rest, backoff = 0, 1  # ticks without a rehearsal, and how many after the next one that takes too long
         while not stopped():
             sleep(max(0.0, deadline - lead - clock()))
             slot.swap_if_staged(statistics.ticks)
-            if rest == 0:
-                self._rehearse()
-                in_time = clock() < deadline + lead  # a first run after a sleep may take a little longer
-                backoff = 1 if in_time else min(2 * backoff, LONGEST_BACKOFF)
-                rest = 0 if in_time else backoff
-            else:
-                rest -= 1
+            self.rehearse(deadline + lead)  # a first run after a sleep may take a little longer
             while (start := clock()) < deadline:
                 pass
 
@@ -228,11 +222,21 @@ class ControlLoop:
             slot.tick_passed(tick, healthy)
         self._started_before = start
 
-    def _rehearse(self) -> None:
-        """Go through a tick's work without commanding anything, so that it is in the caches when it counts."""
+    def rehearse(self, latest: float) -> None:
+        """Go through a tick's work without commanding anything, so that it is in the caches when it counts.
+
+        Args:
+            latest: When it should be over, on `time.perf_counter`; if it takes longer, the next ones are left out.
+        """
+        if self._rest > 0:
+            self._rest -= 1
+            return
         self._plant.read(self._observation)
         self._act()
         self._limits.apply(self._action)
+        in_time = time.perf_counter() < latest
+        self._backoff = 1 if in_time else min(2 * self._backoff, LONGEST_BACKOFF)
+        self._rest = 0 if in_time else self._backoff
 
     def _act(self) -> None:
         """Ask the controller for an action; one that raises gives NaN, which the limits replace and count."""
