@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from std_msgs.msg import Float64MultiArray
 
 from nncontrol_prune.config import ControllerConfig
@@ -79,6 +80,7 @@ class LoopRunner:
             use_global_arguments=False,
             enable_rosout=False,
             start_parameter_services=False,
+            parameter_overrides=[Parameter("start_type_description_service", value=False)],
         )
         self.link = PlantLink(
             self._node,
