@@ -19,7 +19,6 @@ from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.rollouts.reader import Rollouts, read_rollouts
 from nncontrol_prune.runtime.store import BundleStore, StoreError
 from nncontrol_prune.service.report import make_report
-from nncontrol_prune.service.report_files import write_report
 from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.evidence import gather
 from nncontrol_prune.validation.gate import judge
@@ -204,6 +203,8 @@ def report_on(
         PlantError: The environment raises.
         Cancelled: `progress` said so.
     """
+    from nncontrol_prune.service.report_files import write_report  # what draws takes a second to import
+
     directory = directory or store.root / "reports" / candidate.digest
     evidence, task = None, ""
     if verdict.environment is not None:
