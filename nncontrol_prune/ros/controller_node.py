@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from rcl_interfaces.srv import GetParameters
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -20,6 +19,7 @@ from nncontrol_prune.config import ConfigError, ControllerConfig
 from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.rollouts.recorder import Recorder
 from nncontrol_prune.ros.callbacks import answering, guarded, setting, transition
+from nncontrol_prune.ros.command_joints import CommandJoints
 from nncontrol_prune.ros.controller_health import health
 from nncontrol_prune.ros.loop_runner import LoopRunner
 from nncontrol_prune.ros.messages import LATCHED, contents_of, diagnostics, labelled, parcel_of
@@ -29,6 +29,8 @@ from nncontrol_prune.runtime.finding import stored_bundle
 from nncontrol_prune.runtime.slot import ControllerSlot, initial_reference
 from nncontrol_prune.runtime.store import BundleStore, StoreError, default_root
 
+START_POLL = 0.01
+"""Seconds between looks, at the start, at whether the node may begin to command."""
 HOUSEKEEPING = 0.1
 """Seconds between looks at what the loop has done."""
 DIAGNOSTICS = 1.0
@@ -57,7 +59,8 @@ class ControllerNode(LifecycleNode):
         self._told_status = ""
         self._sent_dense = ""
         self._received: dict[str, str] = {"digest": "", "error": ""}
-        self._joint_check = ""
+        self._joints = CommandJoints(self)
+        self._starting: Any = None
         self._following = False
         self._active = False
         self._status_publisher = self.create_publisher(String, "~/status", LATCHED)
@@ -72,11 +75,20 @@ class ControllerNode(LifecycleNode):
         self.add_on_set_parameters_callback(setting(self, self._set_parameters_asked))
 
     def start(self) -> None:
-        """Configure and activate, if `autostart` says so."""
+        """Configure, if `autostart` says so, and activate as soon as the command controller has told its joints."""
         if not self._settings.config.autostart:
             return
         if self.trigger_configure() is TransitionCallbackReturn.SUCCESS:
-            self.trigger_activate()
+            steady = Clock(clock_type=ClockType.STEADY_TIME)
+            self._starting = self.create_timer(
+                START_POLL, guarded(self, "autostart", self._activate_when_ready), clock=steady
+            )
+
+    def _activate_when_ready(self) -> None:
+        if self._joints.waiting:
+            return
+        self.destroy_timer(self._starting)
+        self.trigger_activate()
 
     def close(self) -> None:
         """Stop commanding, and end the recording."""
@@ -123,7 +135,7 @@ class ControllerNode(LifecycleNode):
         self._runner = LoopRunner(self, config, manifest)
         self._slot = slot
         self._told_swaps = -1
-        self._check_joints()
+        self._joints.ask(config.command_controller, manifest.action.joints)
 
     def _first_controller(self) -> str:
         """Return what to load: what was asked for, or what the store has as current, or the default."""
@@ -137,6 +149,7 @@ class ControllerNode(LifecycleNode):
     def _activate(self) -> None:
         assert self._slot is not None
         assert self._runner is not None
+        self._joints.check()
         config, manifest = self._settings.config, self._slot.active.manifest
         if config.record:
             stamp = f"{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S.%f}"
@@ -307,33 +320,10 @@ class ControllerNode(LifecycleNode):
     def _bag(self) -> str:
         return "" if self._recorder is None else str(self._recorder.directory.resolve())
 
-    def _check_joints(self) -> None:
-        """Ask the command controller for its joints; the answer comes when it comes."""
-        config, slot = self._settings.config, self._slot
-        self._joint_check = ""
-        if not config.command_controller or slot is None:
-            return
-        joints = list(slot.active.manifest.action.joints)
-        client = self.create_client(GetParameters, f"{config.command_controller}/get_parameters")
-
-        def answered(future: Any) -> None:
-            values = future.result().values
-            found = list(values[0].string_array_value) if values else []
-            if found != joints:
-                self._joint_check = f"{config.command_controller} takes commands for {found}, the bundle's are {joints}"
-                self.get_logger().error(f"{self._joint_check}; no command is sent")
-                self._stop()
-            else:
-                self._joint_check = "same"
-            self.destroy_client(client)
-
-        self._joint_check = f"{config.command_controller} has not told its joints"
-        client.call_async(GetParameters.Request(names=["joints"])).add_done_callback(guarded(self, "joints", answered))
-
     def _diagnose(self) -> None:
         problems, values = health(self._slot, self._runner, self._recorder, active=self._active)
-        if self._joint_check not in ("", "same"):
-            problems.append((DiagnosticStatus.WARN, self._joint_check))
+        if self._joints.problem:
+            problems.append((DiagnosticStatus.WARN, self._joints.problem))
         name = self.get_fully_qualified_name().lstrip("/")
         now = self.get_clock().now().to_msg()
         self._diagnostics_publisher.publish(diagnostics(now, name, problems, values))
