@@ -20,7 +20,7 @@ from rqt_gui.main import Main
 PERSPECTIVE = Path(__file__).resolve().parents[1] / "config" / "nncontrol_prune.perspective"
 SIZE = (1480, 900)
 WIDTHS = [560, 560, 360]
-STEPS = {"open": 20, "call": 22, "called": 25, "deployed": 85, "end": 88}
+STEPS = {"open": 20, "call": 22, "called": 25, "later": 85, "end": 88}
 """What is done after how many seconds."""
 
 
@@ -56,7 +56,7 @@ def main() -> None:
         "open": arrange,
         "call": press_call,
         "called": lambda: save(directory, "prune"),
-        "deployed": lambda: save(directory, "deployed"),
+        "later": lambda: save(directory, "later"),
         "end": QApplication.quit,
     }
     run = QApplication.exec_
