@@ -13,19 +13,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from python_qt_binding.QtCore import QTimer
-from python_qt_binding.QtWidgets import QApplication, QMainWindow, QPushButton
+from python_qt_binding.QtCore import Qt, QTimer
+from python_qt_binding.QtWidgets import QApplication, QDockWidget, QMainWindow, QPushButton
 from rqt_gui.main import Main
 
 PERSPECTIVE = Path(__file__).resolve().parents[1] / "config" / "nncontrol_prune.perspective"
 SIZE = (1480, 900)
-STEPS = {"open": 20, "call": 22, "called": 25, "deployed": 85, "end": 88}
+WIDTHS = [560, 560, 360]
+STEPS = {"open": 20, "call": 22, "called": 25, "later": 85, "end": 88}
 """What is done after how many seconds."""
 
 
 def window() -> Any:
     """Return rqt's window."""
     return next(widget for widget in QApplication.topLevelWidgets() if isinstance(widget, QMainWindow))
+
+
+def arrange() -> None:
+    """Make room for the plot and the sliders."""
+    main_window = window()
+    main_window.resize(*SIZE)
+    docks = [dock for dock in main_window.findChildren(QDockWidget) if dock.isVisible()]
+    docks.sort(key=lambda dock: dock.x())
+    main_window.resizeDocks(docks, WIDTHS[: len(docks)], Qt.Horizontal)
 
 
 def press_call() -> None:
@@ -43,10 +53,10 @@ def main() -> None:
     """Run rqt with the timers set."""
     directory = Path(sys.argv[1])
     actions: dict[str, Callable[[], object]] = {
-        "open": lambda: window().resize(*SIZE),
+        "open": arrange,
         "call": press_call,
         "called": lambda: save(directory, "prune"),
-        "deployed": lambda: save(directory, "deployed"),
+        "later": lambda: save(directory, "later"),
         "end": QApplication.quit,
     }
     run = QApplication.exec_
