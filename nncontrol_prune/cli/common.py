@@ -1,0 +1,90 @@
+"""What the commands share: options, exit codes, and how errors and results are told."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from nncontrol_prune.controllers.bundle import Bundle
+
+FAILED, USAGE, REJECTED, INTERRUPTED = 1, 2, 3, 130
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Env = Annotated[str | None, typer.Option(help="Gymnasium MuJoCo id; default: what the controller was made for.")]
+Store = Annotated[Path, typer.Option(help="The bundle store.", envvar="NNCONTROL_PRUNE_STORE")]
+Port = Annotated[int, typer.Option(min=1024, max=65530, help="First of five consecutive TCP ports.")]
+Host = Annotated[str, typer.Option(help="Address; anything but loopback needs --keys.")]
+Keys = Annotated[Path | None, typer.Option(help="Directory with CURVE keys, made by `nncontrol-prune keys`.")]
+Sparsity = Annotated[float | None, typer.Option(help="Share of the parameters to remove, in [0, 1).")]
+DEFAULT_STORE = Path("out/store")
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def handled(command: Command) -> Command:
+    """Turn every expected error into one sentence and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        from nncontrol_prune.config import ConfigError
+
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            _fail("interrupted", INTERRUPTED, kwargs)
+        except ConfigError as error:
+            _fail(str(error), USAGE, kwargs)
+        except Exception as error:
+            # Ours are sentences for the user; anything else is a fault that deserves its traceback.
+            if type(error).__module__.startswith("nncontrol_prune."):
+                _fail(str(error), FAILED, kwargs)
+            if isinstance(error, (FileExistsError, PermissionError)):
+                _fail(str(error), FAILED, kwargs)
+            raise
+
+    return run  # type: ignore[return-value]
+
+
+def _fail(message: str, code: int, options: dict[str, Any]) -> NoReturn:
+    if options.get("as_json"):
+        print(json.dumps({"error": message, "exit_code": code}))
+    print(f"nncontrol-prune: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object on standard output."""
+    print(json.dumps(_without_nan(value), default=str, allow_nan=False))
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not know, by null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def environment_of(bundle: Bundle, asked: str | None) -> str:
+    """Return the environment asked for, or else the one the controller was made for."""
+    from nncontrol_prune.config import ConfigError
+
+    environment = asked or bundle.manifest.environment
+    if environment is None:
+        raise ConfigError(f"{bundle.manifest.name} does not say which environment it was made for; give one with --env")
+    return environment
+
+
+def check_new(path: Path) -> None:
+    """Refuse to overwrite before the work is done, not after."""
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; remove it or name another")

@@ -1,0 +1,106 @@
+"""`import`: controllers from other libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nncontrol_prune.controllers.specs import Activation
+
+if TYPE_CHECKING:
+    from nncontrol_prune.controllers.bundle import Bundle
+
+from nncontrol_prune.cli.common import Json, check_new, handled, print_json
+
+importer = typer.Typer(help="Import controllers from other libraries.", no_args_is_help=True)
+
+
+@importer.command("sb3")
+@handled
+def import_sb3(
+    file: Annotated[Path, typer.Argument(help="Zip written by Stable-Baselines3 (PPO, SAC or TD3).")],
+    env: Annotated[str, typer.Option(help="The environment it was trained for.")],
+    out: Annotated[Path, typer.Option(help="The bundle to write; a new directory.")],
+    vecnormalize: Annotated[Path | None, typer.Option(help="VecNormalize statistics saved beside it.")] = None,
+    activation: Annotated[Activation | None, typer.Option(help="Needed only if the file does not say.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the controller; default: the file's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Import a Stable-Baselines3 zip. Nothing in the file is executed."""
+    from nncontrol_prune.service.imports import bundle_from_sb3
+
+    check_new(out)
+    bundle = bundle_from_sb3(file, env, name=name, vecnormalize=vecnormalize, activation=activation)
+    _write_imported(bundle, out, as_json)
+
+
+@importer.command("tdmpc2")
+@handled
+def import_tdmpc2(
+    file: Annotated[Path, typer.Argument(help="Checkpoint of one task with state observations.")],
+    env: Annotated[str, typer.Option(help="The environment it was trained for.")],
+    out: Annotated[Path, typer.Option(help="The bundle to write; a new directory.")],
+    name: Annotated[str | None, typer.Option(help="Name of the controller; default: the file's.")] = None,
+    horizon: Annotated[int | None, typer.Option(help="Steps planned ahead; official: 3.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Sequences drawn around the plan; official: 488.")] = None,
+    policy_samples: Annotated[int | None, typer.Option(help="Sequences the policy proposes; official: 24.")] = None,
+    elites: Annotated[int | None, typer.Option(help="Sequences that make the next plan; official: 64.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Official: 6, with 20 actions and more 8.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="How much better elites count more; official: 0.5.")] = None,
+    min_std: Annotated[float | None, typer.Option(help="Least spread of the sequences; official: 0.05.")] = None,
+    max_std: Annotated[float | None, typer.Option(help="Spread at first; official: 2.")] = None,
+    discount: Annotated[float | None, typer.Option(help="Of the rewards; default: 0.99.")] = None,
+    episode_length: Annotated[
+        int | None, typer.Option(min=1, help="Steps of a training episode, which the official discount follows from.")
+    ] = None,
+    simplex: Annotated[int, typer.Option(help="Its `simnorm_dim`.")] = 8,
+    v_min: Annotated[float, typer.Option(help="Its `vmin`.")] = -10.0,
+    v_max: Annotated[float, typer.Option(help="Its `vmax`.")] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Import a checkpoint of the official TD-MPC2 code. Nothing in the file is executed."""
+    from nncontrol_prune import display
+    from nncontrol_prune.config import ConfigError
+    from nncontrol_prune.controllers.tdmpc2 import official_discount
+    from nncontrol_prune.service.imports import bundle_from_tdmpc2
+
+    check_new(out)
+    planner = {
+        "horizon": horizon,
+        "samples": samples,
+        "policy_samples": policy_samples,
+        "elites": elites,
+        "iterations": iterations,
+        "temperature": temperature,
+        "min_std": min_std,
+        "max_std": max_std,
+    }
+    if discount is not None and episode_length is not None:
+        raise ConfigError("import tdmpc2: the discount follows from --episode-length; leave --discount or it out")
+    if discount is None:
+        discount = 0.99 if episode_length is None else official_discount(episode_length)
+    bundle = bundle_from_tdmpc2(
+        file,
+        env,
+        name=name,
+        planner={key: value for key, value in planner.items() if value is not None},
+        simplex=simplex,
+        v_min=v_min,
+        v_max=v_max,
+        discount=discount,
+        note=lambda sentence: display.err.print(f"[yellow]note:[/] {sentence}"),
+    )
+    _write_imported(bundle, out, as_json)
+
+
+def _write_imported(bundle: Bundle, out: Path, as_json: bool) -> None:
+    from nncontrol_prune import display
+
+    bundle.write(out)
+    if as_json:
+        print_json({"bundle": str(out), "reference": bundle.reference, **bundle.manifest.model_dump(mode="json")})
+    else:
+        display.out.print(display.bundle_table(bundle))
+        display.out.print(str(out))

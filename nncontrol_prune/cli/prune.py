@@ -1,0 +1,155 @@
+"""`prune`: make a controller smaller."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nncontrol_prune.cli.common import DEFAULT_STORE, Json, Store, check_new, environment_of, handled, print_json
+from nncontrol_prune.pruning.settings import CostName, ImportanceName, Method, PruningSettings
+from nncontrol_prune.validation.settings import GateSettings
+
+PRUNING = PruningSettings()
+GATE = GateSettings()
+
+
+@handled
+def prune(
+    controller: Annotated[str, typer.Argument(help="Shipped name, directory or name@digest.")],
+    rollouts: Annotated[list[Path], typer.Option(help="Bag to prune from; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="The bundle to write; a new directory.")],
+    env: Annotated[
+        str | None, typer.Option(help="Gymnasium MuJoCo id; candidates are then compared in closed loop.")
+    ] = None,
+    sparsity: Annotated[
+        str, typer.Option(help="Share to remove, in [0, 1); `auto` for the largest that passes validation.")
+    ] = "0.7",
+    tolerance: Annotated[float, typer.Option(help="How far the sparsity may be off.")] = PRUNING.tolerance,
+    cost: Annotated[CostName, typer.Option(help="What the sparsity is a share of.")] = PRUNING.cost,
+    method: Annotated[Method, typer.Option(help="Optimizer of the pruning coefficients.")] = PRUNING.method,
+    importance: Annotated[ImportanceName, typer.Option(help="Which channels leave first.")] = PRUNING.importance,
+    term: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=WEIGHT of what matters, such as action=1; may be given several times."),
+    ] = None,
+    limit: Annotated[list[str] | None, typer.Option(help="NAME=LARGEST mean error of a term that is allowed.")] = None,
+    component_weight: Annotated[
+        list[str] | None, typer.Option(help="NAME=WEIGHT of a component, for the method threshold.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Prune gradually, in so many rounds.")] = PRUNING.rounds,
+    distill_steps: Annotated[int, typer.Option(min=0, help="Gradient steps of distillation.")] = PRUNING.distill_steps,
+    on_policy_rounds: Annotated[
+        int | None,
+        typer.Option(help="Rounds with states that the pruned controller meets in --env; by default 3 where possible."),
+    ] = PRUNING.on_policy_rounds,
+    perturbation: Annotated[
+        float, typer.Option(help="Noise on a second copy of the rollouts, in standard deviations.")
+    ] = PRUNING.perturbation,
+    max_rows: Annotated[int, typer.Option(help="Transitions that are used at the most.")] = PRUNING.max_rows,
+    jobs: Annotated[int, typer.Option(min=1, help="Choices that the grid judges at the same time.")] = PRUNING.jobs,
+    seed: Annotated[int, typer.Option(min=0)] = PRUNING.seed,
+    name: Annotated[str | None, typer.Option(help="Name of the new controller.")] = None,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Make a controller smaller from its rollouts. It cannot be run before `validate` has accepted it.
+
+    With `--sparsity auto` the sparsities tried are validated as they come, and the verdict about the result is kept
+    in the store.
+    """
+    from nncontrol_prune import display
+    from nncontrol_prune.config import ConfigError, validated
+    from nncontrol_prune.progress import Progress
+    from nncontrol_prune.runtime.finding import find_bundle
+    from nncontrol_prune.runtime.store import BundleStore
+    from nncontrol_prune.service import work
+    from nncontrol_prune.service.boundary import prune_to_boundary
+    from nncontrol_prune.validation.evaluation import check_environment
+
+    values: dict[str, Any] = {
+        "tolerance": tolerance,
+        "cost": cost,
+        "method": method,
+        "importance": importance,
+        "terms": _named_numbers(term, "--term") or None,
+        "limits": _named_numbers(limit, "--limit"),
+        "component_weights": _named_numbers(component_weight, "--component-weight"),
+        "rounds": rounds,
+        "distill_steps": distill_steps,
+        "on_policy_rounds": on_policy_rounds,
+        "perturbation": perturbation,
+        "max_rows": max_rows,
+        "jobs": jobs,
+        "seed": seed,
+    }
+    auto = sparsity == "auto"
+    if not auto:
+        values["sparsity"] = _number(sparsity, "prune: --sparsity has to be a number or `auto`")
+    settings = validated(PruningSettings, values, "prune")
+    check_new(out)
+    bundles = BundleStore(store)
+    dense = find_bundle(bundles, controller)
+    if auto:
+        env = environment_of(dense, env)
+        if cost != "parameters":
+            raise ConfigError("prune: --sparsity auto goes by parameters; leave --cost out")
+    if env is not None:
+        check_environment(dense.manifest, env)
+    curve = None
+    with display.progress_bar(as_json) as show:
+        data = work.read(dense, tuple(rollouts), Progress(show))
+        if auto:
+            found = prune_to_boundary(
+                dense,
+                data,
+                settings,
+                environment=str(env),
+                gate=GATE,
+                cache=work.episode_cache(bundles),
+                progress=Progress(show),
+                name=name,
+            )
+            bundle, report, curve = found.candidate, found.report, found.curve
+            bundles.add(dense)
+            bundles.add(bundle)
+            bundles.write_verdict(found.verdict)
+        else:
+            bundle, report = work.prune(dense, data, settings, environment=env, name=name, progress=Progress(show))
+    bundle.write(out)
+    if as_json:
+        summary = {"bundle": str(out), "reference": bundle.reference, **report.model_dump(mode="json")}
+        if curve is not None:
+            summary["curve"] = [point.model_dump(mode="json") for point in curve]
+        print_json(summary)
+        return
+    groups = [group.model_dump() for group in report.groups]
+    display.out.print(display.groups_table(groups, f"{report.sparsity:.1%} of the {report.cost} removed"))
+    if curve is not None:
+        display.out.print(display.boundary_table(curve))
+    errors = ", ".join(f"{name} {error:.2e}" for name, error in report.errors.items())
+    display.out.print(f"held-out error: {errors}; chosen: {report.chosen}")
+    for warning in report.warnings:
+        display.err.print(f"[yellow]note:[/] {warning}")
+    display.out.print(
+        f"{out}: {report.pruned_parameters:,} of {report.dense_parameters:,} parameters left."
+        + (" It is accepted." if auto else f" Next: nncontrol-prune validate {out} --against {controller}")
+        + (f" --env {env}" if env and not auto else ""),
+        soft_wrap=True,
+    )
+
+
+def _named_numbers(given: list[str] | None, option: str) -> dict[str, float]:
+    """Parse NAME=NUMBER options."""
+    pairs = [text.partition("=") for text in given or ()]
+    return {name: _number(number, f"{option} has to be NAME=NUMBER, such as action=1") for name, _, number in pairs}
+
+
+def _number(text: str, otherwise: str) -> float:
+    from nncontrol_prune.config import ConfigError
+
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{otherwise}, not {text!r}") from None

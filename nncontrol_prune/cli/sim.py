@@ -1,0 +1,95 @@
+"""`sim`: a live loop that prunes its own controller."""
+
+from __future__ import annotations
+
+import signal
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nncontrol_prune.cli.common import FAILED, REJECTED, Host, Json, Keys, Port, Sparsity, handled, print_json
+from nncontrol_prune.pruning.settings import Method
+from nncontrol_prune.transport.network import DEFAULT_PORT, LOOPBACK, Network
+
+
+@handled
+def sim(
+    env: Annotated[str | None, typer.Option(help="Gymnasium MuJoCo id, such as Hopper-v5.")] = None,
+    controller: Annotated[str | None, typer.Option(help="Shipped name, directory or name@digest.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Control rate in Hz; must be the environment's.")] = None,
+    duration: Annotated[float, typer.Option(min=0, help="Seconds; 0 to run until Ctrl-C.")] = 60.0,
+    record: Annotated[
+        bool | None,
+        typer.Option("--record/--no-record", help="Record rollouts below OUT/bags; without, nothing is pruned."),
+    ] = None,
+    sparsity: Sparsity = None,
+    method: Annotated[Method | None, typer.Option(help="Optimizer of the pruning coefficients.")] = None,
+    prune_after: Annotated[
+        float, typer.Option(help="Seconds after which pruning starts; negative to leave it to `call prune`.")
+    ] = 25.0,
+    headless: Annotated[bool | None, typer.Option("--headless/--viewer", help="Whether to open a window.")] = None,
+    real_time_factor: Annotated[float | None, typer.Option(help="Plant seconds per second.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the plant's first episode.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Configuration file; default config/sim.yaml.")] = None,
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("out"),
+    store: Annotated[
+        Path | None, typer.Option(help="The bundle store; default OUT/store.", envvar="NNCONTROL_PRUNE_STORE")
+    ] = None,
+    port: Port = DEFAULT_PORT,
+    host: Host = LOOPBACK,
+    keys: Keys = None,
+    as_json: Json = False,
+) -> None:
+    """Run plant, control loop and pruning service; prune, validate and swap while the loop runs."""
+    from nncontrol_prune import display
+    from nncontrol_prune.config import load_config
+    from nncontrol_prune.plots import plot_run
+    from nncontrol_prune.rollouts.reader import read_rollouts
+    from nncontrol_prune.runtime.store import BundleStore
+    from nncontrol_prune.service.report_files import PAGE
+    from nncontrol_prune.transport.session import export_bundles, run_session
+    from nncontrol_prune.transport.simulation import Simulation
+
+    setup = load_config(config)
+    setup = setup.override("mujoco_sim", env=env, headless=headless, real_time_factor=real_time_factor, seed=seed)
+    setup = setup.override("nn_controller", controller=controller, rate=rate, record=record)
+    setup = setup.override("pruning_service", sparsity=sparsity, method=method)
+    bag = out / "bags" / f"{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S}" if setup.nn_controller.record else None
+    bundles = BundleStore(store or out / "store")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end like Ctrl-C, so that nothing is left behind
+    simulation = Simulation(setup, Network(port=port, host=host, keys=keys), out=out, store=bundles, bag=bag)
+    with simulation, display.progress_bar(as_json) as tell:
+        result, ticks = run_session(
+            simulation,
+            duration=duration or None,
+            prune_after=prune_after if prune_after >= 0 and bag is not None else None,
+            tell=tell,
+        )
+    written = export_bundles(bundles, result, out / "bundles")
+    if bag is not None:
+        picture = out / "run.png"
+        plot_run(
+            picture,
+            setup.mujoco_sim.env,
+            read_rollouts(bag),
+            simulation.dense.manifest.action,
+            ticks,
+            result.active_by_swap,
+            setup.mujoco_sim.real_time_factor,
+        )
+        written += [bag, picture]
+    if result.job.outcome is not None:
+        written.append(result.job.outcome.report / PAGE)
+    if as_json:
+        print_json({**result.model_dump(mode="json"), "written": [str(path) for path in written]})
+    else:
+        display.out.print(display.session_table(result))
+        for note in result.notes:
+            display.err.print(f"[yellow]note:[/] {note}")
+        display.out.print(display.written(written), soft_wrap=True)
+    if result.job.state == "rejected":
+        raise typer.Exit(REJECTED)
+    if result.job.state == "failed" or result.notes:
+        raise typer.Exit(FAILED)

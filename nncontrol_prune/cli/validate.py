@@ -1,0 +1,111 @@
+"""`validate`: let the gate decide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nncontrol_prune.cli.common import DEFAULT_STORE, REJECTED, Env, Json, Store, environment_of, handled, print_json
+from nncontrol_prune.validation.settings import GateSettings
+
+GATE = GateSettings()
+
+
+def _gate_option(name: str, text: str) -> Any:
+    """Return an option that takes the place of what a configuration, or else the default, says."""
+    return typer.Option(help=text, show_default=f"{getattr(GATE, name):g}")
+
+
+@handled
+def validate(
+    candidate: Annotated[str, typer.Argument(help="The pruned controller: directory or name@digest.")],
+    against: Annotated[str, typer.Option(help="The dense controller: shipped name, directory or name@digest.")],
+    env: Env = None,
+    rollouts: Annotated[
+        list[Path] | None,
+        typer.Option(help="Instead of a closed loop: bag it was not pruned from; may be given again."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration file; its section pruning_service gives what no option does.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Directory for the report; default: in the store.")] = None,
+    max_episodes: Annotated[
+        int | None, _gate_option("max_episodes", "Pairs of episodes after which it is inconclusive.")
+    ] = None,
+    min_episodes: Annotated[int | None, _gate_option("min_episodes", "Pairs before it may be accepted.")] = None,
+    success_margin: Annotated[
+        float | None, _gate_option("success_margin", "How much less likely it may succeed than the dense one.")
+    ] = None,
+    return_ratio: Annotated[
+        float | None, _gate_option("return_ratio", "Smallest share of the dense return to keep.")
+    ] = None,
+    action_rate_ratio: Annotated[
+        float | None, _gate_option("action_rate_ratio", "How much faster its commands may change.")
+    ] = None,
+    latency_share: Annotated[
+        float | None,
+        _gate_option("latency_share", "Largest share of the control period that an action (p99) may take here."),
+    ] = None,
+    margin_share: Annotated[
+        float | None, _gate_option("margin_share", "Smallest share of the dense one's delay and gain margins to keep.")
+    ] = None,
+    robustness: Annotated[
+        bool, typer.Option(help="Whether to try pushes, noise, more delay, other masses, friction and starts too.")
+    ] = True,
+    delay: Annotated[int | None, _gate_option("delay", "Ticks that a command takes to the plant.")] = None,
+    jobs: Annotated[int | None, _gate_option("jobs", "Workers; the verdict does not depend on it.")] = None,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Judge a pruned controller in closed loop. The verdict is kept in the store; without acceptance, exit code 3.
+
+    Where there is no simulator, --rollouts compares it with the dense one on logged states alone. That says much less:
+    the loop runs it only if its setting allow_offline is true.
+    """
+    from nncontrol_prune import display
+    from nncontrol_prune.config import ConfigError, load_config, validated
+    from nncontrol_prune.progress import Progress
+    from nncontrol_prune.runtime.finding import stored_bundle
+    from nncontrol_prune.runtime.store import BundleStore
+    from nncontrol_prune.service import work
+    from nncontrol_prune.service.report_files import PAGE, check_directory
+
+    if report is not None:
+        check_directory(report)
+    if rollouts and env is not None:
+        raise ConfigError("validate: --env is for a closed loop and --rollouts for where there is none; leave one out")
+    options = {
+        "min_episodes": min_episodes,
+        "max_episodes": max_episodes,
+        "success_margin": success_margin,
+        "return_ratio": return_ratio,
+        "action_rate_ratio": action_rate_ratio,
+        "latency_share": latency_share,
+        "margin_share": margin_share,
+        "delay": delay,
+        "jobs": jobs,
+    }
+    values = GATE.model_dump() if config is None else load_config(config).pruning_service.gate.model_dump()
+    values.update((name, value) for name, value in options.items() if value is not None)
+    if not robustness:
+        values["robustness"]["enabled"], values["attraction_starts"] = False, 0
+    gate = validated(GateSettings, values, "validate")
+    bundles = BundleStore(store)
+    pruned, dense = stored_bundle(bundles, candidate), stored_bundle(bundles, against)
+    with display.progress_bar(as_json) as show:
+        where = work.read(dense, tuple(rollouts), Progress(show)) if rollouts else environment_of(dense, env)
+        verdict = work.decide(pruned, dense, bundles, where, gate, Progress(show))
+    if not as_json:  # before the report, which takes longer than some decisions
+        display.out.print(display.verdict_table(verdict))
+        if verdict.robustness:
+            display.out.print(display.robustness_table(verdict))
+    with display.progress_bar(as_json) as show:
+        written = work.report_on(verdict, pruned, dense, bundles, gate, Progress(show), directory=report)
+    if as_json:
+        print_json({**verdict.model_dump(mode="json"), "report": str(written)})
+    else:
+        display.out.print(str(written / PAGE), soft_wrap=True)
+    if not verdict.accepted:
+        raise typer.Exit(REJECTED)
