@@ -70,9 +70,9 @@ setup(
         "console_scripts": [
             "nncontrol-prune = nncontrol_prune.cli:main",
             # `ros2 run nncontrol_prune controller_node`, and so on
-            "controller_node = nncontrol_prune.ros.controller_node:main",
-            "pruning_node = nncontrol_prune.ros.pruning_node:main",
-            "simulator_node = nncontrol_prune.ros.simulator_node:main",
+            "controller_node = nncontrol_prune.ros.entry_points:controller_node",
+            "pruning_node = nncontrol_prune.ros.entry_points:pruning_node",
+            "simulator_node = nncontrol_prune.ros.entry_points:simulator_node",
         ]
     },
     zip_safe=False,

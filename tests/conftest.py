@@ -86,18 +86,18 @@ def store(tmp_path: Path) -> BundleStore:
 def make_verdict() -> Callable[..., Verdict]:
     """Return a function that makes a verdict about a bundle."""
 
-    def make(bundle: Bundle, *, accepted: bool = True) -> Verdict:
+    def make(bundle: Bundle, *, accepted: bool = True, offline: bool = False) -> Verdict:
         summary = EpisodeSummary(controller=bundle.reference, episodes=1, successes=1, return_mean=1.0, return_std=0.0)
         return Verdict(
             candidate=bundle.reference,
             against=bundle.manifest.parent or "none",
             decision="accept" if accepted else "reject",
             criteria=(Criterion(name="test", outcome="passed" if accepted else "failed", reason="a test said so"),),
-            environment=CARTPOLE,
+            environment=None if offline else CARTPOLE,
             thresholds={},
-            seed=0,
-            dense=summary,
-            pruned=summary,
+            seed=None if offline else 0,
+            dense=None if offline else summary,
+            pruned=None if offline else summary,
             created="2026-01-01T00:00:00+00:00",
         )
 

@@ -102,7 +102,8 @@ def validate(
         if verdict.robustness:
             display.out.print(display.robustness_table(verdict))
     with display.progress_bar(as_json) as show:
-        written = work.report_on(verdict, pruned, dense, bundles, gate, Progress(show), directory=report)
+        written = report or work.default_report(bundles, pruned)
+        work.report_on(verdict, pruned, dense, bundles, gate, Progress(show), written)
     if as_json:
         print_json({**verdict.model_dump(mode="json"), "report": str(written)})
     else:

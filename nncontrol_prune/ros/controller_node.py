@@ -240,7 +240,7 @@ class ControllerNode(LifecycleNode):
 
     def _stage(self, text: str) -> None:
         bundle = stored_bundle(self._store, text)
-        self._store.check_accepted(bundle)
+        self._store.check_accepted(bundle, allow_offline=self._settings.config.allow_offline)
         if self._slot is None or self._runner is None:
             return
         if bundle.digest == self._slot.active.digest:

@@ -139,6 +139,7 @@ class PruningNode(Node):
             {
                 **status.model_dump(mode="json", exclude={"outcome"}),
                 "candidate": "" if status.outcome is None else status.outcome.candidate,
+                "report": "" if status.outcome is None else str(status.outcome.report),
                 "deployment": self._deployment,
             }
         )

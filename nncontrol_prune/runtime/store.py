@@ -79,6 +79,7 @@ class BundleStore:
         Raises:
             BundleError: It fails a check, is another bundle than announced, or the verdict is about another one or
                 accepts what this store's own verdict rejects. Nothing is stored then.
+            StoreError: The verdict is an off-line one, and this store has one in closed loop. Nor then.
         """
         bundle = check_bundle(files)
         if bundle.digest != digest:
@@ -88,6 +89,8 @@ class BundleStore:
         known = self.verdict(bundle.digest)
         if verdict is not None and known is not None and not known.accepted and verdict.accepted:
             raise BundleError("the verdict that came with the bundle accepts what this store's own rejects")
+        if verdict is not None:
+            self._check_replaceable(verdict)
         reference = self.add(bundle)
         if verdict is not None:
             self.write_verdict(verdict)
@@ -176,16 +179,19 @@ class BundleStore:
         Raises:
             StoreError: It is an off-line one, and the candidate has been judged in closed loop, which tells more.
         """
+        self._check_replaceable(verdict)
         digest = verdict.candidate.rpartition("@")[2]
+        write_atomically(self.root / "verdicts" / f"{digest}.json", verdict.model_dump_json(indent=1).encode())
+
+    def _check_replaceable(self, verdict: Verdict) -> None:
         known = None
         with contextlib.suppress(StoreError):  # a damaged one may be replaced
-            known = self.verdict(digest)
+            known = self.verdict(verdict.candidate.rpartition("@")[2])
         if verdict.offline and known is not None and not known.offline:
             raise StoreError(
                 f"{short(verdict.candidate)} was judged in closed loop ({known.decision}), and an off-line check does "
                 "not take the place of that"
             )
-        write_atomically(self.root / "verdicts" / f"{digest}.json", verdict.model_dump_json(indent=1).encode())
 
     def check_accepted(self, bundle: Bundle, *, allow_offline: bool = False) -> None:
         """Check that a bundle may be staged: it has no parent, or an accepted verdict.
@@ -243,5 +249,5 @@ class BundleStore:
 
     def remove_unfinished(self) -> None:
         """Remove what processes that were killed had half written."""
-        for directory in ("bundles", "verdicts", "slots"):
+        for directory in ("bundles", "verdicts", "slots", "reports"):
             remove_unfinished(self.root / directory)

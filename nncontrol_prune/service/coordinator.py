@@ -91,8 +91,9 @@ class Coordinator:
         """
         config = config or self.config
         self._service.check_idle()
-        rollouts = rollouts or self._recorded()
-        dense = self._dense(self._loop.state().active)
+        loop = self._loop.state()
+        rollouts = rollouts or _recorded(loop)
+        dense = self._dense(loop.active)
         job = self._job(dense, config).model_copy(update={"pruning": config.pruning, "rollouts": rollouts})
         self._auto_deploy = config.auto_deploy
         return self._service.start(job)
@@ -117,7 +118,7 @@ class Coordinator:
         self._have(parent)
         job = self._job(parent, self.config).model_copy(update={"candidate": candidate.reference})
         if job.environment is None:
-            job = job.model_copy(update={"rollouts": self._recorded()})
+            job = job.model_copy(update={"rollouts": _recorded(self._loop.state())})
         self._auto_deploy = self.config.auto_deploy
         return self._service.start(job)
 
@@ -156,7 +157,7 @@ class Coordinator:
         self._service.close()
 
     def _job(self, dense: str, config: PruningServiceConfig) -> Job:
-        environment = self._environment or self._store.load(dense).manifest.environment
+        environment = self._environment or self._store.manifest(dense).environment
         return Job(
             store=self._store.root,
             controller=dense,
@@ -165,16 +166,10 @@ class Coordinator:
             report=self._report,
         )
 
-    def _recorded(self) -> tuple[Path, ...]:
-        bag = self._loop.state().bag
-        if bag is None:
-            raise ServiceError("the controller records no rollouts; name bags, or set record to true")
-        return (bag,)
-
     def _dense(self, reference: str) -> str:
         """Return the dense controller that one comes from; losses must not add up from pruning to pruning."""
         self._have(reference)
-        parent = self._store.load(reference).manifest.parent
+        parent = self._store.manifest(reference).parent
         return reference if parent is None else self._dense(parent)
 
     def _have(self, reference: str) -> None:
@@ -183,3 +178,9 @@ class Coordinator:
             self._store.load(reference)
         except StoreError:
             self._store.add(self._loop.fetch(reference))
+
+
+def _recorded(loop: LoopState) -> tuple[Path, ...]:
+    if loop.bag is None:
+        raise ServiceError("the controller records no rollouts; name bags, or set record to true")
+    return (loop.bag,)

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
-from nncontrol_prune.files import write_atomically
+from nncontrol_prune.files import remove_unfinished, write_atomically
 from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.service.work import Job, Outcome
 
@@ -33,7 +33,7 @@ STAGES = {
     "validation": (0.6, 0.8),
     "robustness": (0.8, 0.95),
     "off-line check": (0.6, 0.95),
-    "report": (0.95, 1.0),
+    "report": (0.95, 0.99),
 }
 """Where each stage begins and ends in the progress of a whole job; it does not go back where a stage comes again."""
 
@@ -50,10 +50,15 @@ class JobStatus(BaseModel):
     state: JobState = "idle"
     stage: str = ""
     progress: float = 0.0
-    """Share of the whole job that is done, 0..1."""
+    """Share of the whole job that is done, 0..1; an accepted controller may be deployed before the report is done."""
     message: str = ""
-    """Why it ended as it did."""
+    """Why it was decided, or ended, as it was."""
     outcome: Outcome | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do: what is decided may still be reported on."""
+        return self.state != "running" and (self.outcome is None or self.progress >= 1.0)
 
 
 class PruningService:
@@ -72,7 +77,7 @@ class PruningService:
         self._status = JobStatus() if journal is None else _remembered(journal)
         self._process: subprocess.Popen[str] | None = None
         self._follower: threading.Thread | None = None
-        self._cancelled = False
+        self._busy = self._cancelled = False
 
     @property
     def status(self) -> JobStatus:
@@ -98,7 +103,7 @@ class PruningService:
         with self._lock:
             self._check_idle()
             self._store.remove_unfinished()  # what a job that was killed had half written
-            self._cancelled = False
+            self._busy, self._cancelled = True, False
             # A session of its own, so that a Ctrl-C in the terminal does not reach it behind the service's back.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "nncontrol_prune.service.worker"],
@@ -116,11 +121,13 @@ class PruningService:
     def cancel(self) -> int:
         """Cancel the running job and return its number; when this returns, its process is gone.
 
+        What is decided stays decided: then it is the report alone that is not written.
+
         Raises:
             ServiceError: None is running.
         """
         with self._lock:
-            if self._status.state != "running" or self._process is None or self._follower is None:
+            if not self._busy or self._process is None or self._follower is None:
                 raise ServiceError("there is no running job to cancel")
             self._cancelled = True
             process, follower, number = self._process, self._follower, self._status.job
@@ -130,14 +137,14 @@ class PruningService:
 
     def close(self) -> None:
         """Stop whatever is running."""
-        if self.status.state == "running":
+        with contextlib.suppress(ServiceError):  # nothing is running
             self.cancel()
 
     def _follow(self, process: subprocess.Popen[str], job: Job) -> None:
         """Read what the worker says until it ends; runs in a thread of its own."""
         assert process.stdin is not None
         assert process.stdout is not None
-        final: JobStatus | None = None
+        problem, done = "", False
         try:
             process.stdin.write(job.model_dump_json() + "\n")
             process.stdin.flush()
@@ -147,36 +154,50 @@ class PruningService:
                     begin, end = STAGES.get(message["stage"], (0.0, 0.0))
                     self._update(stage=message["stage"], progress=begin + (end - begin) * message["share"])
                 elif "error" in message:
-                    final = JobStatus(state="failed", message=message["error"])
+                    problem = message["error"]
+                elif "done" in message:
+                    done = True
                 else:
-                    outcome = Outcome.model_validate(message["outcome"])
-                    final = JobStatus(
-                        state="accepted" if outcome.verdict.accepted else "rejected",
-                        progress=1.0,
-                        message="; ".join(outcome.verdict.reasons),
-                        outcome=outcome,
-                    )
+                    self._decide(Outcome.model_validate(message["outcome"]))
         except BrokenPipeError:
             pass  # it has ended; its exit code tells more
         except Exception as error:  # whatever it is, the service must not stay busy for ever
-            final = JobStatus(state="failed", message=f"the worker said something unreadable: {error}")
+            problem = f"the worker said something unreadable: {error}"
         finally:
             _kill(process)
             code = process.wait()
             process.stdout.close()
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
-        if final is None:
-            final = JobStatus(state="failed", message=f"the worker process ended with status {code} and no result")
         with self._lock:
-            if self._cancelled:
-                final = JobStatus(state="cancelled", message="cancelled")
             self._store.remove_unfinished()
-            self._status = final.model_copy(update={"job": self._status.job, "stage": self._status.stage})
+            if job.report is not None:
+                remove_unfinished(job.report.parent)
+            self._end("" if done else problem or f"the worker process ended with status {code} and no result")
+            self._busy = False
             self._remember()
 
+    def _decide(self, outcome: Outcome) -> None:
+        with self._lock:
+            self._status.state = "accepted" if outcome.verdict.accepted else "rejected"
+            self._status.message = "; ".join(outcome.verdict.reasons)
+            self._status.outcome = outcome
+            self._remember()
+
+    def _end(self, problem: str) -> None:
+        """Say how the job ended; `problem` is empty if it was done to its end."""
+        status = self._status
+        if problem and self._cancelled:
+            problem = "cancelled"
+        if status.outcome is None:
+            status.state, status.message = "cancelled" if self._cancelled else "failed", problem
+        else:
+            status.progress = 1.0
+            if problem:
+                status.message += f"; there is no report: {problem}"
+
     def _check_idle(self) -> None:
-        if self._status.state == "running":
+        if self._busy:
             raise ServiceError(f"busy: job {self._status.job} is in stage {self._status.stage}; cancel it or wait")
 
     def _remember(self) -> None:

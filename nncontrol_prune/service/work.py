@@ -5,6 +5,7 @@ The service runs this in a process of its own; the command line runs it directly
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,13 +66,18 @@ class Outcome(BaseModel):
     """`name@digest`."""
     verdict: Verdict
     report: Path
-    """The report's directory."""
+    """The report's directory; it is there once the job's progress is 1."""
     pruning: dict[str, object] | None = None
     """The pruning report, where the job pruned."""
 
 
-def carry_out(job: Job, progress: Progress) -> Outcome:
+def carry_out(job: Job, progress: Progress, decided: Callable[[Outcome], None]) -> None:
     """Do a job.
+
+    Args:
+        job: What to do.
+        progress: Told of every stage, and asked whether to stop.
+        decided: Called with the outcome once the verdict is in the store; the report, which it names, is written after.
 
     Raises:
         ControllerError, RolloutError, PruningError, PlantError: With a sentence that says what is wrong.
@@ -94,7 +100,11 @@ def carry_out(job: Job, progress: Progress) -> Outcome:
         where = job.environment or read(dense, job.rollouts, progress)
     else:
         raise StoreError("the job names neither how to prune nor a candidate to validate")
-    return validate(candidate, dense, store, where, job.gate, progress, pruning=pruning, directory=job.report)
+    verdict = decide(candidate, dense, store, where, job.gate, progress)
+    details = None if pruning is None else pruning.model_dump(mode="json")
+    directory = job.report or default_report(store, candidate)
+    decided(Outcome(candidate=candidate.reference, verdict=verdict, report=directory, pruning=details))
+    report_on(verdict, candidate, dense, store, job.gate, progress, directory, pruning=details)
 
 
 def read(dense: Bundle, rollouts: tuple[Path, ...], progress: Progress) -> Rollouts:
@@ -125,24 +135,6 @@ def prune(
         observe=None if environment is None else observations_in(environment),
         progress=progress,
     )
-
-
-def validate(
-    candidate: Bundle,
-    dense: Bundle,
-    store: BundleStore,
-    where: str | Rollouts,
-    gate: GateSettings,
-    progress: Progress,
-    *,
-    pruning: PruningReport | None = None,
-    directory: Path | None = None,
-) -> Outcome:
-    """Decide about a candidate, and write the report; see `decide` and `report_on`."""
-    verdict = decide(candidate, dense, store, where, gate, progress)
-    details = None if pruning is None else pruning.model_dump(mode="json")
-    report = report_on(verdict, candidate, dense, store, gate, progress, pruning=details, directory=directory)
-    return Outcome(candidate=candidate.reference, verdict=verdict, report=report, pruning=details)
 
 
 def decide(
@@ -182,21 +174,21 @@ def report_on(
     store: BundleStore,
     gate: GateSettings,
     progress: Progress,
+    directory: Path,
     *,
     pruning: dict[str, object] | None = None,
-    directory: Path | None = None,
-) -> Path:
-    """Write the report on a candidate, with what is run for it in closed loop, and return its directory.
+) -> None:
+    """Write the report on a candidate, with what is run for it in closed loop.
 
     Args:
         verdict: What was decided.
         candidate: The controller that was judged.
         dense: The one that it was judged against.
-        store: Where other verdicts are, and where the report goes unless it goes elsewhere.
+        store: Where other verdicts are.
         gate: What was asked.
         progress: Told of every stage, and asked whether to stop.
-        pruning: How it was pruned, if that is known.
         directory: Where the report goes.
+        pruning: How it was pruned, if that is known.
 
     Raises:
         FileExistsError: The directory holds something else.
@@ -205,14 +197,17 @@ def report_on(
     """
     from nncontrol_prune.service.report_files import write_report  # what draws takes a second to import
 
-    directory = directory or store.root / "reports" / candidate.digest
     evidence, task = None, ""
     if verdict.environment is not None:
         cache = episode_cache(store)
         evidence = gather(candidate, dense, verdict.environment, gate, progress, cache=cache)
         task = (gate.task or task_of(verdict.environment)).success
     write_report(make_report(verdict, candidate, dense, store, task, evidence, pruning), directory)
-    return directory
+
+
+def default_report(store: BundleStore, candidate: Bundle) -> Path:
+    """Return where the report on a candidate goes, unless somebody says otherwise."""
+    return store.root / "reports" / candidate.digest
 
 
 def episode_cache(store: BundleStore) -> EpisodeCache:

@@ -35,8 +35,12 @@ def main() -> None:
         from nncontrol_prune.progress import Progress
         from nncontrol_prune.service.work import Job, carry_out
 
-        outcome = carry_out(Job.model_validate_json(line), Progress(lambda stage, share: say(stage=stage, share=share)))
-        say(outcome=outcome.model_dump(mode="json"))
+        carry_out(
+            Job.model_validate_json(line),
+            Progress(lambda stage, share: say(stage=stage, share=share)),
+            lambda outcome: say(outcome=outcome.model_dump(mode="json")),
+        )
+        say(done=True)
     except Exception as error:  # the process boundary: whatever went wrong, the service must hear of it
         if not type(error).__module__.startswith("nncontrol_prune."):
             import traceback

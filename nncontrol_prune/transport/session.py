@@ -124,11 +124,15 @@ def run_session(
             phase = "running"
         tell(_describe(phase, job, now - started), job.progress if phase == "pruning" else None)
         time.sleep(POLL)
-    if job.state == "running":
-        try:
+    try:
+        if job.state == "running":
             simulation.pruning.request(Cancel())
-        except (TransportError, RequestFailedError) as error:
-            notes.append(str(error))
+        while job.outcome is not None and not job.finished:
+            tell("writing the report", job.progress)
+            time.sleep(POLL)
+            job = JobStatus.model_validate(simulation.pruning.request(Status()))
+    except (TransportError, RequestFailedError) as error:
+        notes.append(str(error))
     return _result(simulation, job, notes)
 
 

@@ -79,7 +79,7 @@ class NodeProcess:
     """A node of ours as a process."""
 
     def __init__(self, kind: str, log: Path, store: Path, arguments: Sequence[str]) -> None:
-        code = f"from nncontrol_prune.ros.{kind} import main; main()"
+        code = f"from nncontrol_prune.ros.entry_points import {kind}; {kind}()"
         self._log = log
         with log.open("wb") as out:
             self.process = subprocess.Popen(

@@ -226,6 +226,20 @@ def test_controllers_that_may_not_run_are_refused_with_the_reason(
     commanding(robot, action_of(shipped_bundle, robot))
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_controller_that_no_closed_loop_was_run_of_is_swapped_in_only_where_that_is_allowed(
+    controller, graph, robot, shipped_bundle, pruned, make_verdict, allowed
+) -> None:
+    (graph.store_path / "verdicts" / f"{pruned.digest}.json").unlink()
+    BundleStore(graph.store_path).write_verdict(make_verdict(pruned, offline=True))
+    controller(allow_offline=allowed)
+    commanding(robot, action_of(shipped_bundle, robot))
+    done, reason = graph.set(NODE, controller=pruned.reference)
+    assert done == allowed
+    assert allowed or "set allow_offline of the controller to true" in reason
+    commanding(robot, action_of(pruned if allowed else shipped_bundle, robot))
+
+
 def test_parameters_of_the_wrong_type_out_of_range_or_not_now_are_refused(controller, graph, robot) -> None:
     controller(autostart=False, probation=3)  # a whole number for a float
     assert graph.get(NODE, "probation") == 3.0

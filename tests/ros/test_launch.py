@@ -18,7 +18,7 @@ rclpy = pytest.importorskip("rclpy", reason="rclpy cannot be imported: no ROS 2 
 
 from std_msgs.msg import Float64MultiArray
 
-from tests.ros.graph import Graph, Robot, alive, children, ros_environment, wait_until
+from tests.ros.graph import Graph, NodeProcess, Robot, alive, children, ros_environment, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,6 +107,15 @@ def test_pole_swings_up_with_no_further_command(launch, graph: Graph) -> None:
     launched.end()
     assert "Traceback" not in launched.log
     wait_until(lambda: not any(alive(pid) for pid in processes), what="the end of every process")
+
+
+@pytest.mark.parametrize("executable", ["controller_node", "pruning_node", "simulator_node"])
+def test_node_that_is_interrupted_while_it_starts_ends_without_a_traceback(tmp_path: Path, executable: str) -> None:
+    for moment in (0.2, 0.5, 0.8):
+        node = NodeProcess(executable, tmp_path / "node.log", tmp_path / "store", [])
+        time.sleep(moment)
+        node.end()
+        assert "Traceback" not in node.log
 
 
 def test_killed_nodes_start_again_and_go_on(launch, graph: Graph) -> None:

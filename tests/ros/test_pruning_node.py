@@ -55,7 +55,12 @@ def ready(graph: Graph) -> None:
 
 
 def ended(graph: Graph, timeout: float = 90.0) -> dict[str, Any]:
-    return wait_until(lambda: (now := status(graph))["state"] not in ("running", "idle") and now, timeout)
+    def over() -> dict[str, Any] | None:
+        now = status(graph)
+        finished = now["state"] in ("failed", "cancelled") or now["progress"] == 1.0
+        return now if finished and now["state"] not in ("running", "idle") else None
+
+    return wait_until(over, timeout)
 
 
 def test_pole_swings_up_and_its_controller_is_pruned_and_deployed(graph: Graph) -> None:

@@ -64,12 +64,11 @@ def test_verdict_without_a_closed_loop_counts_only_where_that_is_allowed(
     store: BundleStore, small_bundle, make_cartpole_bundle, make_verdict
 ) -> None:
     pruned = make_cartpole_bundle(hidden=(4, 4), parent=small_bundle)
-    offline = {"environment": None, "dense": None, "pruned": None, "seed": None}
-    store.write_verdict(make_verdict(pruned).model_copy(update=offline))
+    store.write_verdict(make_verdict(pruned, offline=True))
     with pytest.raises(NotAcceptedError, match=r"on rollouts alone, without a closed loop; .*allow_offline"):
         store.check_accepted(pruned)
     store.check_accepted(pruned, allow_offline=True)
-    store.write_verdict(make_verdict(pruned, accepted=False).model_copy(update=offline))
+    store.write_verdict(make_verdict(pruned, accepted=False, offline=True))
     with pytest.raises(NotAcceptedError, match="rejected it"):
         store.check_accepted(pruned, allow_offline=True)
 
@@ -79,11 +78,16 @@ def test_verdict_in_closed_loop_is_not_replaced_by_one_without(
 ) -> None:
     pruned = make_cartpole_bundle(hidden=(4, 4), parent=small_bundle)
     rejected = make_verdict(pruned, accepted=False)
-    offline = make_verdict(pruned).model_copy(update={"environment": None, "dense": None, "pruned": None, "seed": None})
+    offline = make_verdict(pruned, offline=True)
     store.write_verdict(offline)
     store.write_verdict(rejected)
     with pytest.raises(StoreError, match=r"was judged in closed loop \(reject\)"):
         store.write_verdict(offline)
+    other = BundleStore(store.root / "other")
+    other.write_verdict(rejected)
+    with pytest.raises(StoreError, match="does not take the place"):
+        other.receive(pruned.files, pruned.digest, make_verdict(pruned, accepted=False, offline=True))
+    assert not other.directory(pruned.digest).exists()
     assert store.verdict(pruned.digest) == rejected
 
 

@@ -52,7 +52,7 @@ def wait_for(service: PruningService, *stages: str, timeout: float = 60.0) -> Jo
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         status = service.status
-        if status.state != "running" or status.stage in stages:
+        if status.finished or status.stage in stages:
             return status
         time.sleep(0.01)
     raise AssertionError(f"still {service.status}")
@@ -91,6 +91,44 @@ def test_job_without_an_environment_checks_on_rollouts_that_were_held_out(
     assert (status.outcome.report / "report.json").exists()
     with pytest.raises(NotAcceptedError, match="allow_offline"):
         store.check_accepted(candidate)
+
+
+def test_verdict_is_told_before_the_report_is_written(service: PruningService, store: BundleStore, job: Job) -> None:
+    service.start(job)
+    status = wait_for(service, "report")
+    assert (status.state, status.finished) == ("accepted", False), status.message
+    assert status.outcome is not None
+    store.check_accepted(store.load(status.outcome.candidate))
+    assert not status.outcome.report.exists()
+    with pytest.raises(ServiceError, match="busy: job 1 is in stage report"):
+        service.start(job)
+    assert wait_for(service).finished
+    assert status.outcome.report.exists()
+
+
+def test_job_that_is_cancelled_while_it_reports_stays_accepted(service: PruningService, job: Job) -> None:
+    service.start(job)
+    wait_for(service, "report")
+    service.cancel()
+    status = service.status
+    assert (status.state, status.finished) == ("accepted", True)
+    assert status.message.endswith("; there is no report: cancelled")
+    assert job.report is not None
+    assert not job.report.exists()
+    assert not list(job.report.parent.glob(".writing-*"))
+    with pytest.raises(ServiceError, match="no running job"):
+        service.cancel()
+
+
+def test_report_that_cannot_be_written_takes_nothing_back(service: PruningService, job: Job) -> None:
+    assert job.report is not None
+    job.report.write_text("something else")
+    service.start(job)
+    status = wait_for(service)
+    assert status.state == "accepted"
+    assert "; there is no report: " in status.message
+    assert "is no directory" in status.message
+    assert job.report.read_text() == "something else"
 
 
 def test_second_job_is_refused_while_one_runs(service: PruningService, job: Job) -> None:

@@ -26,12 +26,10 @@ PENDULUM = "InvertedDoublePendulum-v5"
 MakeVerdict = Callable[..., Verdict]
 
 
-def offline(verdict: Verdict, reason: str = "a test said so") -> Verdict:
-    """Return the verdict as it would be if no closed loop had been run."""
+def offline(verdict: Verdict, reason: str) -> Verdict:
+    """Return an off-line verdict with this reason."""
     criteria = (Criterion(name="actions", outcome="passed", reason=reason),)
-    return verdict.model_copy(
-        update={"environment": None, "dense": None, "pruned": None, "seed": None, "criteria": criteria}
-    )
+    return verdict.model_copy(update={"criteria": criteria})
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +47,7 @@ def full(shipped_bundle: Bundle, make_verdict: MakeVerdict, tmp_path_factory: py
 @pytest.fixture
 def bare(shipped_bundle: Bundle, make_verdict: MakeVerdict, store: BundleStore) -> Report:
     """As little as there can be: an off-line verdict."""
-    verdict = offline(make_verdict(shipped_bundle))
+    verdict = make_verdict(shipped_bundle, offline=True)
     return make_report(verdict, shipped_bundle, shipped_bundle, store, "", None)
 
 

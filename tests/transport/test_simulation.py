@@ -13,6 +13,7 @@ from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.plants.environments import PlantError
 from nncontrol_prune.rollouts.reader import read_rollouts
 from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError
+from nncontrol_prune.service.pruning_service import JobStatus
 from nncontrol_prune.transport.messages import Cancel, Deploy, Pause, Prune, Reset, Rollback, Stage, Status
 from nncontrol_prune.transport.network import Network
 from nncontrol_prune.transport.process import ProcessError
@@ -66,6 +67,7 @@ def test_running_loop_prunes_its_own_controller_and_swaps_it_in(network: Network
         status = running.controller.request(Status())
         assert (status["swaps"], status["faults"], status["dropped"], status["unfit_states"]) == (1, 0, 0, 0)
         wait_until(lambda: (tmp_path / "store/slots/nn_controller.json").read_text().count(candidate) == 1)
+        wait_until(lambda: JobStatus.model_validate(running.pruning.request(Status())).finished)
         running.pruning.request(Prune(settings={**QUICK, "sparsity": 0.5}))
         again = wait_until(lambda: job_ended(running.pruning))
         assert again["outcome"]["verdict"]["against"] == running.dense.reference, "not against the pruned one"
