@@ -154,8 +154,8 @@ class PruningJobs:
 
     def _run(self) -> None:
         from nncontrol_prune.pruning.settings import PruningSettings
+        from nncontrol_prune.service.jobs import Job
         from nncontrol_prune.service.pruning_service import PruningService
-        from nncontrol_prune.service.work import Job
         from nncontrol_prune.validation.settings import GateSettings
 
         store = BundleStore(self._directory / "jobs")

@@ -36,6 +36,8 @@ def guarded(node: Node, what: str, function: Callable[..., object]) -> Callable[
         try:
             function(*args)
         except Exception as error:  # a fault, of ours or of who sent something, must not take the node down with it
+            if not node.context.ok():
+                return  # the node ends while this runs
             text = f"{what}: {error if isinstance(error, EXPECTED) else explained(error)}"
             now = time.monotonic()
             if text != told or now - at > REPEAT:

@@ -62,17 +62,16 @@ class Claim:
             ServiceError: One has, or may have.
         """
         now = time.monotonic()
-        earlier = [
-            other
-            for other, heard in self._others.values()
-            if now - heard < EXPIRY and (other.since, other.identity) < (self._mine.since, self._mine.identity)
-        ]
+        others = [other for other, heard in self._others.values() if now - heard < EXPIRY]
+        mine = (self._mine.since, self._mine.identity)
+        earlier = [other for other in others if (other.since, other.identity) < mine]
         if earlier:
             raise ServiceError(
                 f"another pruning service, {earlier[0].node}, works for {self._controller} already; end one of the two"
             )
         topic = self._node.resolve_topic_name(f"{self._controller}/pruning_claim")
-        if time.time() - self._mine.since < EXPIRY and self._node.count_publishers(topic) > 1:
+        unheard = self._node.count_publishers(topic) - 1 - len(others)
+        if time.time() - self._mine.since < EXPIRY and unheard > 0:
             raise ServiceError(f"another pruning service for {self._controller} has been seen; try again in 2 s")
 
     def _repeat(self) -> None:

@@ -62,6 +62,8 @@ def spin(
     finally:
         if node is not None:
             node.close()
-            node.destroy_node()
+        # First the context: callbacks that other threads are still in then know why they fail; see `callbacks.guarded`.
         rclpy.try_shutdown()
+        if node is not None:
+            node.destroy_node()
     sys.exit(code)

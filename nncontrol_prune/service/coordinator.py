@@ -11,8 +11,8 @@ from nncontrol_prune.config import PruningServiceConfig
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.runtime.store import BundleStore, StoreError
+from nncontrol_prune.service.jobs import Job
 from nncontrol_prune.service.pruning_service import JobStatus, PruningService, ServiceError
-from nncontrol_prune.service.work import Job
 
 
 class LoopState(BaseModel):

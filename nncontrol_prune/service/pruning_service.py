@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from nncontrol_prune.files import remove_unfinished, write_atomically
 from nncontrol_prune.runtime.store import BundleStore
-from nncontrol_prune.service.work import Job, Outcome
+from nncontrol_prune.service.jobs import Job, Outcome
 
 JobState = Literal["idle", "running", "accepted", "rejected", "failed", "cancelled"]
 

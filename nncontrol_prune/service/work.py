@@ -9,16 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel
-
 from nncontrol_prune.controllers.bundle import Bundle
-from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.rollouts.reader import Rollouts, read_rollouts
 from nncontrol_prune.runtime.store import BundleStore, StoreError
+from nncontrol_prune.service.jobs import Job, Outcome
 from nncontrol_prune.service.report import make_report
 from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.evidence import gather
@@ -33,42 +31,6 @@ if TYPE_CHECKING:
 
 HELD_OUT = 0.25
 """Share of the rollouts, the last ones, that a candidate is checked on instead of pruned from without a simulator."""
-
-
-class Job(Spec):
-    """One piece of work; what a worker process is told.
-
-    Attributes:
-        store: Directory of the bundle store.
-        controller: `name@digest` of the dense controller in the store.
-        environment: Where the candidate is validated; None to check it on rollouts alone.
-        gate: What the gate asks.
-        pruning: How to prune; None to validate `candidate` instead.
-        rollouts: Bags to prune from; for an off-line check of `candidate`, others than it was pruned from.
-        candidate: `name@digest` of a candidate that is in the store already.
-        report: Directory for the report; None for the store's own place.
-    """
-
-    store: Path
-    controller: str
-    environment: str | None
-    gate: GateSettings
-    pruning: PruningSettings | None = None
-    rollouts: tuple[Path, ...] = ()
-    candidate: str | None = None
-    report: Path | None = None
-
-
-class Outcome(BaseModel):
-    """What came of a job."""
-
-    candidate: str
-    """`name@digest`."""
-    verdict: Verdict
-    report: Path
-    """The report's directory; it is there once the job's progress is 1."""
-    pruning: dict[str, object] | None = None
-    """The pruning report, where the job pruned."""
 
 
 def carry_out(job: Job, progress: Progress, decided: Callable[[Outcome], None]) -> None:

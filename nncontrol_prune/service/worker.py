@@ -33,7 +33,8 @@ def main() -> None:
 
         torch.set_num_threads(1)
         from nncontrol_prune.progress import Progress
-        from nncontrol_prune.service.work import Job, carry_out
+        from nncontrol_prune.service.jobs import Job
+        from nncontrol_prune.service.work import carry_out
 
         carry_out(
             Job.model_validate_json(line),

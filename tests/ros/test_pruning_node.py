@@ -171,7 +171,7 @@ def test_second_service_for_the_same_controller_refuses_to_work(graph, controlle
     service(name="other_service")
     reason = "another pruning service, /pruning_service, works for nn_controller already; end one of the two"
     wait_until(lambda: graph.trigger("/other_service/prune") == (False, reason))
-    assert graph.trigger(f"{SERVICE}/prune")[0]
+    wait_until(lambda: graph.trigger(f"{SERVICE}/prune")[0])  # once it has heard that the other one came later
     first.kill()
     wait_until(lambda: graph.trigger("/other_service/prune")[0], what="the second service to take over")
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +13,8 @@ from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError
 from nncontrol_prune.service.coordinator import Coordinator, LoopState
+from nncontrol_prune.service.jobs import Outcome
 from nncontrol_prune.service.pruning_service import JobStatus, ServiceError
-from nncontrol_prune.service.work import Outcome
 
 
 class FarLoop:
@@ -111,3 +113,11 @@ def test_bundle_deleted_after_validation_is_missed(
     with pytest.raises(Exception, match=r"manifest\.json is missing"):
         coordinator.deploy()
     assert loop.deployed == []
+
+
+def test_what_does_the_work_is_not_imported_where_it_is_asked_for() -> None:
+    code = (
+        "import sys, nncontrol_prune.service.coordinator; print({'torch', 'mujoco', 'scipy', 'bokeh'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -14,9 +14,9 @@ from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError
 from nncontrol_prune.service import pruning_service
+from nncontrol_prune.service.jobs import Job
 from nncontrol_prune.service.pruning_service import JobStatus, PruningService, ServiceError
 from nncontrol_prune.service.rollouts import record_episodes
-from nncontrol_prune.service.work import Job
 from nncontrol_prune.validation.settings import GateSettings, OfflineSettings, RobustnessSettings
 
 
