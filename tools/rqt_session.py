@@ -18,8 +18,8 @@ from python_qt_binding.QtWidgets import QApplication, QDockWidget, QMainWindow, 
 from rqt_gui.main import Main
 
 PERSPECTIVE = Path(__file__).resolve().parents[1] / "config" / "nncontrol_prune.perspective"
-SIZE = (1480, 900)
-WIDTHS = [560, 560, 360]
+SIZE = (1900, 950)
+WIDTHS = [640, 820, 440]
 STEPS = {"open": 20, "call": 22, "called": 25, "later": 85, "end": 88}
 """What is done after how many seconds."""
 
