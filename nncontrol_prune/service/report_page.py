@@ -157,6 +157,9 @@ def _stability(report: Report) -> Section:
         for who, local in locals_.items()
         if local is None
     )
+    both = _because(evidence.notes, "local stability:")
+    if len(missing) == len(locals_) and both != ".":
+        missing = (f"Neither controller's loop has poles to show{both}",)
     tables = [local_table(evidence)] if any(local is not None for local in locals_.values()) else []
     wander = wander_table(evidence)
     if wander is not None:

@@ -202,14 +202,16 @@ def _local(
     candidate: Bundle, dense: Bundle, environment: str, delay: int
 ) -> tuple[list[LocalStability | None], list[str]]:
     found: list[LocalStability | None] = []
-    notes: list[str] = []
+    reasons: dict[str, str] = {}
     for who, bundle in (("pruned", candidate), ("dense", dense)):
         try:
             found.append(local_stability(bundle, environment, delay=delay))
         except (NoEquilibriumError, PlantError) as error:
             found.append(None)
-            notes.append(f"local stability of the {who} controller: not applicable, {error}")
-    return found, notes
+            reasons[who] = str(error)
+    if len(reasons) == 2 and len(set(reasons.values())) == 1:
+        return found, [f"local stability: not applicable, {reasons['dense']}"]  # as the gate says it
+    return found, [f"local stability of the {who} controller: not applicable, {why}" for who, why in reasons.items()]
 
 
 def _growth(bundle: Bundle, environment: str) -> Growth | None:

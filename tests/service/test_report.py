@@ -186,3 +186,12 @@ def test_groups_are_told_by_what_the_candidate_says_was_removed(small_bundle: Bu
     found = removed_groups(pruned, small_bundle)
     assert [(group.name, group.channels, group.kept) for group in found] == [("layers.0", 16, 8), ("layers.1", 12, 9)]
     assert removed_groups(small_bundle, small_bundle) == ()
+
+
+def test_why_neither_loop_has_poles_is_said_once(full: Report) -> None:
+    assert full.evidence is not None
+    without = {"dense_local": None, "pruned_local": None, "notes": ("local stability: not applicable, nothing rests",)}
+    report = full.model_copy(update={"evidence": full.evidence.model_copy(update=without)})
+    found = page(report, charts_of(report))
+    assert "Neither controller&#39;s loop has poles to show: nothing rests." in found
+    assert "has no poles to show" not in found

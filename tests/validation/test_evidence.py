@@ -6,8 +6,10 @@ import pytest
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.progress import Cancelled, Progress
+from nncontrol_prune.validation import evidence
 from nncontrol_prune.validation.evidence import Evidence, gather, numbers
 from nncontrol_prune.validation.settings import GateSettings
+from nncontrol_prune.validation.stability import NoEquilibriumError
 from tests.validation.changes import amplify, changed
 
 PENDULUM = "InvertedDoublePendulum-v5"
@@ -71,3 +73,13 @@ def test_it_can_be_cancelled(shipped_bundle: Bundle) -> None:
 
 def test_numbers_are_short() -> None:
     assert numbers([1 / 3, 123456.789]) == (0.33333, 123460.0)
+
+
+def test_what_both_loops_lack_is_said_once(shipped_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object, **__: object) -> None:
+        raise NoEquilibriumError("the loop does not come to rest")
+
+    monkeypatch.setattr(evidence, "local_stability", none)
+    found = gather(shipped_bundle, shipped_bundle, CARTPOLE, GateSettings(attraction_starts=0))
+    assert found.notes == ("local stability: not applicable, the loop does not come to rest",)
+    assert found.decrease is None
