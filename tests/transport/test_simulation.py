@@ -106,6 +106,7 @@ def test_killed_pruning_process_leaves_the_loop_undisturbed(network: Network, tm
 
 def test_dead_plant_is_noticed(network: Network, tmp_path: Path) -> None:
     with simulation(network, tmp_path) as running:
+        wait_until(lambda: running.controller.request(Status())["ticks"]["ticks"] > 0)
         os.kill(running.processes["plant"], signal.SIGKILL)
         wait_until(lambda: running.dead() == ["plant"])
         with pytest.raises(ProcessError, match="plant process has ended"):
