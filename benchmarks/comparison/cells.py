@@ -288,9 +288,9 @@ def evaluate(task: Task, bundles: Sequence[Bundle], dense: Dense) -> tuple[NDArr
 
 @functools.lru_cache(maxsize=2)
 def floor(task: Task) -> Bundle:
-    """Return a network with two channels in every group: what the runtime costs, whatever it runs."""
+    """Return a network with two channels in every group, or the fewest there may be: what the runtime itself costs."""
     subject = subject_of(task, 0)
-    keep = [torch.arange(min(2, group.channels)) for group in subject.groups]
+    keep = [torch.arange(min(max(2, group.fewest), group.channels)) for group in subject.groups]
     return subject.bundle(remove_channels(subject.recipe.network.module, subject.groups, keep))
 
 

@@ -106,9 +106,14 @@ class CoefficientProblem(Generic[Module]):
         return [self.groups[members[0]].channels for members in self.ties]
 
     @property
+    def fewest(self) -> list[int]:
+        """Channels that have to stay of each variable's groups."""
+        return [max(self.groups[member].fewest for member in members) for members in self.ties]
+
+    @property
     def largest_sparsity(self) -> float:
-        """The sparsity with one channel left in every group."""
-        return self.sparsity_of([1] * len(self.ties))
+        """The sparsity with as few channels in every group as may be left."""
+        return self.sparsity_of(self.fewest)
 
     def by_group(self, values: Sequence[Value]) -> list[Value]:
         """Return a value for each group from one for each variable."""
@@ -142,7 +147,7 @@ class CoefficientProblem(Generic[Module]):
         """
         if self.sparsity > self.largest_sparsity + self.tolerance:
             raise PruningError(
-                f"sparsity {self.sparsity:g} cannot be reached: with one channel left in every group "
+                f"sparsity {self.sparsity:g} cannot be reached: with as few channels as may be left in every group "
                 f"it is {self.largest_sparsity:.4g}, which is the largest for this controller; the smallest is 0"
             )
         low, high = -1.0, 1.0
@@ -226,19 +231,20 @@ class CoefficientProblem(Generic[Module]):
 
     def _changed(self, kept: Sequence[int], variables: int, largest: int) -> Iterator[list[int]]:
         """Yield choices with up to `largest` channels more or less of so many variables, small changes first."""
+        fewest = self.fewest
         steps = [step for size in range(1, largest + 1) for step in (size, -size)]
         for chosen in itertools.combinations(range(len(kept)), variables):
             for changes in itertools.product(steps, repeat=variables):
                 choice = list(kept)
                 for variable, change in zip(chosen, changes, strict=True):
                     choice[variable] += change
-                if all(1 <= choice[variable] <= self.channels[variable] for variable in chosen):
+                if all(fewest[variable] <= choice[variable] <= self.channels[variable] for variable in chosen):
                     yield choice
 
     def _round(self, coefficients: Sequence[float], shift: float) -> list[int]:
         return [
-            max(1, round(channels * (1.0 - min(max(coefficient + shift, 0.0), 1.0))))
-            for coefficient, channels in zip(coefficients, self.channels, strict=True)
+            max(fewest, round(channels * (1.0 - min(max(coefficient + shift, 0.0), 1.0))))
+            for coefficient, channels, fewest in zip(coefficients, self.channels, self.fewest, strict=True)
         ]
 
 

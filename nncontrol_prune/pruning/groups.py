@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +18,10 @@ Components = Mapping[str, Sequence[str]]
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+NORMED_ENTRIES: Mapping[type[nn.Module], int] = {nn.LayerNorm: 3, nn.RMSNorm: 2}
+"""Entries that a norm over channels has to have. Of one less it leaves signs, +1 and -1 whatever the inputs: what comes
+after hangs on rounding, and a planner's choices with it."""
 
 
 class NothingToPrune(PruningError):
@@ -59,6 +64,7 @@ class Group:
         members: Where they lie.
         producers: Names of the modules that lose outputs, in the order they are run.
         consumers: Names of the modules that lose inputs, in the order they are run.
+        fewest: How many channels have to stay: one, or as many as a LayerNorm or RMSNorm needs to tell inputs apart.
     """
 
     name: str
@@ -67,6 +73,7 @@ class Group:
     members: tuple[Member, ...]
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
+    fewest: int = 1
 
     @property
     def kind(self) -> Literal["intra-component", "inter-component"]:
@@ -204,6 +211,7 @@ def _group(
         members=tuple(members),
         producers=tuple(producers),
         consumers=tuple(consumers),
+        fewest=min(len(channels), max(_needed(module, member) for member in members)),
     )
 
 
@@ -219,6 +227,11 @@ def _takes(module: nn.Module, member: Member) -> bool:
     if not member.tensor.endswith("weight"):
         return False
     return (isinstance(owner, LINEAR) and member.dim == 1) or (isinstance(owner, TRANSPOSED) and member.dim == 0)
+
+
+def _needed(module: nn.Module, member: Member) -> int:
+    """Return how many channels have to stay for the module that holds a member."""
+    return math.ceil(NORMED_ENTRIES.get(type(module.get_submodule(member.module)), 1) / member.width)
 
 
 def describe(groups: Sequence[Group], module: nn.Module) -> Iterator[dict[str, Any]]:

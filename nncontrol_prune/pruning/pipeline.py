@@ -204,7 +204,7 @@ def controller_calibration(
 
 
 def largest_sparsity(dense: Bundle) -> float:
-    """Return the share of a controller's parameters that is gone with one channel left in every group.
+    """Return the share of a controller's parameters that is gone with as few channels as may be left in every group.
 
     Raises:
         PruningError: It has nothing to prune.
@@ -212,7 +212,7 @@ def largest_sparsity(dense: Bundle) -> float:
     recipe = recipe_for(dense.module())
     groups = recipe.network.groups(sample_batch(recipe, dense.reference_observations, dense.manifest.action.size))
     cost = parameter_cost(recipe.network.module, groups)
-    return float(cost.removed([1.0 / group.channels for group in groups]))
+    return float(cost.removed([group.fewest / group.channels for group in groups]))
 
 
 def latency_of(bundle: Bundle) -> float:

@@ -36,7 +36,8 @@ def threshold(problem: CoefficientProblem[Module], progress: Progress) -> list[i
     everything = np.unique(np.concatenate(scores))
 
     def kept_above(limit: float) -> list[int]:
-        return [max(1, int((score > limit).sum())) for score in scores]
+        above = (int((score > limit).sum()) for score in scores)
+        return [max(fewest, count) for fewest, count in zip(problem.fewest, above, strict=True)]
 
     low, high = -1, len(everything) - 1
     while high - low > 1:

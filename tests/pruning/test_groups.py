@@ -49,6 +49,30 @@ def test_one_step_of_the_dynamics_does_not_show_that_they_give_out_a_latent() ->
     assert "dynamics.3" not in next(group for group in groups if group.name == "encoder.3").producers
 
 
+@pytest.mark.parametrize(("norm", "fewest"), [(nn.LayerNorm, 3), (nn.RMSNorm, 2), (nn.Identity, 1)])
+def test_a_norm_over_channels_keeps_as_many_as_it_needs_to_tell_inputs_apart(
+    norm: type[nn.Module], fewest: int
+) -> None:
+    module = nn.Sequential(nn.Linear(5, 12), norm(12), nn.Tanh(), nn.Linear(12, 2))
+    (group,) = find_groups(module, {"all": [""]}, lambda m: m(torch.randn(3, 5)))
+    assert group.fewest == fewest
+
+
+@pytest.mark.parametrize(("norm", "fewest"), [(nn.LayerNorm, 3), (nn.RMSNorm, 2)])
+def test_with_one_channel_less_a_norm_would_leave_signs(norm: type[nn.Module], fewest: int) -> None:
+    outputs = norm(fewest - 1, eps=0.0)(torch.randn(20, fewest - 1))
+    assert torch.allclose(outputs.abs(), torch.ones(()), atol=1e-4)
+
+
+def test_simplices_are_entries_enough_for_a_norm_over_them() -> None:
+    module = WorldModel()
+    groups = find_groups(module, module.components, lambda m: m(torch.randn(3, 5), torch.randn(3, 2, 2)))
+    assert {group.name: group.fewest for group in groups if group.name in ("encoder.0", "encoder.3")} == {
+        "encoder.0": 3,
+        "encoder.3": 1,
+    }
+
+
 def test_residuals_and_concatenations_couple_what_they_add_and_nothing_else() -> None:
     module = ResidualNet()
     groups = find_groups(module, module.components, lambda m: m(torch.randn(3, 5)))

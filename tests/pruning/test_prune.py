@@ -85,6 +85,17 @@ def test_latency_is_a_budget_where_it_can_be_measured(classifier: nn.Module) -> 
         prune(classifier, data=torch.randn(300, 6), budget=Budget(0.3, cost="latency"), components={"all": [""]})
 
 
+@pytest.mark.parametrize("method", ["uniform", "threshold", "grid", "gradient"])
+def test_no_method_leaves_a_layer_norm_fewer_channels_than_it_needs(method: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    arguments: dict[str, Any] = {"data": torch.randn(300, 6), "components": {"all": [""]}, "method": method}
+    result = prune(model, budget=Budget(0.89, tolerance=0.03), **arguments)
+    assert result.chosen.module[0].out_features >= 3
+    with pytest.raises(PruningError, match="cannot be reached"):
+        prune(model, budget=0.97, **arguments)  # one channel in either layer would do
+
+
 def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
     data = torch.randn(600, 6)
     sizes = {
@@ -106,7 +117,7 @@ def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
         ({"weights": torch.ones(3)}, r"weights has shape \(3,\); it needs one value for each of 200 rows"),
         ({"components": {"all": ["head"]}}, "component all names 'head'"),
         ({"terms": [Term("actions")]}, "the output 'actions'; the run gives output"),
-        ({"budget": 0.9999}, "cannot be reached: with one channel left in every group it is 0.98"),
+        ({"budget": 0.9999}, "cannot be reached: with as few channels as may be left in every group it is 0.98"),
     ],
 )
 def test_bad_input_gets_one_clear_sentence(classifier: nn.Module, changes: dict[str, Any], message: str) -> None:
