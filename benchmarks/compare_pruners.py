@@ -1,4 +1,4 @@
-"""Compare pruners in closed loop: one table and one plot for each task, in docs/comparison/ and docs/images/.
+"""Compare pruners: one table and one plot for each task, in docs/comparison/ and docs/images/.
 
     pip install 'nncontrol_prune[compare]'
     python benchmarks/compare_pruners.py                                      # everything; hours, and can be cut off
@@ -10,11 +10,11 @@ All methods start from the same dense controller and the same rollouts: for each
 own, run by the deployed policy. A cell is a method, a sparsity (share of the parameters) and a help: none, `ls`
 (least-squares reconstruction), `on_policy` (the same, repeated in rounds with states that the pruned network itself
 gets into), `distill`, or both (`ls` and `distill`), with as many steps for all. The coefficients of ours are found for
-what comes after them: with reconstruction in the objective, but for `none` and `distill`. A cell's
-networks, one for each calibration seed, run as many evaluation episodes each, of seeds that calibration never sees and
-the dense controller ran from too, until the 95 % interval of the return kept (comparison/intervals.py) has a half-width
-under 2.5 % of the dense return, or lies wholly below 50 %, at most 500 over all networks; otherwise the cell is
-*unresolved*.
+what comes after them: with reconstruction in the objective, but for `none` and `distill`. A cell's networks, one for
+each calibration seed, run as many evaluation episodes each, of seeds that calibration never sees and the dense
+controller ran from too, until the 95 % interval of the return kept (comparison/intervals.py) has a half-width under
+2.5 % of the dense return, or lies wholly below 50 %, at most 500 over all networks; otherwise the cell is *unresolved*.
+The autoencoder is calibrated on training images; an episode is a test image, and its return the structural similarity.
 
 Every cell is appended to docs/comparison/<task>.jsonl as soon as it is known, and those that are there are not run
 again: a run that was cut off goes on where it was. Cells measured under other settings are left alone.
@@ -26,17 +26,19 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import joblib
 
-from comparison.cells import HELPS, METHODS, SPARSITIES, Cell, Dense, Settings, helps_of, measure_cells, measure_dense
+from comparison.cells import METHODS, SPARSITIES, Cell, Dense, Settings, helps_of, measure_cells, measure_dense
+from comparison.controllers import CONTROLLER_TASKS
+from comparison.images import ImageTask
 from comparison.report import write_report
-from comparison.tasks import TASKS, Task, dense_controller
-from nncontrol_prune.pruning.architectures import recipe_for
-from nncontrol_prune.pruning.errors import PruningError
+from comparison.tasks import HELPS, Task
 
+MNIST = ImageTask("mnist_autoencoder")
+TASKS: dict[str, Task] = {task.name: task for task in (*CONTROLLER_TASKS, MNIST)}
 ROOT = Path(__file__).resolve().parents[1]
 FORMAT = 2
 """Of the lines on disk; those of another format are not read."""
@@ -75,7 +77,8 @@ class Results:
             if kind == "dense":
                 dense = Dense(**{**row, "returns": tuple(row["returns"])})
             else:
-                cell = Cell(**{**row, "kept_by_seed": tuple(row["kept_by_seed"])})
+                figures = {key: tuple(values) for key, values in row.pop("figures", {}).items()}
+                cell = Cell(**{**row, "kept_by_seed": tuple(row["kept_by_seed"]), "figures": figures})
                 cells[cell.key] = cell
         return dense, cells
 
@@ -85,12 +88,13 @@ def run_unit(task: Task, settings: Settings, results: Results, dense: Dense, uni
     started = time.monotonic()
     for cell in measure_cells(task, settings, dense, *unit):
         results.append(cell)
-        kept = f"{100 * cell.kept:6.1f} ± {100 * cell.half_width:4.1f} %  {cell.episodes:3} episodes"
+        kept = f"{100 * cell.kept:6.1f} ± {100 * cell.half_width:4.1f} %  {cell.episodes:3} evaluations"
         print(f"  {cell.method:20} {cell.sparsity:5.0%} {cell.help:8} {kept}  {cell.status}", flush=True)
     return time.monotonic() - started
 
 
 def missing_units(
+    task: Task,
     known: dict[tuple[str, float, str], Cell],
     methods: Sequence[str],
     sparsities: Sequence[float],
@@ -100,21 +104,12 @@ def missing_units(
     units = []
     for sparsity in sorted(sparsities, reverse=True):
         for method in methods:
-            wanted = [name for name in helps if name in helps_of(method) and (method, sparsity, name) not in known]
+            wanted = [
+                name for name in helps if name in helps_of(task, method) and (method, sparsity, name) not in known
+            ]
             if wanted:
                 units.append((method, sparsity, wanted))
     return units
-
-
-def why_not(task: Task) -> str | None:
-    """Return why a task cannot be run here, if it cannot."""
-    if not task.bundle.is_dir():
-        return f"there is no {task.bundle}; benchmarks/train_actors.py trains the actors"
-    try:
-        recipe_for(dense_controller(task).module())
-    except PruningError as error:
-        return str(error)
-    return None
 
 
 def compare(task: Task, settings: Settings, results: Results, arguments: argparse.Namespace) -> None:
@@ -123,13 +118,12 @@ def compare(task: Task, settings: Settings, results: Results, arguments: argpars
     if dense is None:
         dense = measure_dense(task, settings)
         results.append(dense)
-    units = missing_units(known, arguments.method, arguments.sparsity, arguments.help_kind)
+    units = missing_units(task, known, arguments.method, arguments.sparsity, arguments.help_kind)
     cells = sum(len(helps) for _, _, helps in units)
     worst = cells * settings.max_episodes * dense.seconds / arguments.jobs / 3600
     print(
-        f"{task.name}: dense return {dense.return_mean:.1f} ± {dense.half_width:.1f}, {dense.steps:.0f} steps an "
-        f"episode, {dense.steps / dense.seconds:.0f} steps/s; {len(known)} cells are there, {cells} to do, with "
-        f"at most {worst:.1f} h of episodes, plus the searches",
+        f"{task.name}: dense {task.score} {dense.return_mean:.4g} ± {dense.half_width:.2g}; {len(known)} cells are "
+        f"there, {cells} to do, with at most {worst:.1f} h of {task.evaluations}, plus the searches",
         flush=True,
     )
     started = time.monotonic()
@@ -151,6 +145,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=Settings.seeds, help="calibration seeds")
     parser.add_argument("--max-episodes", type=int, default=Settings.max_episodes, help="of a cell, over all networks")
     parser.add_argument("--distill-steps", type=int, default=Settings.distill_steps)
+    parser.add_argument("--mnist", type=Path, default=MNIST.data, help="directory of MNIST's IDX files")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--quick", action="store_true", help="a smoke run, into out/compare/quick")
     parser.add_argument("--tables", action="store_true", help="run nothing, write tables and plots of what is there")
@@ -172,10 +167,10 @@ def main() -> None:
     settings = Settings(arguments.seeds, arguments.max_episodes, arguments.distill_steps)
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.task or TASKS:
-        task = TASKS[name]
+        task = replace(MNIST, data=arguments.mnist) if name == MNIST.name else TASKS[name]
         results = Results(arguments.out / f"{name}.jsonl", settings)
         if not arguments.tables:
-            reason = why_not(task)
+            reason = task.why_not()
             if reason is not None:
                 print(f"{name}: skipped, {reason}")
                 continue

@@ -11,13 +11,15 @@ from torch import nn
 
 pytest.importorskip("torch_pruning")
 
-from compare_pruners import Results, missing_units
+from compare_pruners import TASKS, Results, missing_units
 from comparison.baselines import equalized, from_scratch, kept_channels, torch_pruning_selection
-from comparison.cells import Cell, Dense, Settings
+from comparison.cells import Cell, Dense, Settings, helps_of
+from comparison.controllers import CALIBRATION_EPISODES, CALIBRATION_SEED, EVALUATION_SEED, ON_POLICY_SEED
+from comparison.images import DeployedAutoencoder, ImageTask
 from comparison.intervals import Estimate, estimate_of, rounds, status_of
 from comparison.recording import record
 from comparison.report import write_report
-from comparison.tasks import CALIBRATION_EPISODES, CALIBRATION_SEED, EVALUATION_SEED, ON_POLICY_SEED, TASKS
+from nncontrol_prune.controllers.autoencoder import Autoencoder
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.mlp import Mlp
 from nncontrol_prune.controllers.specs import MlpArchitecture
@@ -176,8 +178,47 @@ def test_evaluation_seeds_are_used_for_nothing_else() -> None:
         assert not evaluation & set(range(first, first + settings.seeds * episodes))
 
 
-CELL = Cell("gradient", 0.9, "ls", "resolved", 0.99, 0.01, (0.98, 1.0), 100, 0.9, 1.0, 9.0, 16.0, 8.0)
-DENSE = Dense((99.0, 101.0), 100.0, 2.0, 1000.0, 0.1)
+def test_autoencoder_is_scored_by_image_and_timed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    test = torch.rand(6, 1, 28, 28)
+    deployed = DeployedAutoencoder(Autoencoder(28).eval(), test)
+    scores = deployed.scores(range(6))
+    assert deployed.scores([4, 1]) == pytest.approx([scores[4], scores[1]], abs=1e-6)
+    assert all(-1.0 <= score <= 1.0 for score in scores)
+    assert deployed.figures()["PSNR [dB]"] > 5.0
+    assert 0.0 < deployed.latency() < 0.1
+
+
+def test_autoencoder_without_images_says_what_is_missing(tmp_path: Path) -> None:
+    reason = ImageTask("mnist", data=tmp_path).why_not()
+    assert reason is not None
+    assert "t10k-images-idx3-ubyte" in reason
+    assert "--mnist" in reason
+
+
+def test_an_autoencoder_meets_no_states_of_its_own() -> None:
+    assert "on_policy" not in helps_of(ImageTask("mnist"), "gradient")
+    assert "on_policy" in helps_of(TASKS["hopper_td3"], "gradient")
+    assert helps_of(ImageTask("mnist"), "scratch") == ("distill",)
+
+
+CELL = Cell(
+    "gradient",
+    0.9,
+    "ls",
+    "resolved",
+    0.99,
+    0.01,
+    (0.98, 1.0),
+    100,
+    0.9,
+    1.0,
+    9.0,
+    16.0,
+    8.0,
+    {"PSNR [dB]": (20.0, 0.5)},
+)
+DENSE = Dense((99.0, 101.0), 100.0, 2.0, 0.1, {"PSNR [dB]": 21.0})
 
 
 def test_results_go_on_where_they_were_cut_off(tmp_path: Path) -> None:
@@ -190,7 +231,8 @@ def test_results_go_on_where_they_were_cut_off(tmp_path: Path) -> None:
     dense, cells = results.read()
     assert dense == DENSE
     assert cells[CELL.key] == CELL
-    assert missing_units(cells, ["gradient", "random", "scratch"], [0.9], ["ls", "both"]) == [
+    assert cells[CELL.key].figures == FIGURES
+    assert missing_units(TASKS["hopper_td3"], cells, ["gradient", "random", "scratch"], [0.9], ["ls", "both"]) == [
         ("gradient", 0.9, ["both"]),
         ("random", 0.9, ["both"]),
     ]
@@ -204,4 +246,5 @@ def test_report_tells_where_a_baseline_is_better(tmp_path: Path) -> None:
     page = write_report(tmp_path, TASKS["hopper_td3"], Settings(), DENSE, cells).read_text()
     assert "random 104.0 ± 1.0, gradient 99.0 ± 1.0" in page
     assert "*90.0 ± 10.0*" in page
+    assert "| ours: gradient | 20.00 ± 0.50 |" in page
     assert (tmp_path / "images" / "comparison_hopper_td3.png").is_file()

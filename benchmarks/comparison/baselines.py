@@ -12,8 +12,8 @@ labels. Differentiated is `E_i ω_i Σ_k (y_k(i) / scale_k)²`, the mean square 
 terms' scales, over all rows that ours are given too: its gradient does not average out over minibatches as that of a
 random projection would. Gradients add up over minibatches, signed, as Torch-Pruning has it.
 
-Left alone are layers whose outputs cannot leave and those that make an inter-component group: Torch-Pruning takes
-single entries out of a latent's simplices. Groups that are tied (the members of an ensemble) keep the mean of what
+Left alone are layers whose outputs cannot leave and those that make a latent of simplices: Torch-Pruning takes single
+entries out of them. Groups that are tied (the members of an ensemble) keep the mean of what
 Torch-Pruning would leave of each, by its own ranking.
 """
 
@@ -222,7 +222,9 @@ def _place(names: dict[nn.Module, str], dependency: Any) -> tuple[str, int] | No
 
 def _untouched(module: nn.Module, groups: Sequence[Group]) -> list[str]:
     """Return the names of the layers whose outputs Torch-Pruning must leave alone."""
-    allowed = {name for group in groups if group.kind == "intra-component" for name in group.producers}
+    simplices = (group for group in groups if all(member.width > 1 for member in group.members))
+    left_alone = {name for group in simplices for name in group.producers}
+    allowed = {name for group in groups for name in group.producers} - left_alone
     layers = (name for name, layer in module.named_modules() if isinstance(layer, (*LINEAR, *TRANSPOSED)))
     return [name for name in layers if name not in allowed]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
@@ -16,25 +16,22 @@ from torch import Tensor
 
 from comparison.baselines import Importance, from_scratch, torch_pruning_selection
 from comparison.intervals import Estimate, Status, clustered_mean, estimate_of, rounds, status_of
-from comparison.tasks import EVALUATION_SEED, Subject, Task, dense_controller, subject_of
-from nncontrol_prune.controllers.bundle import Bundle
+from comparison.tasks import Deployed, Subject, Task, dense_of, subject_of
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.costs import parameter_cost
 from nncontrol_prune.pruning.distillation import distill
 from nncontrol_prune.pruning.engine import coefficient_problem, optimizer_of, refitted_on_policy
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.pipeline import ON_POLICY_ROUNDS, latency_of
+from nncontrol_prune.pruning.pipeline import ON_POLICY_ROUNDS
 from nncontrol_prune.pruning.reconstruction import reconstruct
 from nncontrol_prune.pruning.settings import Method as Optimizer
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.pruning.surgery import most_important, remove_channels
-from nncontrol_prune.validation.evaluation import run_episodes
 
 BASELINES = ("tp_magnitude_local", "tp_magnitude_global", "tp_taylor_local", "tp_taylor_global", "random", "scratch")
 OURS = ("uniform", "grid", "gradient", "tpe")
 METHODS = (*BASELINES, *OURS)
-HELPS = ("none", "ls", "on_policy", "distill", "both")
 SPARSITIES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 TOLERANCE = 0.01
 LATENCY_TURNS = 20
@@ -59,21 +56,21 @@ class Settings:
 
 @dataclass(frozen=True)
 class Dense:
-    """The dense controller's own figures, which all others are relative to.
+    """The dense network's own figures, which all others are relative to.
 
     Attributes:
-        returns: Of its episodes, by seed from EVALUATION_SEED on.
+        returns: Its scores, by the number of the evaluation.
         return_mean: Their mean.
         half_width: Of its 95 % interval.
-        steps: Mean steps of an episode.
-        seconds: What an episode took, among many.
+        seconds: What an evaluation took, among many.
+        figures: What there is beside the score, by name.
     """
 
     returns: tuple[float, ...]
     return_mean: float
     half_width: float
-    steps: float
     seconds: float
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,15 +82,16 @@ class Cell:
         sparsity: The share of the parameters that was to be removed.
         help: Of HELPS.
         status: Whether the return is known; `unreachable` if the method cannot remove as much.
-        kept: The mean return, as a share of the dense one.
+        kept: The mean score, a return for a controller, as a share of the dense one.
         half_width: Of its 95 % interval.
         kept_by_seed: The same by calibration seed.
-        episodes: How many were run.
+        episodes: How many evaluations there were.
         removed: The share of the parameters that was removed.
         search_seconds: Importance and coefficients, for one network.
-        latency: Median µs of the deployed policy.
-        dense_latency: The same of the dense controller, measured in turns with it.
+        latency: Median µs of the deployed network.
+        dense_latency: The same of the dense one, measured in turns with it.
         floor_latency: And of a network with two channels in every group.
+        figures: What there is beside the score, by name: mean over the networks, and half-width of its 95 % interval.
     """
 
     method: str
@@ -109,6 +107,7 @@ class Cell:
     latency: float = float("nan")
     dense_latency: float = float("nan")
     floor_latency: float = float("nan")
+    figures: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
@@ -116,21 +115,19 @@ class Cell:
         return self.method, self.sparsity, self.help
 
 
-def helps_of(method: str) -> tuple[str, ...]:
+def helps_of(task: Task, method: str) -> Sequence[str]:
     """Return the helps that make sense for a method: a network from scratch is distilled, and that is all."""
-    return ("distill",) if method == "scratch" else HELPS
+    return ("distill",) if method == "scratch" else task.helps
 
 
 def measure_dense(task: Task, settings: Settings) -> Dense:
-    """Run the dense controller, for as many episodes as a cell has at the most."""
-    dense = dense_controller(task)
+    """Score the dense network, in as many evaluations as a cell has at the most."""
+    dense = dense_of(task)
     started = time.monotonic()
-    episodes = run_episodes(dense, task.environment, range(EVALUATION_SEED, EVALUATION_SEED + settings.max_episodes))
-    seconds = (time.monotonic() - started) / len(episodes)
-    returns = tuple(episode.episode_return for episode in episodes)
-    mean, half_width = clustered_mean(np.array([returns]))
-    steps = statistics.mean(episode.steps for episode in episodes)
-    return Dense(returns, mean, half_width, steps, seconds)
+    scores = dense.scores(range(settings.max_episodes))
+    seconds = (time.monotonic() - started) / len(scores)
+    mean, half_width = clustered_mean(np.array([scores]))
+    return Dense(tuple(scores), mean, half_width, seconds, dense.figures())
 
 
 def measure_cells(
@@ -141,7 +138,7 @@ def measure_cells(
     subjects = [subject_of(task, seed) for seed in range(settings.seeds)]
     found: dict[tuple[int, bool], Selection] = {}
     for name in helps:
-        bundles, selections = list[Bundle](), list[Selection]()
+        networks, selections = list[Deployed](), list[Selection]()
         try:
             for subject in subjects:
                 # The coefficients of ours are found for what comes after: with reconstruction, or honestly without.
@@ -149,12 +146,13 @@ def measure_cells(
                 if (subject.seed, refitted) not in found:
                     found[subject.seed, refitted] = select(subject, method, sparsity, refitted=refitted)
                 selections.append(found[subject.seed, refitted])
-                bundles.append(subject.bundle(build(subject, selections[-1].keep, method, name, settings)))
+                networks.append(task.deploy(subject, build(task, subject, selections[-1].keep, method, name, settings)))
         except PruningError:
             yield Cell(method, sparsity, name, "unreachable")
             continue
-        returns, estimate, status = evaluate(task, bundles, dense)
-        latency, dense_latency, floor_latency = latencies([bundles[0], dense_controller(task), floor(task)])
+        returns, estimate, status = evaluate(networks, dense)
+        latency, dense_latency, floor_latency = latencies([networks[0], dense_of(task), floor(task)])
+        figures = [network.figures() for network in networks]
         yield Cell(
             method=method,
             sparsity=sparsity,
@@ -169,6 +167,7 @@ def measure_cells(
             latency=latency,
             dense_latency=dense_latency,
             floor_latency=floor_latency,
+            figures={key: clustered_mean(np.array([[f[key] for f in figures]])) for key in figures[0]},
         )
 
 
@@ -198,7 +197,7 @@ def select(subject: Subject, method: str, sparsity: float, *, refitted: bool) ->
     if method.startswith("tp_"):
         _, importance, scope = method.split("_")
         keep = torch_pruning_selection(
-            subject.recipe.network,
+            subject.network,
             subject.groups,
             subject.calibration,
             subject.terms,
@@ -215,20 +214,20 @@ def select(subject: Subject, method: str, sparsity: float, *, refitted: bool) ->
             importance="random" if method not in OURS else "obs" if refitted else "fisher",
             seed=subject.seed,
         )
-        network, calibration = subject.recipe.network, subject.calibration
+        network, calibration = subject.network, subject.calibration
         problem = coefficient_problem(network, calibration, subject.terms, settings, Progress())
         problem = replace(problem, reconstructed=refitted)
         kept = optimizer_of(settings)(problem, Progress())
         keep = most_important(problem.scores, problem.kept_of(kept))
     seconds = time.monotonic() - started
     shares = [len(channels) / group.channels for channels, group in zip(keep, subject.groups, strict=True)]
-    removed = float(parameter_cost(subject.recipe.network.module, subject.groups).removed(shares))
+    removed = float(parameter_cost(subject.network.module, subject.groups).removed(shares))
     return Selection(keep, removed, seconds)
 
 
-def build(subject: Subject, keep: Sequence[Tensor], method: str, help_kind: str, settings: Settings) -> Any:
+def build(task: Task, subject: Subject, keep: Sequence[Tensor], method: str, help_kind: str, settings: Settings) -> Any:
     """Return the network that keeps these channels, helped."""
-    network, calibration = subject.recipe.network, subject.calibration
+    network, calibration = subject.network, subject.calibration
     module = remove_channels(network.module, subject.groups, keep)
     if method == "scratch":
         module = from_scratch(module, subject.seed)
@@ -241,7 +240,8 @@ def build(subject: Subject, keep: Sequence[Tensor], method: str, help_kind: str,
     if help_kind in ("ls", "on_policy", "both"):
         module = rebuilt(calibration)
     if help_kind == "on_policy":
-        module, _ = refitted_on_policy(module, calibration, rebuilt, subject.met_by, ON_POLICY_ROUNDS, Progress())
+        met_by = functools.partial(task.met_by, subject)
+        module, _ = refitted_on_policy(module, calibration, rebuilt, met_by, ON_POLICY_ROUNDS, Progress())
     if help_kind in ("distill", "both"):
         module = distill(
             module,
@@ -255,29 +255,27 @@ def build(subject: Subject, keep: Sequence[Tensor], method: str, help_kind: str,
     return module
 
 
-def evaluate(task: Task, bundles: Sequence[Bundle], dense: Dense) -> tuple[NDArray[np.float64], Estimate, Status]:
-    """Run networks in rounds, as many episodes each, until the return they keep is known.
+def evaluate(networks: Sequence[Deployed], dense: Dense) -> tuple[NDArray[np.float64], Estimate, Status]:
+    """Score networks in rounds, in as many evaluations each, until what they keep is known.
 
     Args:
-        task: The task.
-        bundles: The networks, one for each calibration seed.
-        dense: The dense controller's figures; there are no more episodes, over all networks, than it has.
+        networks: The networks, one for each calibration seed.
+        dense: The dense network's figures; there are no more evaluations, over all networks, than it has.
 
     Returns:
-        The returns (networks, episodes), the return kept, and whether it is known well enough.
+        The scores (networks, evaluations), the share kept, and whether it is known well enough.
     """
-    count = len(bundles)
+    count = len(networks)
     whole = np.array(dense.returns)
     returns = np.zeros((count, 0))
     estimate = Estimate(float("nan"), float("inf"))
     status: Status = "unresolved"
     for episodes in rounds(count, len(whole)):
-        # Every network has starts of its own, of those that the dense controller ran from.
-        more = [
-            run_episodes(bundle, task.environment, [EVALUATION_SEED + count * episode + number for episode in episodes])
-            for number, bundle in enumerate(bundles)
+        # Every network has evaluations of its own, of those that the dense one had.
+        new = [
+            network.scores([count * episode + number for episode in episodes])
+            for number, network in enumerate(networks)
         ]
-        new = [[episode.episode_return for episode in done] for done in more]
         returns = np.concatenate([returns, np.array(new)], axis=1)
         estimate = estimate_of(returns, whole[: returns.size].reshape(-1, count).T, whole)
         status = status_of(estimate)
@@ -287,14 +285,14 @@ def evaluate(task: Task, bundles: Sequence[Bundle], dense: Dense) -> tuple[NDArr
 
 
 @functools.lru_cache(maxsize=2)
-def floor(task: Task) -> Bundle:
+def floor(task: Task) -> Deployed:
     """Return a network with two channels in every group, or the fewest there may be: what the runtime itself costs."""
     subject = subject_of(task, 0)
     keep = [torch.arange(min(max(2, group.fewest), group.channels)) for group in subject.groups]
-    return subject.bundle(remove_channels(subject.recipe.network.module, subject.groups, keep))
+    return task.deploy(subject, remove_channels(subject.network.module, subject.groups, keep))
 
 
-def latencies(bundles: Sequence[Bundle]) -> list[float]:
-    """Return the median µs of deployed policies, in the quietest of many turns: other work only ever adds to it."""
-    measured = [[1e6 * latency_of(bundle) for bundle in bundles] for _ in range(LATENCY_TURNS)]
+def latencies(networks: Sequence[Deployed]) -> list[float]:
+    """Return the median µs of networks, in the quietest of many turns: other work only ever adds to it."""
+    measured = [[1e6 * network.latency() for network in networks] for _ in range(LATENCY_TURNS)]
     return [min(turns) for turns in zip(*measured, strict=True)]

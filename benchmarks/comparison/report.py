@@ -10,14 +10,14 @@ from pathlib import Path
 
 import matplotlib
 
-from comparison.cells import BASELINES, HELPS, METHODS, OURS, Cell, Dense, Settings
-from comparison.tasks import Task
+from comparison.cells import BASELINES, METHODS, OURS, Cell, Dense, Settings
+from comparison.tasks import HELPS, Task
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 KEEPS = 0.95
-"""Share of the dense return that counts as kept."""
+"""Share of the dense score that counts as kept."""
 
 LABELS = {
     "tp_magnitude_local": "Torch-Pruning magnitude, local",
@@ -78,27 +78,35 @@ def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: s
     sparsities = sorted({cell.sparsity for cell in cells.values()})
     methods = [method for method in METHODS if any(cell.method == method for cell in cells.values())]
     helps = _helps(cells)
-    yield f"# {task.name}: pruners compared in {task.environment}"
+    yield f"# {task.name}: pruners compared on {task.setting}"
     yield ""
     yield "Written by this command; `--help` says what is measured and how:"
     yield ""
     yield f"```sh\npython benchmarks/compare_pruners.py --task {task.name}{options}\n```"
     yield ""
     yield (
-        f"The dense controller's return is {dense.return_mean:.5g} ± {dense.half_width:.2g} ({len(dense.returns)} "
-        f"episodes). {settings.seeds} calibration seeds, {settings.distill_steps} steps of distillation, at most "
-        f"{settings.max_episodes} episodes a cell. Columns are the shares of the parameters removed; entries are the "
-        "return kept in % of the dense one, ± the half-width of the 95 % interval, over calibration seeds and "
-        "episodes. *In italics*: unresolved, the half-width is over 2.5. <: certainly below 50, not looked into "
-        "further."
+        f"The dense network's {task.score} is {dense.return_mean:.5g} ± {dense.half_width:.2g} ({len(dense.returns)} "
+        f"{task.evaluations}). {settings.seeds} calibration seeds, {settings.distill_steps} steps of distillation, at "
+        f"most {settings.max_episodes} {task.evaluations} a cell. Columns are the shares of the parameters removed; "
+        f"entries are the {task.score} kept in % of the dense one, ± the half-width of the 95 % interval, over "
+        f"calibration seeds and {task.evaluations}. *In italics*: unresolved, the half-width is over 2.5. <: certainly "
+        "below 50, not looked into further."
     )
     yield ""
-    yield f"![return kept against sparsity]({picture})"
+    yield f"![{task.score} kept against sparsity]({picture})"
     for name in helps:
         yield ""
-        yield f"## Return kept, {TITLES[name]}"
+        yield f"## {task.score.capitalize()} kept, {TITLES[name]}"
         yield ""
         yield from _table(methods, sparsities, functools.partial(_kept, cells, name))
+    for figure, value in dense.figures.items():
+        for name in helps:
+            yield ""
+            yield f"## {figure}, {TITLES[name]}"
+            yield ""
+            yield f"Dense: {value:.2f}. Mean over the calibration seeds, ± the half-width of its 95 % interval."
+            yield ""
+            yield from _table(methods, sparsities, functools.partial(_figure, cells, name, figure))
     yield ""
     yield f"## Largest sparsity that keeps {KEEPS:.0%}"
     yield ""
@@ -126,8 +134,8 @@ def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: s
     floors = [cell.floor_latency for cell in cells.values() if not math.isnan(cell.floor_latency)]
     denses = [cell.dense_latency for cell in cells.values() if not math.isnan(cell.dense_latency)]
     yield (
-        f"Median µs of the deployed policy above the runtime's floor, a network of two channels a group, as a share of "
-        f"the dense one's. The dense takes {statistics.median(denses):.1f} µs and the floor "
+        f"Median µs of the deployed network above the runtime's floor, a network of two channels a group, as a share "
+        f"of the dense one's. The dense takes {statistics.median(denses):.1f} µs and the floor "
         f"{statistics.median(floors):.1f} µs (medians over all cells; each cell is measured in turns with both)."
     )
     yield ""
@@ -150,6 +158,14 @@ def _table(methods: Sequence[str], sparsities: Sequence[float], entry: Callable[
 
 def _kept(cells: Cells, help_kind: str, method: str, sparsity: float) -> str:
     return _entry(cells.get((method, sparsity, help_kind)))
+
+
+def _figure(cells: Cells, help_kind: str, figure: str, method: str, sparsity: float) -> str:
+    cell = cells.get((method, sparsity, help_kind))
+    if cell is None or figure not in cell.figures:
+        return ""
+    mean, half_width = cell.figures[figure]
+    return f"{mean:.2f} ± {half_width:.2f}"
 
 
 def _entry(cell: Cell | None) -> str:
@@ -247,11 +263,11 @@ def _plot(path: Path, task: Task, cells: Cells) -> None:
         axis.set_xticks(range(len(sparsities)), [f"{100 * sparsity:g}" for sparsity in sparsities])
         axis.set_xlabel("parameters removed [%]")
         axis.grid(alpha=0.25)
-    axes[0].set_ylabel("return kept [%]")
+    axes[0].set_ylabel(f"{task.score} kept [%]")
     lowest = min((cell.kept - cell.half_width for cell in cells.values() if not math.isnan(cell.kept)), default=0.0)
     axes[0].set_ylim(max(-20.0, 100 * min(lowest, 0.0)) - 2.0, 115.0)
     known = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=2 + len(axes), fontsize=8)
-    figure.suptitle(f"{task.name} in {task.environment}", fontsize=11)
+    figure.suptitle(f"{task.name}, {task.setting}", fontsize=11)
     figure.savefig(path, dpi=110)
     plt.close(figure)
