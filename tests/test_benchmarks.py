@@ -202,22 +202,8 @@ def test_an_autoencoder_meets_no_states_of_its_own() -> None:
     assert helps_of(ImageTask("mnist"), "scratch") == ("distill",)
 
 
-CELL = Cell(
-    "gradient",
-    0.9,
-    "ls",
-    "resolved",
-    0.99,
-    0.01,
-    (0.98, 1.0),
-    100,
-    0.9,
-    1.0,
-    9.0,
-    16.0,
-    8.0,
-    {"PSNR [dB]": (20.0, 0.5)},
-)
+FIGURES = {"PSNR [dB]": (20.0, 0.5)}
+CELL = Cell("gradient", 0.9, "ls", "resolved", 0.99, 0.01, (0.98, 1.0), 100, 0.9, 1.0, 9.0, 16.0, 8.0, FIGURES)
 DENSE = Dense((99.0, 101.0), 100.0, 2.0, 0.1, {"PSNR [dB]": 21.0})
 
 
