@@ -3,6 +3,7 @@
     source /opt/ros/jazzy/setup.bash
     python benchmarks/ros_round_trip.py                      # 200 Hz, 60 s for each node, in turns of 5 s
     python benchmarks/ros_round_trip.py --busy --swaps       # beside pruning jobs, with swaps in every turn
+    python benchmarks/ros_round_trip.py --executor single    # with rclpy's SingleThreadedExecutor in both nodes
 
 A driver publishes `sensor_msgs/JointState` at a fixed rate and takes the time until the `std_msgs/Float64MultiArray`
 comes; a state that has no answer when the next one is sent is lost. Both nodes run all the time, each on topics of its
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import array
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -28,7 +30,7 @@ import numpy as np
 import rclpy
 from loop_timing import PruningJobs
 from rcl_interfaces.srv import SetParameters
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
@@ -47,14 +49,27 @@ WARM_UP = 100
 KINDS = ("echo", "ours")
 
 
-def echo(priority: int) -> None:
+def executor_named(name: str) -> Executor:
+    """Return the executor that an option names."""
+    return SingleThreadedExecutor() if name == "single" else fastest_executor()
+
+
+def be_ours(executor: str) -> None:
+    """Be the controller node, its loop on an executor of this name."""
+    from nncontrol_prune.ros import controller_node, loop_runner
+
+    loop_runner.fastest_executor = functools.partial(executor_named, executor)
+    controller_node.main()
+
+
+def be_echo(executor_name: str, priority: int) -> None:
     """Be the empty node: answer each state with the same command."""
     rclpy.init()
     node = rclpy.create_node("echo", namespace="/echo")
     command = Float64MultiArray(data=[0.0])
     publisher = node.create_publisher(Float64MultiArray, "commands", COMMAND)
     node.create_subscription(JointState, "joint_states", lambda _: publisher.publish(command), NEWEST)
-    executor = fastest_executor()
+    executor = executor_named(executor_name)
     executor.add_node(node)
     run_in_real_time(priority)
     with contextlib.suppress(KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
@@ -135,17 +150,14 @@ class Driver:
 
 
 @contextlib.contextmanager
-def nodes(store: Path, first: Bundle, priority: int) -> Iterator[None]:
+def nodes(store: Path, first: Bundle, executor: str, priority: int) -> Iterator[None]:
     """Run both nodes."""
-    ours = "from nncontrol_prune.ros.controller_node import main; main()"
     parameters = {"controller": first.reference, "record": "true", "store": store, "realtime_priority": priority}
     arguments = ["--ros-args", "-r", "__ns:=/ours"]
+    this = [sys.executable, __file__, "--executor", executor, "--realtime", str(priority)]
     for name, value in parameters.items():
         arguments += ["-p", f"{name}:={value}"]
-    commands = [
-        [sys.executable, __file__, "--echo", "--realtime", str(priority)],
-        [sys.executable, "-c", ours, *arguments],
-    ]
+    commands = [[*this, "--be", "echo"], [*this, "--be", "ours", *arguments]]
     processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for command in commands]
     try:
         yield
@@ -180,10 +192,16 @@ def main() -> None:
     parser.add_argument("--realtime", type=int, default=50, metavar="PRIORITY", help="of both nodes and the driver")
     parser.add_argument("--busy", action="store_true", help="keep pruning beside it")
     parser.add_argument("--swaps", action="store_true", help="swap controllers four times in every turn of ours")
-    parser.add_argument("--echo", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.echo:
-        echo(arguments.realtime)
+    parser.add_argument("--executor", choices=("fastest", "single"), default="fastest", help="of both nodes")
+    parser.add_argument("--be", choices=KINDS, help=argparse.SUPPRESS)
+    arguments, for_rclpy = parser.parse_known_args()
+    if for_rclpy and not arguments.be:
+        parser.error(f"unrecognized arguments: {' '.join(for_rclpy)}")
+    if arguments.be == "ours":
+        be_ours(arguments.executor)
+        return
+    if arguments.be == "echo":
+        be_echo(arguments.executor, arguments.realtime)
         return
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     rclpy.init()
@@ -201,7 +219,7 @@ def main() -> None:
             dense = load_bundle(shipped_controllers()["cartpole_swingup_sac"])
             record_episodes(dense, CARTPOLE, range(5), directory / "bag", lambda _: None)
             stack.enter_context(PruningJobs(directory / "bag", directory))
-        stack.enter_context(nodes(store.root, first, arguments.realtime))
+        stack.enter_context(nodes(store.root, first, arguments.executor, arguments.realtime))
         for kind in KINDS:
             driver.wait_for(kind)
         run_in_real_time(arguments.realtime)
@@ -209,7 +227,7 @@ def main() -> None:
         for _ in range(max(1, round(arguments.seconds / TURN))):
             for kind in KINDS:
                 turns[kind].append(driver.turn(kind, TURN, swaps if kind == "ours" else ()))
-    print(f"{arguments.rate:g} Hz, executor {type(fastest_executor()).__name__}")
+    print(f"{arguments.rate:g} Hz, executor {type(executor_named(arguments.executor)).__name__}")
     report(turns)
 
 
