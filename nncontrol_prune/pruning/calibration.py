@@ -15,6 +15,12 @@ from nncontrol_prune.rollouts.reader import Rollouts
 
 HELD_OUT_SHARE = 0.25
 MIN_ROWS = 64
+FEW_EPISODES = 4
+"""With fewer episodes than this, none is held out whole, and their starts count like any other time."""
+START_SHARE = 0.5
+"""Share of all weight that goes by the time since an episode's start, and not by speed."""
+START_STEPS = 5
+"""Steps that belong to the start itself; after it, weights fall like one over the time."""
 PERTURBED_WEIGHT = 0.1
 """Weight of a perturbed row, relative to the logged row it comes from."""
 
@@ -55,8 +61,10 @@ def calibration_from(
 ) -> Calibration:
     """Make calibration data from rollouts.
 
-    Rows are weighted by how fast the observation changes: a balancing controller spends most of its time at rest,
-    and those states would otherwise drown the transients.
+    Half of the weight goes by how fast the observation changes: a balancing controller spends most of its time at
+    rest, and those states would otherwise drown the transients. The other half goes by the time since the episode's
+    start, each doubling of which counts for as much: every episode comes through its first states, of which there are
+    few, and a controller that errs there never sees the others.
 
     Every row also comes a second time, lightly weighted, with Gaussian noise: the dense controller can be asked about
     any observation, and a pruned one that agrees with it only on the few states that were logged leaves them and
@@ -103,7 +111,7 @@ def calibration_from(
             f"the rollouts hold {len(rows)} usable transitions{followed}; at least {MIN_ROWS} are needed"
         )
     weights = np.zeros(len(finite))
-    weights[usable] = _transient_weights(rollouts.observation[usable], rollouts.episode[usable])
+    weights[usable] = _row_weights(rollouts.observation[usable], rollouts.episode[usable])
     held_out = _held_out(rollouts.episode[rows])
     rng = np.random.default_rng(seed)
     spread, action_spread = rollouts.observation[usable].std(axis=0), rollouts.action[usable].std(axis=0)
@@ -161,20 +169,29 @@ def _followed(finite: NDArray[np.bool_], successors: NDArray[np.intp], horizon: 
     return np.flatnonzero(fits)
 
 
-def _transient_weights(observation: NDArray[np.float64], episode: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Weight each row by its speed in standardized units, within a factor of ten of the mean."""
+def _row_weights(observation: NDArray[np.float64], episode: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Weight each row by its speed in standardized units, and by the time since its episode's start."""
     standardized = observation / np.maximum(observation.std(axis=0), 1e-9)
     speed = np.linalg.norm(np.diff(standardized, axis=0, prepend=standardized[:1]), axis=1)
-    starts = np.diff(episode, prepend=episode[0] - 1) != 0
-    speed[starts] = 0.0
-    mean = speed.mean()
-    return np.clip(speed / mean, 0.1, 10.0) if mean > 0 else np.ones(len(speed))
+    first = np.diff(episode, prepend=episode[0] - 1) != 0
+    speed[first] = 0.0
+    rows = np.arange(len(episode))
+    step = rows - np.maximum.accumulate(np.where(first, rows, 0))
+    share = START_SHARE if np.count_nonzero(first) >= FEW_EPISODES else 0.0
+    return (1 - share) * _clipped(speed) + share * _clipped(1.0 / (step + START_STEPS))
+
+
+def _clipped(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Bring weights within a factor of ten of their mean, so that no few rows decide, and the mean to 1."""
+    mean = weights.mean()
+    clipped = np.clip(weights / mean, 0.1, 10.0) if mean > 0 else np.ones(len(weights))
+    return clipped / clipped.mean()
 
 
 def _held_out(episode: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Hold out whole episodes; blocks in turn where there are too few of them."""
     episodes = np.unique(episode)
-    if len(episodes) >= 4:
+    if len(episodes) >= FEW_EPISODES:
         return np.isin(episode, episodes[:: round(1 / HELD_OUT_SHARE)])
     # Blocks in turn, so that both parts see the transients of the few episodes there are.
     block = max(1, len(episode) // 40)

@@ -31,6 +31,24 @@ def test_transients_weigh_more_than_rest(make_rollouts) -> None:
     assert data.fit_weights.mean() == pytest.approx(1.0)
 
 
+def test_starts_of_episodes_weigh_more_than_what_comes_later(make_rollouts) -> None:
+    step = np.arange(2000) % 200
+    observation = np.random.default_rng(0).normal(size=(2000, 2))
+    observation[:, 0] = step
+    data = calibration_from(make_rollouts(observation, np.arange(2000) // 200), perturbation=0.0)
+    found = data.fit["observation"][:, 0]
+    early, middle, late = ((found >= first) & (found < last) for first, last in ((0, 5), (20, 25), (180, 200)))
+    assert data.fit_weights[early].mean() > 2 * data.fit_weights[middle].mean()
+    assert data.fit_weights[middle].mean() > 1.2 * data.fit_weights[late].mean()
+    assert data.fit_weights.max() < 10.0
+
+
+def test_one_long_log_has_no_starts(make_rollouts) -> None:
+    steady = np.linspace(0.0, 1.0, 2000)[:, None] * np.ones((1, 2))
+    data = calibration_from(make_rollouts(steady), perturbation=0.0)
+    np.testing.assert_allclose(data.fit_weights[1:], data.fit_weights[1], rtol=1e-3)
+
+
 def test_rows_are_thinned_to_the_limit(make_rollouts) -> None:
     data = calibration_from(
         make_rollouts(np.random.default_rng(0).normal(size=(5000, 2))), max_rows=400, perturbation=0.0
