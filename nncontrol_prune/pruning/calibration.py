@@ -17,7 +17,7 @@ HELD_OUT_SHARE = 0.25
 MIN_ROWS = 64
 FEW_EPISODES = 4
 """With fewer episodes than this, none is held out whole, and their starts count like any other time."""
-START_SHARE = 0.5
+START_SHARE = 0.25
 """Share of all weight that goes by the time since an episode's start, and not by speed."""
 START_STEPS = 5
 """Steps that belong to the start itself; after it, weights fall like one over the time."""
@@ -61,10 +61,10 @@ def calibration_from(
 ) -> Calibration:
     """Make calibration data from rollouts.
 
-    Half of the weight goes by how fast the observation changes: a balancing controller spends most of its time at
-    rest, and those states would otherwise drown the transients. The other half goes by the time since the episode's
-    start, each doubling of which counts for as much: every episode comes through its first states, of which there are
-    few, and a controller that errs there never sees the others.
+    Most of the weight goes by how fast the observation changes: a balancing controller spends most of its time at
+    rest, and those states would otherwise drown the transients. The rest goes by the time since the episode's start,
+    each doubling of which counts for as much: every episode comes through its first states, of which there are few,
+    and a controller that errs there never sees the others.
 
     Every row also comes a second time, lightly weighted, with Gaussian noise: the dense controller can be asked about
     any observation, and a pruned one that agrees with it only on the few states that were logged leaves them and
