@@ -16,17 +16,18 @@ from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import Twist
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import JointState
+from sensor_msgs.msg import Imu, JointState
 from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import Trigger
 
-from nncontrol_prune.ros.messages import time_of
+from nncontrol_prune.ros.messages import seconds, time_of
 
 DOMAIN = 1 + os.getpid() % 100
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -242,12 +243,19 @@ class Robot:
         self.offset = 0.0
         self.silent = False
         self.repeat = 1
+        self.imu: Imu | None = None
+        """What comes before each state, with its stamp; None for nothing."""
+        self.imu_offset = 0.0
+        self.twist: Twist | None = None
+        """Likewise."""
         self.simulated: float | None = None
         """The simulated time, which is published; None for the system's."""
         self.commands: list[list[float]] = []
         self.times: list[float] = []
         self._publisher = graph.node.create_publisher(JointState, f"{namespace}/joint_states", 10)
         self._clock = graph.node.create_publisher(Clock, "/clock", 10)
+        self._imu = graph.node.create_publisher(Imu, f"{namespace}/imu", 10)
+        self._twist = graph.node.create_publisher(Twist, f"{namespace}/cmd_vel", 10)
         graph.node.create_subscription(Float64MultiArray, f"{namespace}/{commands}", self._take, 10)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -275,5 +283,19 @@ class Robot:
                 self.simulated += 1 / self.rate
                 message.header.stamp = time_of(self.simulated)
                 self._clock.publish(Clock(clock=message.header.stamp))
+            if self.imu is not None:
+                self.imu.header.stamp = time_of(seconds(message.header.stamp) + self.imu_offset)
+                self._imu.publish(self.imu)
+            if self.twist is not None:
+                self._twist.publish(self.twist)
             for _ in range(self.repeat):
                 self._publisher.publish(message)
+
+
+def commanding(robot: Robot, force: float) -> None:
+    """Wait until the newest commands are a force."""
+    start = len(robot.commands)
+    wait_until(
+        lambda: len(robot.commands) > start + 2 and abs(robot.commands[-1][0] - force) <= 1e-5 * max(1.0, abs(force)),
+        what=f"a command of {force:g}",
+    )

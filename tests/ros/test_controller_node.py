@@ -16,7 +16,7 @@ from std_msgs.msg import Float64MultiArray, String
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.rollouts.reader import read_rollouts
 from nncontrol_prune.runtime.store import BundleStore
-from tests.ros.graph import LATCHED, Graph, Robot, children, wait_until
+from tests.ros.graph import LATCHED, Graph, Robot, children, commanding, wait_until
 
 NODE = "/nn_controller"
 
@@ -28,15 +28,6 @@ def action_of(bundle: Bundle, robot: Robot) -> float:
     action = np.zeros(1)
     bundle.policy.act(np.array([x, math.cos(theta), math.sin(theta), x_dot, theta_dot]), action)
     return float(action[0])
-
-
-def commanding(robot: Robot, force: float) -> None:
-    """Wait until the newest commands are a force."""
-    start = len(robot.commands)
-    wait_until(
-        lambda: len(robot.commands) > start + 2 and robot.commands[-1][0] == pytest.approx(force, abs=1e-5),
-        what=f"a command of {force:g}",
-    )
 
 
 @pytest.fixture
