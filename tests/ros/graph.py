@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from geometry_msgs.msg import Twist
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosgraph_msgs.msg import Clock
@@ -33,6 +35,8 @@ DOMAIN = 1 + os.getpid() % 100
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 PACKAGE = str(Path(__file__).resolve().parents[2])
 TIMEOUT = 20.0
+QUICK: dict[str, Any] = {"method": "uniform", "robustness__enabled": False, "attraction_starts": 0}
+"""Parameters of the pruning service for a job of some seconds."""
 
 
 def ros_environment(store: Path) -> dict[str, str]:
@@ -169,6 +173,10 @@ class Graph:
         self._processes.append(process)
         return process
 
+    def add(self, node: Node) -> None:
+        """Spin another node, too."""
+        self._executor.add_node(node)
+
     def watch(self, topic: str, message_type: type, qos: Any = 10) -> list[Any]:
         """Subscribe, and return the list that messages are added to."""
         messages: list[Any] = []
@@ -290,6 +298,20 @@ class Robot:
                 self._twist.publish(self.twist)
             for _ in range(self.repeat):
                 self._publisher.publish(message)
+
+
+@contextmanager
+def command_controller(graph: Graph, name: str, joints: Sequence[str]) -> Iterator[Robot]:
+    """Run a robot that is commanded through a controller of ros2_control's, which tells its joints."""
+    robot = Robot(graph, commands=f"{name}/commands")
+    node = rclpy.create_node(name, context=graph.context)
+    node.declare_parameter("joints", list(joints))
+    graph.add(node)
+    try:
+        yield robot
+    finally:
+        robot.close()
+        node.destroy_node()
 
 
 def commanding(robot: Robot, force: float) -> None:
