@@ -58,11 +58,13 @@ def nodes(context: LaunchContext) -> list[Node]:
         remappings.append(("commands", f"{given['command_controller']}/commands"))
 
     def node(executable: str, name: str, parameters: dict[str, object]) -> Node:
+        enclave = "/" + f"{given['namespace']}/{name}".lstrip("/")
         return Node(
             package=PACKAGE,
             executable=executable,
             name=name,
             namespace=given["namespace"],
+            ros_arguments=["--enclave", enclave],  # of no weight without ROS_SECURITY_ENABLE
             parameters=[given["config"], parameters],
             remappings=remappings,
             output="screen",

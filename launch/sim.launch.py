@@ -67,11 +67,13 @@ def nodes(context: LaunchContext) -> list[Node]:
 
     def node(executable: str, name: str, keys: tuple[str, ...]) -> Node:
         parameters = {key: values[key] for key in keys if key in values}
+        enclave = "/" + f"{given['namespace']}/{name}".lstrip("/")
         return Node(
             package=PACKAGE,
             executable=executable,
             name=name,
             namespace=given["namespace"],
+            ros_arguments=["--enclave", enclave],  # of no weight without ROS_SECURITY_ENABLE
             parameters=[given["config"], parameters],
             output="screen",
             respawn=values["respawn"],

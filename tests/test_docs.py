@@ -7,16 +7,13 @@ from pathlib import Path
 
 from nncontrol_prune.config import load_config
 from nncontrol_prune.plants.environments import environment_specs
-
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+from tests.documentation import DOCS, block
 
 
 def test_any_module_is_pruned_as_the_documentation_shows(capsys) -> None:
-    text = (DOCS / "pruning.md").read_text()
-    block = re.search(r"<!-- tests/test_docs.py runs this block -->\n```python\n(.*?)```", text, re.S)
-    assert block is not None
+    program = block(DOCS / "pruning.md", "tests/test_docs.py runs this block", "python")
     names: dict[str, object] = {}
-    exec(compile(block[1], "pruning.md", "exec"), names)
+    exec(compile(program, "pruning.md", "exec"), names)
     printed = capsys.readouterr().out
     assert "0.3: " in printed
     assert "inter-component" in printed
@@ -24,11 +21,8 @@ def test_any_module_is_pruned_as_the_documentation_shows(capsys) -> None:
 
 
 def test_task_in_the_documentation_fits_the_hopper(tmp_path: Path) -> None:
-    text = (DOCS / "validation.md").read_text()
-    block = re.search(r"<!-- tests/test_docs.py reads this block -->\n```yaml\n(.*?)```", text, re.S)
-    assert block is not None
     path = tmp_path / "setup.yaml"
-    path.write_text(block[1])
+    path.write_text(block(DOCS / "validation.md", "tests/test_docs.py reads this block", "yaml"))
     task = load_config(path).pruning_service.gate.task
     assert task is not None
     specs = environment_specs("Hopper-v5")

@@ -11,21 +11,15 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+from tests.documentation import DOCS, README, commands
 
-
-def commands() -> list[str]:
-    """Return the commands of the block that is marked as run by this test."""
-    block = re.search(r"<!-- tests/test_readme.py runs this block -->\n```sh\n(.*?)```", README.read_text(), re.S)
-    assert block is not None
-    lines = block[1].replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.strip() and not line.startswith("#")]
+COMMANDS = commands(README, "tests/test_readme.py runs this block")
 
 
 def test_commands_for_your_own_controller_work_in_their_order(tmp_path: Path, port: int) -> None:
-    assert len(commands()) >= 5
+    assert len(COMMANDS) >= 5
     environment = {key: value for key, value in os.environ.items() if key != "NNCONTROL_PRUNE_STORE"}
-    for command in commands():
+    for command in COMMANDS:
         program, *arguments = shlex.split(command)
         assert program == "nncontrol-prune"
         if arguments[0] == "sim":
@@ -41,7 +35,7 @@ def test_commands_for_your_own_controller_work_in_their_order(tmp_path: Path, po
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("path", [README, *sorted(README.parent.glob("docs/*.md"))], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [README, *sorted(DOCS.glob("*.md"))], ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
         assert (path.parent / target).exists(), target

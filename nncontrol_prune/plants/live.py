@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nncontrol_prune.plants.environments import make_environment
 from nncontrol_prune.plants.state import HEADER
+from nncontrol_prune.plants.viewer import Viewer
 
 RESEND = 0.1
 """Seconds without an answer after which, in lockstep, a state is sent again: its controller may have been restarted."""
@@ -44,14 +45,14 @@ class LivePlant:
         link: Where commands come from and states go.
         seed: Seed of the first episode; later ones follow from it.
         real_time_factor: Plant seconds per second.
-        viewer: Whether to open a window.
+        viewer: Whether to open a window; closing it does not stop the plant.
         lockstep: Whether to wait for the command that answers a state before the next step, however long it takes; the
             same seed then gives the same run. Without, the plant goes on as a robot would.
         command_timeout: Age of a command, in plant seconds, past which zero (the nearest the actuators allow) is
             applied instead of it.
 
     Raises:
-        PlantError: There is no such environment, or it is not a MuJoCo one.
+        PlantError: There is no such environment, or it is not a MuJoCo one, or no window can be opened.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class LivePlant:
         lockstep: bool = False,
         command_timeout: float = 0.5,
     ) -> None:
-        self._env = make_environment(environment, render_mode="human" if viewer else None)
+        self._env = make_environment(environment)
         base: Any = self._env.unwrapped
         space: Any = self._env.action_space
         self._dt = float(base.dt)
@@ -81,6 +82,7 @@ class LivePlant:
         self.paused = threading.Event()
         """While set, time stands still."""
         observation, _ = self._env.reset(seed=seed)
+        self._viewer = Viewer(self._env) if viewer else None
         self._state = np.zeros(len(HEADER) + len(observation))
         self._state[: len(HEADER)] = math.nan
         self._state[len(HEADER) :] = observation
@@ -107,6 +109,8 @@ class LivePlant:
             if self._wait_for_controller():
                 self._run()
         finally:
+            if self._viewer is not None:
+                self._viewer.close()
             self._env.close()
 
     def _wait_for_controller(self) -> bool:
@@ -167,3 +171,5 @@ class LivePlant:
             state[0] = stamp
             state[len(HEADER) :] = observation
             self._link.publish(state)
+            if self._viewer is not None:
+                self._viewer.show()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import math
 import textwrap
 import types
 from collections.abc import Iterable, Sequence
@@ -53,7 +52,7 @@ class Key:
             else:
                 break
         self.kind: type | str = "list[float]" if get_origin(annotation) is tuple else annotation
-        self.lower, self.upper, exclusive = _limits(bounds)
+        self.lower, self.upper, exclusive, below = _limits(bounds)
         self.none: float | None = None
         notes = [f"one of {', '.join(choices)}"] if choices else []
         if optional:
@@ -65,6 +64,8 @@ class Key:
             notes.append(f"greater than {self.lower:g}")
         elif self.lower is not None and self.upper is None:
             notes.append(f"at least {self.lower:g}")
+        if below:
+            notes.append(f"less than {self.upper:g}")
         self.default = self.none if default is None else default
         self.description, self.constraints = description, "; ".join(notes)
 
@@ -238,17 +239,21 @@ class NodeParameters(Generic[Model]):
         ]
 
 
-def _limits(metadata: Sequence[Any]) -> tuple[float | None, float | None, bool]:
-    """Return lower and upper limit, and whether the lower one itself is not allowed."""
-    lower, upper, exclusive = None, None, False
+def _limits(metadata: Sequence[Any]) -> tuple[float | None, float | None, bool, bool]:
+    """Return lower and upper limit, and of each whether it is itself not allowed.
+
+    A range has no way to leave out its ends. They are round all the same, since sliders have steps of a hundredth of
+    it; it is left to the validation to refuse them.
+    """
+    lower, upper, above, below = None, None, False, False
     for entry in metadata:
         for part in (entry, *getattr(entry, "metadata", ())):
             if isinstance(part, annotated_types.Ge):
                 lower = float(part.ge)  # type: ignore[arg-type]
             elif isinstance(part, annotated_types.Gt):
-                lower, exclusive = float(part.gt), True  # type: ignore[arg-type]
+                lower, above = float(part.gt), True  # type: ignore[arg-type]
             elif isinstance(part, annotated_types.Le):
                 upper = float(part.le)  # type: ignore[arg-type]
             elif isinstance(part, annotated_types.Lt):
-                upper = math.nextafter(float(part.lt), -math.inf)  # type: ignore[arg-type]
-    return lower, upper, exclusive
+                upper, below = float(part.lt), True  # type: ignore[arg-type]
+    return lower, upper, above, below

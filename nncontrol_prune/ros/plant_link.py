@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from geometry_msgs.msg import Twist
@@ -18,10 +18,12 @@ from nncontrol_prune.controllers.specs import Manifest
 from nncontrol_prune.ros.callbacks import guarded
 from nncontrol_prune.ros.messages import COMMAND, NEWEST, doubles, labelled, seconds
 from nncontrol_prune.runtime.inputs import Arrival, InputMonitor
-from nncontrol_prune.runtime.observation import ObservationAssembler, projected_gravity
+from nncontrol_prune.runtime.observation import ObservationAssembler, projected_gravity, rotation_problem
 
 SAME = 1e-6
 """Stamps that are closer than this, in seconds, are of the same instant; messages round them to nanoseconds."""
+NOT_MEASURED = -1.0
+"""What the first entry of a covariance is where an IMU does not measure the quantity; see `sensor_msgs/Imu`."""
 
 
 class PlantLink:
@@ -57,6 +59,7 @@ class PlantLink:
         self._lock = threading.Lock()
         self._arrived = threading.Event()
         self._vector_times = dict.fromkeys(self._assembler.vectors, -math.inf)
+        self._vector_problems = dict.fromkeys(self._assembler.vectors, "")
         self._other_stamp = self._pending = self._stamp = math.nan
         self._foreign: list[str] | None = None
         self._command = Float64MultiArray()
@@ -153,19 +156,32 @@ class PlantLink:
     def _imu(self, message: Imu) -> None:
         orientation, rate, acceleration = message.orientation, message.angular_velocity, message.linear_acceleration
         quaternion = (orientation.x, orientation.y, orientation.z, orientation.w)
-        self._vector("orientation", quaternion)
-        self._vector("projected_gravity", projected_gravity(quaternion))
-        self._vector("angular_velocity", (rate.x, rate.y, rate.z))
-        self._vector("linear_acceleration", (acceleration.x, acceleration.y, acceleration.z))
+        turned = not_measured(message.orientation_covariance) or rotation_problem(quaternion)
+        age = self._now() - seconds(message.header.stamp)
+        late = f"the newest message was {age:.3f} s old" if age > self._timeout else ""
+        for quantity, values, problem in (
+            ("orientation", quaternion, turned),
+            ("projected_gravity", projected_gravity(quaternion), turned),
+            ("angular_velocity", (rate.x, rate.y, rate.z), not_measured(message.angular_velocity_covariance)),
+            (
+                "linear_acceleration",
+                (acceleration.x, acceleration.y, acceleration.z),
+                not_measured(message.linear_acceleration_covariance),
+            ),
+        ):
+            if quantity in self._vector_times:
+                if late or problem:
+                    self._vector_problems[quantity] = late or problem
+                else:
+                    self._vector(quantity, values)
 
     def _velocity_command(self, message: Twist) -> None:
         self._vector("velocity_command", (message.linear.x, message.linear.y, message.angular.z))
 
     def _vector(self, quantity: str, values: tuple[float, ...]) -> None:
-        if quantity in self._vector_times:
-            self._vector_times[quantity] = time.perf_counter()
-            with self._lock:
-                self._assembler.vector(quantity, values)
+        self._vector_times[quantity], self._vector_problems[quantity] = time.perf_counter(), ""
+        with self._lock:
+            self._assembler.vector(quantity, values)
 
     def _take(self, stamp: float) -> None:
         """Act on the state of a stamp, unless something else that is observed is missing."""
@@ -174,9 +190,11 @@ class PlantLink:
             if now - at <= self._timeout:
                 continue
             if quantity != "velocity_command":
-                self._tell(f"no {quantity} has come for {self._timeout:g} s (topic imu)")
+                why = self._vector_problems[quantity] or "nothing comes on topic imu"
+                self._tell(f"no {quantity} that can be used for {self._timeout:g} s: {why}")
                 return
-            self._assembler.vector(quantity, (0.0, 0.0, 0.0))  # nobody steers: stand
+            with self._lock:
+                self._assembler.vector(quantity, (0.0, 0.0, 0.0))  # nobody steers: stand
         self._stamp, self._pending = stamp, math.nan
         self.last_state = now
         self.problem = ""
@@ -185,3 +203,8 @@ class PlantLink:
 
     def _tell(self, problem: str) -> None:
         self.problem, self.problem_time = problem, time.perf_counter()
+
+
+def not_measured(covariance: Sequence[float]) -> str:
+    """Return that an IMU does not measure a quantity, as a sentence, if its covariance says so; empty if not."""
+    return "the IMU says that it does not measure it" if covariance[0] == NOT_MEASURED else ""

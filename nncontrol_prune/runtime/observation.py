@@ -46,13 +46,14 @@ class ObservationAssembler:
         self.others: tuple[ObservationTerm, ...] = tuple(term for term in spec.terms if term.quantity == "other")
         """The terms that only their plant can tell."""
         self._values = np.full(spec.size, math.nan)
+        self.previous_action(np.zeros(action_size))  # nothing was commanded yet, as when an episode begins
         self._scale = np.repeat([term.scale for term in spec.terms], [term.size for term in spec.terms])
         self._names: tuple[str, ...] = ()
         self._columns: list[tuple[slice, str, list[int]]] = []
 
     @property
     def observation(self) -> Vector:
-        """The newest observation (n,), in the controller's units; NaN where nothing has come yet."""
+        """The newest observation (n,), in the controller's units; NaN where nothing has come yet, but 0 for actions."""
         return self._values
 
     def joint_states(
@@ -123,6 +124,9 @@ class ObservationAssembler:
         return None
 
 
+NORM_TOLERANCE = 0.01
+"""How far the norm of a quaternion may be off 1; one of zeros, as of a driver that estimates none, is no rotation."""
+
 SOURCES = {"position": "position", "cos": "position", "sin": "position", "velocity": "velocity", "effort": "effort"}
 """Which measured value each quantity comes from."""
 
@@ -135,3 +139,9 @@ def projected_gravity(quaternion: Sequence[float]) -> tuple[float, float, float]
     """
     x, y, z, w = quaternion
     return -2.0 * (x * z - w * y), -2.0 * (y * z + w * x), -(1.0 - 2.0 * (x * x + y * y))
+
+
+def rotation_problem(quaternion: Sequence[float]) -> str:
+    """Return why a quaternion is no rotation, as a sentence; empty if it is one, or NaN, which shows by itself."""
+    norm = math.hypot(*quaternion)
+    return f"its quaternion has norm {norm:g}, not 1" if abs(norm - 1) > NORM_TOLERANCE else ""

@@ -9,6 +9,7 @@ import pytest
 
 if importlib.util.find_spec("rclpy") is not None:
     from tests.ros.graph import Graph, Robot
+    from tests.ros.workspace import Launched, build
 
 
 @pytest.fixture
@@ -36,3 +37,27 @@ def controller(graph: Graph) -> Callable[..., Any]:
         return graph.start("controller_node", **{**given, **parameters})
 
     return start
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with the package built by colcon."""
+    pytest.importorskip("colcon_ros", reason="colcon-ros is not installed")
+    base = tmp_path_factory.mktemp("workspace")
+    build(base)
+    return base
+
+
+@pytest.fixture
+def launch(workspace: Path, graph: Graph) -> Iterator[Callable[..., Launched]]:
+    """Return a function that gives a command which goes on until it is interrupted, at the latest with the test."""
+    started: list[Launched] = []
+
+    def start(command: str, **variables: str) -> Launched:
+        started.append(Launched(workspace, graph, command, **variables))
+        return started[-1]
+
+    yield start
+    for launched in started:
+        if launched.process.poll() is None:
+            launched.end()

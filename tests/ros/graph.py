@@ -10,28 +10,33 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import Twist
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import JointState
+from sensor_msgs.msg import Imu, JointState
 from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import Trigger
 
-from nncontrol_prune.ros.messages import time_of
+from nncontrol_prune.ros.messages import seconds, time_of
 
 DOMAIN = 1 + os.getpid() % 100
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 PACKAGE = str(Path(__file__).resolve().parents[2])
 TIMEOUT = 20.0
+QUICK: dict[str, Any] = {"method": "uniform", "robustness__enabled": False, "attraction_starts": 0}
+"""Parameters of the pruning service for a job of some seconds."""
 
 
 def ros_environment(store: Path) -> dict[str, str]:
@@ -168,6 +173,10 @@ class Graph:
         self._processes.append(process)
         return process
 
+    def add(self, node: Node) -> None:
+        """Spin another node, too."""
+        self._executor.add_node(node)
+
     def watch(self, topic: str, message_type: type, qos: Any = 10) -> list[Any]:
         """Subscribe, and return the list that messages are added to."""
         messages: list[Any] = []
@@ -242,12 +251,19 @@ class Robot:
         self.offset = 0.0
         self.silent = False
         self.repeat = 1
+        self.imu: Imu | None = None
+        """What comes before each state, with its stamp; None for nothing."""
+        self.imu_offset = 0.0
+        self.twist: Twist | None = None
+        """Likewise."""
         self.simulated: float | None = None
         """The simulated time, which is published; None for the system's."""
         self.commands: list[list[float]] = []
         self.times: list[float] = []
         self._publisher = graph.node.create_publisher(JointState, f"{namespace}/joint_states", 10)
         self._clock = graph.node.create_publisher(Clock, "/clock", 10)
+        self._imu = graph.node.create_publisher(Imu, f"{namespace}/imu", 10)
+        self._twist = graph.node.create_publisher(Twist, f"{namespace}/cmd_vel", 10)
         graph.node.create_subscription(Float64MultiArray, f"{namespace}/{commands}", self._take, 10)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -275,5 +291,33 @@ class Robot:
                 self.simulated += 1 / self.rate
                 message.header.stamp = time_of(self.simulated)
                 self._clock.publish(Clock(clock=message.header.stamp))
+            if self.imu is not None:
+                self.imu.header.stamp = time_of(seconds(message.header.stamp) + self.imu_offset)
+                self._imu.publish(self.imu)
+            if self.twist is not None:
+                self._twist.publish(self.twist)
             for _ in range(self.repeat):
                 self._publisher.publish(message)
+
+
+@contextmanager
+def command_controller(graph: Graph, name: str, joints: Sequence[str]) -> Iterator[Robot]:
+    """Run a robot that is commanded through a controller of ros2_control's, which tells its joints."""
+    robot = Robot(graph, commands=f"{name}/commands")
+    node = rclpy.create_node(name, context=graph.context)
+    node.declare_parameter("joints", list(joints))
+    graph.add(node)
+    try:
+        yield robot
+    finally:
+        robot.close()
+        node.destroy_node()
+
+
+def commanding(robot: Robot, force: float) -> None:
+    """Wait until the newest commands are a force."""
+    start = len(robot.commands)
+    wait_until(
+        lambda: len(robot.commands) > start + 2 and abs(robot.commands[-1][0] - force) <= 1e-5 * max(1.0, abs(force)),
+        what=f"a command of {force:g}",
+    )

@@ -16,7 +16,7 @@ from std_msgs.msg import Float64MultiArray, String
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.rollouts.reader import read_rollouts
 from nncontrol_prune.runtime.store import BundleStore
-from tests.ros.graph import LATCHED, Graph, Robot, children, wait_until
+from tests.ros.graph import LATCHED, Graph, Robot, children, command_controller, commanding, wait_until
 
 NODE = "/nn_controller"
 
@@ -28,15 +28,6 @@ def action_of(bundle: Bundle, robot: Robot) -> float:
     action = np.zeros(1)
     bundle.policy.act(np.array([x, math.cos(theta), math.sin(theta), x_dot, theta_dot]), action)
     return float(action[0])
-
-
-def commanding(robot: Robot, force: float) -> None:
-    """Wait until the newest commands are a force."""
-    start = len(robot.commands)
-    wait_until(
-        lambda: len(robot.commands) > start + 2 and robot.commands[-1][0] == pytest.approx(force, abs=1e-5),
-        what=f"a command of {force:g}",
-    )
 
 
 @pytest.fixture
@@ -296,7 +287,7 @@ def test_callback_that_raises_is_told_and_the_node_lives_on(controller, graph, r
 def test_what_it_does_is_recorded(controller, graph, robot, shipped_bundle, pruned) -> None:
     node = controller(record=True)
     wait_until(lambda: len(robot.commands) > 50)
-    bag = Path(graph.status()["bag"])
+    bag = Path(wait_until(lambda: graph.status()["bag"]))
     graph.set(NODE, controller=pruned.reference)
     count = len(robot.commands)
     wait_until(lambda: len(robot.commands) > count + 50)
@@ -315,7 +306,7 @@ def test_killed_node_takes_its_recorder_along_and_the_next_goes_on_with_what_ran
 ) -> None:
     node = controller(record=True, probation=0.1)
     commanding(robot, action_of(shipped_bundle, robot))
-    bag = Path(graph.status()["bag"])
+    bag = Path(wait_until(lambda: graph.status()["bag"]))
     graph.set(NODE, controller=pruned.reference)
     wait_until(lambda: BundleStore(graph.store_path).slot("nn_controller").current == pruned.reference)
     helpers = children(node.pid)
@@ -360,26 +351,17 @@ def test_timer_drives_a_robot_whose_states_come_faster(controller, graph, shippe
 
 
 @pytest.mark.parametrize("joints", [["slider"], ["hinge"]])
-def test_joints_of_the_command_controller_have_to_be_the_bundles(
-    controller, graph, robot, shipped_bundle, joints
-) -> None:
-    other = rclpy.create_node("force_controller", context=graph.context)
-    other.declare_parameter("joints", joints)
-    graph._executor.add_node(other)
-    node = controller(command_controller="/force_controller", remap=["commands:=/force_controller/commands"])
-    robot_there = Robot(graph, commands="force_controller/commands")
-    try:
+def test_joints_of_the_command_controller_have_to_be_the_bundles(controller, graph, shipped_bundle, joints) -> None:
+    with command_controller(graph, "force_controller", joints) as robot:
+        node = controller(command_controller="/force_controller", remap=["commands:=/force_controller/commands"])
         if joints == ["slider"]:
-            commanding(robot_there, action_of(shipped_bundle, robot_there))
+            commanding(robot, action_of(shipped_bundle, robot))
         else:
             wait_until(lambda: "takes commands for ['hinge'], the bundle's are ['slider']" in node.log)
             time.sleep(0.3)
-            assert robot_there.commands == []
+            assert robot.commands == []
             assert graph.state(NODE) == "inactive"
             assert not graph.change_state(NODE, Transition.TRANSITION_ACTIVATE)
-    finally:
-        robot_there.close()
-        other.destroy_node()
 
 
 def test_command_controller_that_tells_nothing_is_not_waited_for_long(controller, graph, robot, shipped_bundle) -> None:

@@ -26,7 +26,9 @@ def test_sliders_have_ends(graph: Graph) -> None:
     )
     sparsity, tolerance, margin, steps, nested, method = answer.descriptors
     assert (sparsity.floating_point_range[0].from_value, tolerance.floating_point_range[0].to_value) == (0.0, 0.5)
-    assert sparsity.floating_point_range[0].to_value == pytest.approx(1.0)
+    assert sparsity.floating_point_range[0].to_value == 1.0, "a slider's steps are hundredths"
+    assert sparsity.additional_constraints == "less than 1"
+    assert "input should be less than 1" in graph.set("/pruning_service", sparsity=1.0)[1]
     assert margin.additional_constraints == "greater than 0"
     assert steps.integer_range[0].to_value == 1_000_000
     assert nested.floating_point_range[0].to_value == 0.5

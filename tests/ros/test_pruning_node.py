@@ -19,11 +19,9 @@ from nncontrol_prune.resources import share_directory
 from nncontrol_prune.ros.messages import parcel_of
 from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.service.rollouts import record_episodes
-from tests.ros.graph import LATCHED, Graph, NodeProcess, alive, children, wait_until
+from tests.ros.graph import LATCHED, QUICK, Graph, NodeProcess, alive, children, wait_until
 
 SERVICE, CONTROLLER = "/pruning_service", "/nn_controller"
-QUICK: dict[str, Any] = {"method": "uniform", "robustness__enabled": False, "attraction_starts": 0}
-"""A job of some seconds."""
 Start = Callable[..., NodeProcess]
 
 

@@ -127,9 +127,12 @@ def test_any_environment_with_named_joints_runs(graph: Graph, environment: str, 
         ({"env": "Hoper-v5"}, "there is no environment 'Hoper-v5'; did you mean"),
         ({"real_time_factor": 0}, "real_time_factor = 0.0: input should be greater than or equal to 0.01"),
         ({"headles": True}, "there is no key 'headles'; did you mean headless?"),
+        ({"headless": False}, "without a display, leave headless at true"),
     ],
 )
-def test_what_is_wrong_ends_the_node_with_one_sentence(graph: Graph, parameters, problem) -> None:
+def test_what_is_wrong_ends_the_node_with_one_sentence(graph: Graph, monkeypatch, parameters, problem) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
     node = graph.start("simulator_node", **parameters)
     assert node.process.wait(20) == 1
     assert problem in node.log

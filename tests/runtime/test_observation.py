@@ -7,7 +7,7 @@ import pytest
 
 from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.controllers.specs import ObservationSpec, ObservationTerm
-from nncontrol_prune.runtime.observation import ObservationAssembler, projected_gravity
+from nncontrol_prune.runtime.observation import ObservationAssembler, projected_gravity, rotation_problem
 
 CARTPOLE = ObservationSpec(
     terms=(
@@ -51,6 +51,7 @@ def test_imu_command_and_previous_action_have_their_places() -> None:
         )
     )
     assembler = ObservationAssembler(spec, 2)
+    assert assembler.observation[6:8].tolist() == [0.0, 0.0], "nothing was commanded yet"
     assert assembler.vectors == ("angular_velocity", "velocity_command")
     assembler.vector("angular_velocity", [4.0, 8.0, 12.0])
     assembler.vector("velocity_command", [1.0, 0.0, 0.5])
@@ -70,3 +71,9 @@ def test_gravity_points_down_in_the_bodys_frame() -> None:
     assert projected_gravity((0.0, 0.0, 0.0, 1.0)) == (0.0, 0.0, -1.0)
     half = math.sqrt(0.5)  # rolled by 90 degrees: the body's y axis points up
     np.testing.assert_allclose(projected_gravity((half, 0.0, 0.0, half)), (0.0, -1.0, 0.0), atol=1e-12)
+
+
+def test_quaternion_that_is_no_rotation_is_told() -> None:
+    assert rotation_problem((0.0, 0.0, 0.0, 0.0)) == "its quaternion has norm 0, not 1"
+    assert rotation_problem((0.5, 0.5, 0.5, 0.5005)) == ""
+    assert rotation_problem((math.nan, 0.0, 0.0, 1.0)) == "", "NaN shows in the observation"
