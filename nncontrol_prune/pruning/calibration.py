@@ -111,7 +111,7 @@ def calibration_from(
             f"the rollouts hold {len(rows)} usable transitions{followed}; at least {MIN_ROWS} are needed"
         )
     weights = np.zeros(len(finite))
-    weights[usable] = _row_weights(rollouts.observation[usable], rollouts.episode[usable])
+    weights[usable] = _row_weights(rollouts.observation[usable], rollouts.episode[usable], rollouts.step[usable])
     held_out = _held_out(rollouts.episode[rows])
     rng = np.random.default_rng(seed)
     spread, action_spread = rollouts.observation[usable].std(axis=0), rollouts.action[usable].std(axis=0)
@@ -169,14 +169,14 @@ def _followed(finite: NDArray[np.bool_], successors: NDArray[np.intp], horizon: 
     return np.flatnonzero(fits)
 
 
-def _row_weights(observation: NDArray[np.float64], episode: NDArray[np.int64]) -> NDArray[np.float64]:
+def _row_weights(
+    observation: NDArray[np.float64], episode: NDArray[np.int64], step: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """Weight each row by its speed in standardized units, and by the time since its episode's start."""
     standardized = observation / np.maximum(observation.std(axis=0), 1e-9)
     speed = np.linalg.norm(np.diff(standardized, axis=0, prepend=standardized[:1]), axis=1)
     first = np.diff(episode, prepend=episode[0] - 1) != 0
     speed[first] = 0.0
-    rows = np.arange(len(episode))
-    step = rows - np.maximum.accumulate(np.where(first, rows, 0))
     share = START_SHARE if np.count_nonzero(first) >= FEW_EPISODES else 0.0
     return (1 - share) * _clipped(speed) + share * _clipped(1.0 / (step + START_STEPS))
 

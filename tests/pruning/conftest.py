@@ -57,7 +57,7 @@ def make_rollouts() -> Callable[..., Rollouts]:
             action=np.zeros((rows, 1)),
             reward=np.full(rows, np.nan),
             episode=np.zeros(rows, dtype=np.int64) if episode is None else episode,
-            step=np.arange(rows),
+            step=np.arange(rows) if episode is None else np.arange(rows) - np.searchsorted(episode, episode),
             terminated=np.zeros(rows, dtype=bool),
             truncated=np.zeros(rows, dtype=bool),
             controllers=["test@" + "0" * 64],

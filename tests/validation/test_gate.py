@@ -165,7 +165,7 @@ def _flip_sign(module: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "criterion"),
-    [(_flip_sign, "success"), (amplify(0.05), "success"), (amplify(40.0), "action rate")],
+    [(_flip_sign, "success"), (amplify(0.05), "success"), (amplify(8.0), "action rate")],
     ids=["sign flip", "gain far too low", "gain far too high: it chatters"],
 )
 def test_planted_fault_is_rejected(shipped_bundle: Bundle, cache: EpisodeCache, fault: Change, criterion: str) -> None:
