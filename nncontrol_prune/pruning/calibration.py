@@ -177,7 +177,8 @@ def _row_weights(
     speed = np.linalg.norm(np.diff(standardized, axis=0, prepend=standardized[:1]), axis=1)
     first = np.diff(episode, prepend=episode[0] - 1) != 0
     speed[first] = 0.0
-    share = START_SHARE if np.count_nonzero(first) >= FEW_EPISODES else 0.0
+    starts_known = np.count_nonzero(first) >= FEW_EPISODES and step.min() >= 0  # -1 where a robot logged none
+    share = START_SHARE if starts_known else 0.0
     return (1 - share) * _clipped(speed) + share * _clipped(1.0 / (step + START_STEPS))
 
 

@@ -136,6 +136,18 @@ class CoefficientProblem(Generic[Module]):
         """Return each variable's coefficient with this many channels kept."""
         return [1.0 - count / channels for count, channels in zip(kept, self.channels, strict=True)]
 
+    def check_reachable(self) -> None:
+        """Check that some choice of channels is sparse enough.
+
+        Raises:
+            PruningError: None is; the message names the reachable range.
+        """
+        if self.sparsity > self.largest_sparsity + self.tolerance:
+            raise PruningError(
+                f"sparsity {self.sparsity:g} cannot be reached: with as few channels as may be left in every group "
+                f"it is {self.largest_sparsity:.4g}, which is the largest for this controller; the smallest is 0"
+            )
+
     def land(self, coefficients: Sequence[float]) -> list[int]:
         """Return whole numbers of channels to keep, within the tolerance of the target, near some coefficients.
 
@@ -145,11 +157,7 @@ class CoefficientProblem(Generic[Module]):
         Raises:
             PruningError: No choice of channels is within the tolerance.
         """
-        if self.sparsity > self.largest_sparsity + self.tolerance:
-            raise PruningError(
-                f"sparsity {self.sparsity:g} cannot be reached: with as few channels as may be left in every group "
-                f"it is {self.largest_sparsity:.4g}, which is the largest for this controller; the smallest is 0"
-            )
+        self.check_reachable()
         low, high = -1.0, 1.0
         for _ in range(40):
             shift = (low + high) / 2

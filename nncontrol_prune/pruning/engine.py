@@ -331,16 +331,16 @@ def coefficient_problem(
         progress: Told of each stage.
         latency: Measures latency, where the budget is one.
         teacher: Whose outputs to keep; by default the network's own.
+
+    Raises:
+        PruningError: The network cannot be traced, or the budget cannot be reached.
     """
     progress("groups", 0.0)
     groups = network.groups(calibration.fit)
-    progress("importance", 0.0)
-    evidence = Evidence(network, groups, calibration.fit, calibration.fit_weights, terms, settings.seed)
-    scores = [score.detach() for score in IMPORTANCES[settings.importance](evidence)]
-    return CoefficientProblem(
+    problem = CoefficientProblem(
         network=network,
         groups=groups,
-        scores=normalized(groups, scores, settings.component_weights),
+        scores=(),
         calibration=calibration,
         terms=terms,
         cost=_cost(network, groups, calibration, settings, latency),
@@ -349,6 +349,11 @@ def coefficient_problem(
         seed=settings.seed,
         teacher=teacher,
     )
+    problem.check_reachable()  # before the importance, which may take minutes
+    progress("importance", 0.0)
+    evidence = Evidence(network, groups, calibration.fit, calibration.fit_weights, terms, settings.seed)
+    scores = [score.detach() for score in IMPORTANCES[settings.importance](evidence)]
+    return replace(problem, scores=normalized(groups, scores, settings.component_weights))
 
 
 def _cost(
@@ -368,7 +373,7 @@ def _cost(
         raise PruningError("a budget on latency needs a way to measure it; there is one for controllers in bundles")
     measured = []
     for share in LATENCY_SHARES:
-        kept = [max(1, round(share * group.channels)) for group in groups]
+        kept = [max(group.fewest, round(share * group.channels)) for group in groups]
         module = remove_channels(network.module, groups, [torch.arange(count) for count in kept])
         shares = [count / group.channels for count, group in zip(kept, groups, strict=True)]
         measured.append((float(multiplications(shares)), latency(module)))

@@ -231,7 +231,9 @@ def _takes(module: nn.Module, member: Member) -> bool:
 
 def _needed(module: nn.Module, member: Member) -> int:
     """Return how many channels have to stay for the module that holds a member."""
-    return math.ceil(NORMED_ENTRIES.get(type(module.get_submodule(member.module)), 1) / member.width)
+    owner = module.get_submodule(member.module)
+    entries = next((entries for norm, entries in NORMED_ENTRIES.items() if isinstance(owner, norm)), 1)
+    return math.ceil(entries / member.width)
 
 
 def describe(groups: Sequence[Group], module: nn.Module) -> Iterator[dict[str, Any]]:

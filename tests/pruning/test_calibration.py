@@ -49,6 +49,17 @@ def test_one_long_log_has_no_starts(make_rollouts) -> None:
     np.testing.assert_allclose(data.fit_weights[1:], data.fit_weights[1], rtol=1e-3)
 
 
+def test_robot_that_logs_no_steps_has_no_starts(make_rollouts) -> None:
+    steady = np.linspace(0.0, 1.0, 2000)[:, None] * np.ones((1, 2))
+    rollouts = make_rollouts(steady, np.arange(2000) // 200)
+    rollouts.step[:] = -1
+    transients = np.arange(2000) % 200 > 150
+    rollouts.observation[transients] += np.random.default_rng(0).normal(size=(transients.sum(), 2))
+    data = calibration_from(rollouts, perturbation=0.0)
+    rest = data.fit_weights.min()
+    assert data.fit_weights.max() > 50 * rest  # a quarter that is alike for all would leave a factor of 20 or so
+
+
 def test_rows_are_thinned_to_the_limit(make_rollouts) -> None:
     data = calibration_from(
         make_rollouts(np.random.default_rng(0).normal(size=(5000, 2))), max_rows=400, perturbation=0.0

@@ -126,6 +126,14 @@ def test_bad_input_gets_one_clear_sentence(classifier: nn.Module, changes: dict[
         prune(classifier, **arguments)
 
 
+def test_budget_out_of_reach_is_told_before_anything_takes_long(classifier: nn.Module) -> None:
+    stages: list[str] = []
+    with pytest.raises(PruningError, match="cannot be reached"):
+        prune(classifier, data=torch.randn(200, 6), budget=0.9999, components={"all": [""]},
+              progress=Progress(lambda stage, _: stages.append(stage)))  # fmt: skip
+    assert set(stages) == {"groups"}
+
+
 @pytest.mark.parametrize("stage", ["groups", "importance", "coefficients", "reconstruction", "distillation"])
 def test_it_can_be_cancelled_in_every_stage(classifier: nn.Module, stage: str) -> None:
     reached: list[str] = []
