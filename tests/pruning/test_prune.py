@@ -85,6 +85,19 @@ def test_latency_is_a_budget_where_it_can_be_measured(classifier: nn.Module) -> 
         prune(classifier, data=torch.randn(300, 6), budget=Budget(0.3, cost="latency"), components={"all": [""]})
 
 
+def test_latency_is_measured_only_of_networks_that_could_be_the_result() -> None:
+    model = nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 2))
+    measured: list[int] = []
+
+    def seconds(module: Any) -> float:
+        measured.append(module[0].out_features)
+        return 1e-6 * measured[-1]
+
+    prune(model, data=torch.randn(300, 6), budget=Budget(0.3, cost="latency", tolerance=0.1), method="uniform",
+          components={"all": [""]}, latency=seconds)  # fmt: skip
+    assert min(measured) == 3  # of two channels a LayerNorm leaves signs; a planner's export was refused for that
+
+
 @pytest.mark.parametrize("method", ["uniform", "threshold", "grid", "gradient"])
 def test_no_method_leaves_a_layer_norm_fewer_channels_than_it_needs(method: Any) -> None:
     torch.manual_seed(0)
