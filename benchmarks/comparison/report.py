@@ -93,6 +93,8 @@ def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: s
         "below 50, not looked into further."
     )
     yield ""
+    yield "What was run of it and when, and what the tasks say together: [README.md](README.md)."
+    yield ""
     yield f"![{task.score} kept against sparsity]({picture})"
     for name in helps:
         yield ""
