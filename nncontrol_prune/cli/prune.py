@@ -44,6 +44,10 @@ def prune(
         int | None,
         typer.Option(help="Rounds with states that the pruned controller meets in --env; by default 3 where possible."),
     ] = PRUNING.on_policy_rounds,
+    variations: Annotated[
+        int | None,
+        typer.Option(help="Choices of coefficients to try in --env, at the most; by default 12 where possible."),
+    ] = PRUNING.variations,
     perturbation: Annotated[
         float, typer.Option(help="Noise on a second copy of the rollouts, in standard deviations.")
     ] = PRUNING.perturbation,
@@ -79,6 +83,7 @@ def prune(
         "rounds": rounds,
         "distill_steps": distill_steps,
         "on_policy_rounds": on_policy_rounds,
+        "variations": variations,
         "perturbation": perturbation,
         "max_rows": max_rows,
         "jobs": jobs,

@@ -1,16 +1,19 @@
 """The pruning engine: one network, its data and what matters, made smaller.
 
-Groups, importance, coefficients, surgery, reconstruction, distillation; in one round or in several.
+Groups, importance, coefficients, surgery, reconstruction, distillation; in one round or in several. Where a closed loop
+can be asked, it has the last word on the coefficients.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic
 
+import numpy as np
 import torch
 
 from nncontrol_prune.progress import Progress
@@ -31,6 +34,8 @@ from nncontrol_prune.pruning.terms import Term, check_terms, scaled_terms
 
 LATENCY_SHARES = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
 """Shares of all channels at which latency is measured."""
+VARIATION = 0.12
+"""Standard deviation by which coefficients are varied."""
 
 Latency = Callable[[Any], float]
 """Measures the seconds that one run of a network takes where it is deployed."""
@@ -88,10 +93,14 @@ class Candidate(Generic[Module]):
         module: The network.
         method: How the coefficients were found.
         rebuild: Builds it anew, without gradient steps, from other data.
+        vary: Builds another one, with its number and coefficients near these; raises `PruningError` where no whole
+            number of channels meets the budget.
         groups: What became of each group.
         sparsity: The share of the cost that is gone.
         objective: On the held-out part.
         errors: Mean error by term, on the held-out part.
+        exceeded: Names of the terms whose limit it exceeds.
+        variation: Its number among those that were varied; 0 for what the method itself found.
         on_policy: Whether it was rebuilt with states that it gets into itself.
         distilled: Whether gradient steps followed.
     """
@@ -99,17 +108,21 @@ class Candidate(Generic[Module]):
     module: Module
     method: Method
     rebuild: Callable[[Calibration], Module]
+    vary: Callable[[int, np.random.Generator], Candidate[Module]]
     groups: list[GroupOutcome]
     sparsity: float
     objective: float
     errors: dict[str, float]
+    exceeded: list[str]
+    variation: int = 0
     on_policy: bool = False
     distilled: bool = False
 
     @property
     def name(self) -> str:
         """The method, and what followed."""
-        return self.method + "_on_policy" * self.on_policy + "_distilled" * self.distilled
+        varied = f"_varied_{self.variation}" if self.variation else ""
+        return self.method + varied + "_on_policy" * self.on_policy + "_distilled" * self.distilled
 
 
 @dataclass(frozen=True)
@@ -117,7 +130,7 @@ class Pruned(Generic[Module]):
     """What the engine made of a network.
 
     Attributes:
-        candidates: All that there were, by name.
+        candidates: All that there were, by name; of those with varied coefficients only what was for the better.
         chosen: The one that was chosen.
         warnings: What the user should know, as sentences.
         search_seconds: Time that finding the coefficients took, over all rounds.
@@ -131,6 +144,9 @@ class Pruned(Generic[Module]):
 
 Choose = Callable[[Sequence[Candidate[Any]]], int]
 """Takes candidates and returns the index of the best; in closed loop, where there is one."""
+
+Enough = Callable[[Candidate[Any]], bool]
+"""Tells whether a candidate does as the dense network does, so that no better one need be looked for."""
 
 MoreData = Callable[[Any], Batch]
 """Runs a pruned network in its environment and returns the rows it met."""
@@ -151,6 +167,7 @@ def prune_network(
     latency: Latency | None = None,
     more_data: MoreData | None = None,
     choose: Choose | None = None,
+    enough: Enough | None = None,
 ) -> Pruned[Module]:
     """Prune a network.
 
@@ -163,8 +180,9 @@ def prune_network(
         latency: Measures latency, where the budget is one.
         more_data: For rebuilding in several rounds with states that the pruned network gets into.
         choose: Picks among candidates better than the objective can. With it, uniform coefficients are a candidate
-            beside those of the method. What it picks is rebuilt on policy, and distilled, and it is asked each time
-            whether that was for the better.
+            beside those of the method. What it picks has its coefficients varied as often as the settings say, is
+            rebuilt on policy, and distilled, and it is asked each time whether that was for the better.
+        enough: Ends the varying; without, all of it is done.
 
     Raises:
         PruningError: The network cannot be traced, the components or terms do not fit it, or the budget cannot be
@@ -172,6 +190,8 @@ def prune_network(
         Cancelled: `progress` said so.
     """
     progress = progress or Progress()
+    if settings.variations and choose is None:
+        raise PruningError("variations of the coefficients need an environment, or `choose`, to be judged by")
     progress("groups", 0.0)
     with torch.no_grad():
         few = take(calibration.fit, torch.arange(2))
@@ -196,6 +216,10 @@ def prune_network(
         warnings += notes
         search_seconds += seconds
     chosen = _chosen(candidates, choose, progress)
+    if choose is not None:
+        better = list(_varied(chosen, choose, enough, settings, progress))
+        candidates += better
+        chosen = [chosen, *better][-1]
     data = calibration
     if more_data is not None and settings.on_policy_rounds:
         module, data = refitted_on_policy(
@@ -243,6 +267,7 @@ def _shrunk(
         The candidate, what the user should know, and the seconds that finding coefficients took.
     """
     problem, module, left = first, first.network.module, [group.channels for group in first.groups]
+    candidate: Candidate[Module] | None = None
     warnings, seconds = list[str](), 0.0
     for number in range(1, settings.rounds + 1):
         if number > 1:
@@ -260,20 +285,71 @@ def _shrunk(
         kept = optimizer_of(settings)(problem, progress)
         seconds += time.monotonic() - started
         progress("reconstruction", 0.0)
-        module, left = problem.build(kept), problem.kept_of(kept)
+        candidate = _candidate(first, problem, kept, settings.method)
+        module, left = candidate.module, problem.kept_of(kept)
         warnings += problem.warnings
-    exceeded = problem.violated(module)
-    if exceeded:
-        warnings.append(f"the limit on {', '.join(exceeded)} is exceeded by every choice that was tried")
+    assert candidate is not None
+    if candidate.exceeded:
+        warnings.append(f"the limit on {', '.join(candidate.exceeded)} is exceeded by every choice that was tried")
+    return candidate, warnings, seconds
+
+
+def _candidate(
+    first: CoefficientProblem[Module],
+    problem: CoefficientProblem[Module],
+    kept: Sequence[int],
+    method: Method,
+    variation: int = 0,
+) -> Candidate[Module]:
+    """Build the network that keeps these channels in the last round's problem, and judge it by the first one's."""
+    module, left = problem.build(kept), problem.kept_of(kept)
     prices = [group.parameters_per_channel(first.network.module) for group in first.groups]
-    groups = [GroupOutcome(*outcome) for outcome in zip(first.groups, left, prices, strict=True)]
     objective, errors = first.errors(module)
 
     def rebuild(data: Calibration) -> Module:
         return replace(problem, calibration=data, warnings=[]).build(kept)
 
-    candidate = Candidate(module, settings.method, rebuild, groups, _removed(first, left), objective, errors)
-    return candidate, warnings, seconds
+    def vary(number: int, rng: np.random.Generator) -> Candidate[Module]:
+        coefficients = problem.coefficients_of(kept) + VARIATION * rng.normal(size=len(kept))
+        return _candidate(first, problem, problem.land(coefficients.tolist()), method, number)
+
+    return Candidate(
+        module=module,
+        method=method,
+        rebuild=rebuild,
+        vary=vary,
+        groups=[GroupOutcome(*outcome) for outcome in zip(first.groups, left, prices, strict=True)],
+        sparsity=_removed(first, left),
+        objective=objective,
+        errors=errors,
+        exceeded=problem.violated(module),
+        variation=variation,
+    )
+
+
+def _varied(
+    candidate: Candidate[Module], choose: Choose, enough: Enough | None, settings: PruningSettings, progress: Progress
+) -> Iterator[Candidate[Module]]:
+    """Vary coefficients, one choice after the other, and yield each that is better than the best so far.
+
+    A (1+1) evolution strategy (Rechenberg 1973) whose fitness is the closed loop. No error on logged states tells which
+    of two networks gets by with the states that it leads itself into.
+    """
+    wanted = settings.variations or 0
+    rng = np.random.default_rng(settings.seed)
+    seen = [candidate.groups]
+    for number in range(1, wanted + 1):
+        progress("coefficients in closed loop", (number - 1) / wanted)
+        if enough is not None and enough(candidate):
+            return
+        with contextlib.suppress(PruningError):  # near some coefficients no whole number of channels meets the budget
+            other = candidate.vary(number, rng)
+            if other.groups in seen or other.exceeded:
+                continue
+            seen.append(other.groups)
+            if choose([candidate, other]) == 1:
+                candidate = other
+                yield candidate
 
 
 def refitted_on_policy(

@@ -27,6 +27,7 @@ from nncontrol_prune.pruning.terms import Term, chosen_terms
 from nncontrol_prune.rollouts.reader import Rollouts
 
 ON_POLICY_ROUNDS = 3
+VARIATIONS = 12
 """Where the user names no number."""
 ON_POLICY_ROWS = 3000
 """States of each round at the most."""
@@ -62,6 +63,9 @@ class PruningReport(Spec):
 Choose = Callable[[Sequence[Bundle]], int]
 """Takes pruned controllers and returns the index of the best in closed loop."""
 
+Enough = Callable[[Bundle], bool]
+"""Tells whether a pruned controller does in closed loop as the dense one does."""
+
 Observe = Callable[[Bundle], NDArray[np.float64]]
 """Runs a controller in its environment and returns the observations (rows, n) it met."""
 
@@ -73,6 +77,7 @@ def prune_bundle(
     *,
     name: str | None = None,
     choose: Choose | None = None,
+    enough: Enough | None = None,
     observe: Observe | None = None,
     progress: Progress | None = None,
 ) -> tuple[Bundle, PruningReport]:
@@ -83,8 +88,9 @@ def prune_bundle(
         rollouts: What the loop logged, with the controller's observation size.
         settings: How much to remove and how.
         name: Of the new controller; by default the dense one's with the sparsity.
-        choose: Picks among the candidates: the method's coefficients or uniform ones, before or after distillation.
-            By default the held-out error does.
+        choose: Picks among the candidates: the method's coefficients, uniform ones or those near the better of them,
+            before or after distillation. By default the held-out error does.
+        enough: Tells when coefficients need not be varied any more.
         observe: Runs a candidate in its environment, for on-policy rounds.
         progress: Told of every stage, and asked whether to stop.
 
@@ -107,6 +113,9 @@ def prune_bundle(
             if observe is None
             else f"on-policy rounds are not possible for {manifest.architecture.kind} controllers"
         )
+
+    if settings.variations is None:
+        settings = settings.model_copy(update={"variations": 0 if enough is None else VARIATIONS})
 
     def bundle_of(module: Any, provenance: Provenance | None = None) -> Bundle:
         try:
@@ -142,6 +151,11 @@ def prune_bundle(
         usable = [bundle for bundle in found if isinstance(bundle, Bundle)]
         return found.index(usable[choose(usable) if len(usable) > 1 else 0]) if usable else 0
 
+    def does_enough(candidate: Candidate[Any]) -> bool:
+        assert enough is not None
+        bundle = deployed(candidate)
+        return isinstance(bundle, Bundle) and enough(bundle)
+
     def met_by(module: Any) -> Batch:
         assert observe is not None
         return rows_like(calibration.fit, observe(bundle_of(module)))
@@ -155,6 +169,7 @@ def prune_bundle(
         latency=lambda module: latency_of(bundle_of(module)),
         more_data=None if observe is None else met_by,
         choose=None if choose is None else best_of,
+        enough=None if enough is None else does_enough,
     )
     chosen = pruned.chosen
     bundle = deployed(chosen)

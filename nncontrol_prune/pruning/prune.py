@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import HELD_OUT_SHARE, MIN_ROWS, Calibration
-from nncontrol_prune.pruning.engine import Choose, Pruned, prune_network
+from nncontrol_prune.pruning.engine import Choose, Enough, Pruned, prune_network
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Components
 from nncontrol_prune.pruning.network import Batch, Network, rows_of, take
@@ -54,6 +54,8 @@ def prune(
     distill_steps: int = 0,
     latency: Callable[[Any], float] | None = None,
     choose: Choose | None = None,
+    enough: Enough | None = None,
+    variations: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Pruned[Module]:
@@ -79,6 +81,8 @@ def prune(
         latency: Returns the seconds that a network takes; for a budget on latency.
         choose: Takes the candidates and returns the index of the best, where something can tell that better than the
             terms, such as a closed loop. With it, uniform coefficients are a candidate beside those of the method.
+        enough: Takes a candidate and tells whether to end the varying.
+        variations: Choices near the best one's coefficients that `choose` is asked about.
         seed: Of all that is drawn.
         progress: Told of every stage, and asked whether to stop.
 
@@ -123,13 +127,16 @@ def prune(
         component_weights=dict(component_weights or {}),
         rounds=rounds,
         distill_steps=distill_steps,
+        variations=variations,
         seed=seed,
     )
     if terms is None:
         with torch.no_grad():
             outputs = network.run(network.module, take(calibration.fit, torch.arange(2)))
         terms = [Term(name, scale=None) for name in outputs]
-    return prune_network(network, calibration, terms, settings, progress=progress, latency=latency, choose=choose)
+    return prune_network(
+        network, calibration, terms, settings, progress=progress, latency=latency, choose=choose, enough=enough
+    )
 
 
 def _checked_rows(batch: Batch, weights: Tensor | None, held_out: Tensor | None) -> int:

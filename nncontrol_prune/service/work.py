@@ -22,7 +22,7 @@ from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.evidence import gather
 from nncontrol_prune.validation.gate import judge
 from nncontrol_prune.validation.offline import check_offline
-from nncontrol_prune.validation.selection import best_in_closed_loop, observations_in
+from nncontrol_prune.validation.selection import ClosedLoop
 from nncontrol_prune.validation.settings import GateSettings
 
 if TYPE_CHECKING:
@@ -88,13 +88,15 @@ def prune(
     """Prune a controller; with an environment, candidates are chosen between in closed loop there."""
     from nncontrol_prune.pruning.pipeline import prune_bundle
 
+    loop = None if environment is None else ClosedLoop(environment, dense)
     return prune_bundle(
         dense,
         rollouts,
         settings,
         name=name,
-        choose=None if environment is None else best_in_closed_loop(environment),
-        observe=None if environment is None else observations_in(environment),
+        choose=None if loop is None else loop.best,
+        enough=None if loop is None else loop.enough,
+        observe=None if loop is None else loop.observations,
         progress=progress,
     )
 

@@ -8,42 +8,64 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nncontrol_prune.controllers.bundle import Bundle
-from nncontrol_prune.pruning.pipeline import ON_POLICY_ROWS, Choose, Observe
+from nncontrol_prune.pruning.pipeline import ON_POLICY_ROWS
 from nncontrol_prune.validation.evaluation import run_episodes, summarize, trajectories
+from nncontrol_prune.validation.metrics import Episode
 
 SELECTION_SEED = 50_000
 SELECTION_EPISODES = 10
+FIRST_EPISODES = 5
+"""Episodes after which candidates that succeeded less than half as often as the best in them are given up."""
+KEPT = 0.98
+"""Share of the dense controller's return that no better candidate is looked for at."""
 OBSERVATION_SEED = 60_000
 OBSERVATION_EPISODES = 10
 
-
-def best_in_closed_loop(environment: str, episodes: int = SELECTION_EPISODES) -> Choose:
-    """Return a function that picks the candidate with the most successes, then the highest mean return."""
-    ranks: dict[str, tuple[int, float]] = {}
-
-    def rank(candidate: Bundle) -> tuple[int, float]:
-        if candidate.digest not in ranks:
-            seeds = range(SELECTION_SEED, SELECTION_SEED + episodes)
-            summary = summarize(candidate, run_episodes(candidate, environment, seeds))
-            ranks[candidate.digest] = summary.successes, summary.return_mean
-        return ranks[candidate.digest]
-
-    def choose(candidates: Sequence[Bundle]) -> int:
-        found = [rank(candidate) for candidate in candidates]
-        return found.index(max(found))
-
-    return choose
+Rank = tuple[int, float]
+"""Successes, then the mean return."""
 
 
-def observations_in(environment: str, episodes: int = OBSERVATION_EPISODES) -> Observe:
-    """Return a function that runs a controller and returns the observations (rows, n) it met."""
+class ClosedLoop:
+    """An environment that candidates are run in; the same episodes for all, and none twice.
 
-    def observe(bundle: Bundle) -> NDArray[np.float64]:
+    Args:
+        environment: A gymnasium id.
+        dense: The controller that the candidates are to replace.
+    """
+
+    def __init__(self, environment: str, dense: Bundle) -> None:
+        self._environment = environment
+        self._dense = dense
+        self._episodes: dict[str, list[Episode]] = {}
+
+    def best(self, candidates: Sequence[Bundle]) -> int:
+        """Return the index of the candidate with the most successes, then the highest mean return."""
+        successes = [self._rank(candidate, FIRST_EPISODES)[0] for candidate in candidates]
+        left = [index for index, count in enumerate(successes) if 2 * count >= max(successes)]
+        if len(left) == 1:
+            return left[0]
+        return max(left, key=lambda index: self._rank(candidates[index], SELECTION_EPISODES))
+
+    def enough(self, candidate: Bundle) -> bool:
+        """Return whether a candidate does as the dense controller does."""
+        successes, mean = self._rank(candidate, SELECTION_EPISODES)
+        wanted, dense_mean = self._rank(self._dense, SELECTION_EPISODES)
+        return successes >= wanted and mean >= dense_mean - (1 - KEPT) * abs(dense_mean)
+
+    def observations(self, bundle: Bundle) -> NDArray[np.float64]:
+        """Run a controller and return the observations (rows, n) it met."""
         met: list[NDArray[np.float64]] = []
-        for trajectory in trajectories(bundle, environment, range(OBSERVATION_SEED, OBSERVATION_SEED + episodes)):
+        seeds = range(OBSERVATION_SEED, OBSERVATION_SEED + OBSERVATION_EPISODES)
+        for trajectory in trajectories(bundle, self._environment, seeds):
             met.extend(trajectory.observations[:-1])
             if len(met) >= ON_POLICY_ROWS:
                 break  # where episodes are long, a few are enough
         return np.array(met)
 
-    return observe
+    def _rank(self, bundle: Bundle, episodes: int) -> Rank:
+        known = self._episodes.setdefault(bundle.digest, [])
+        if len(known) < episodes:
+            seeds = range(SELECTION_SEED + len(known), SELECTION_SEED + episodes)
+            known.extend(run_episodes(bundle, self._environment, seeds))
+        summary = summarize(bundle, known[:episodes])
+        return summary.successes, summary.return_mean

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,46 @@ def test_uniform_coefficients_and_distillation_are_candidates_and_the_choice_is_
     assert pruned.manifest.architecture.hidden == tuple(group.kept for group in report.groups)
     assert list(report.errors) == ["threshold", "uniform", "uniform_distilled"]
     assert report.errors["uniform_distilled"] <= report.errors["uniform"]
+
+
+def test_coefficients_are_varied_until_the_closed_loop_has_enough(make_cartpole_bundle, rollouts) -> None:
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="uniform", distill_steps=20)
+    dense = make_cartpole_bundle(hidden=(24, 24, 24))
+    tried: list[Bundle] = []
+
+    def choose(candidates) -> int:
+        tried.append(candidates[1])
+        return int(len(tried) > 1)  # the first variation is for the worse
+
+    def enough(candidate: Bundle) -> bool:
+        return len(tried) == 2
+
+    pruned, report = prune_bundle(dense, rollouts, settings, choose=choose, enough=enough)
+    worse, better, distilled = (bundle.manifest.architecture.hidden for bundle in tried)
+    assert worse != better == distilled == tuple(group.kept for group in report.groups)
+    assert all(bundle.manifest.provenance.sparsity == pytest.approx(0.5, abs=0.03) for bundle in tried)
+    uniform, varied, last = report.errors
+    assert (uniform, last, report.chosen) == ("uniform", f"{varied}_distilled", last)
+    assert re.fullmatch(r"uniform_varied_\d+", varied)
+    tried.clear()
+    again, _ = prune_bundle(dense, rollouts, settings, choose=choose, enough=enough)
+    assert again.digest == pruned.digest
+    tried.clear()
+    prune_bundle(dense, rollouts, settings.model_copy(update={"variations": 1}), choose=choose, enough=enough)
+    assert len(tried) == 2, "one variation, and distillation"
+
+
+def test_variations_that_exceed_a_limit_are_not_asked_about(small_bundle: Bundle, rollouts) -> None:
+    settings = PruningSettings(
+        sparsity=0.5, tolerance=0.03, method="uniform", limits={"action": 1e-12}, variations=3, on_policy_rounds=0
+    )
+    _, report = prune_bundle(small_bundle, rollouts, settings, choose=lambda candidates: 1)
+    assert list(report.errors) == ["uniform"]
+
+
+def test_variations_need_a_closed_loop(small_bundle: Bundle, rollouts) -> None:
+    with pytest.raises(PruningError, match="variations of the coefficients need an environment"):
+        prune_bundle(small_bundle, rollouts, PruningSettings(variations=2))
 
 
 def test_without_a_closed_loop_the_held_out_error_chooses(small_bundle: Bundle, rollouts) -> None:
