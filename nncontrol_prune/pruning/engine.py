@@ -339,7 +339,7 @@ def _varied(
     rng = np.random.default_rng(settings.seed)
     seen = [candidate.groups]
     for number in range(1, wanted + 1):
-        progress("coefficients in closed loop", (number - 1) / wanted)
+        progress("closed-loop search", (number - 1) / wanted)
         if enough is not None and enough(candidate):
             return
         with contextlib.suppress(PruningError):  # near some coefficients no whole number of channels meets the budget

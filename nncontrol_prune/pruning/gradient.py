@@ -32,7 +32,6 @@ from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.layers import (
     NORMS,
-    by_channel,
     is_regression,
     places_in,
     regressors,
@@ -243,16 +242,15 @@ class _SoftLayers:
     ) -> Tensor:
         if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
             share = mask / mask.sum()
-            mean = (share * inputs).sum(-1, keepdim=True) if isinstance(layer, nn.LayerNorm) else 0.0
-            variance = (share * (inputs - mean).square()).sum(-1, keepdim=True)
+            centred = inputs - (inputs @ share)[..., None] if isinstance(layer, nn.LayerNorm) else inputs
             eps = layer.eps if layer.eps is not None else torch.finfo(inputs.dtype).eps
-            output = (inputs - mean) * torch.rsqrt(variance + eps) * layer.weight
+            output = centred * torch.rsqrt(centred.square() @ share + eps)[..., None] * layer.weight
             bias = getattr(layer, "bias", None)
             output = output if bias is None else output + bias
         if name not in fitted:
             fitted[name] = affine_fit(
-                by_channel(layer, output),
-                by_channel(layer, self._targets[name]),
+                responses(layer, output),
+                responses(layer, self._targets[name]),
                 self._weights,
                 intercept=getattr(layer, "bias", None) is not None,
             )

@@ -58,7 +58,7 @@ def regressors(layer: nn.Module, inputs: Tensor) -> Tensor:
 
 def responses(layer: nn.Module, outputs: Tensor) -> Tensor:
     """Return a layer's outputs as (rows · positions, output channels)."""
-    if isinstance(layer, nn.Linear):
+    if channel_dimension(layer, outputs) == outputs.dim() - 1:
         return outputs.reshape(-1, outputs.shape[-1])
     return outputs.flatten(2).transpose(1, 2).reshape(-1, outputs.shape[1])
 

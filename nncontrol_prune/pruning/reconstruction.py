@@ -35,7 +35,6 @@ from torch import Tensor, nn
 from nncontrol_prune.pruning.groups import Group, leaving_entries
 from nncontrol_prune.pruning.layers import (
     NORMS,
-    by_channel,
     capture,
     channel_dimension,
     is_regression,
@@ -254,7 +253,7 @@ def blown_up(values: Tensor, factor: float) -> Tensor:
 
 
 def _refit_norm(layer: nn.Module, output: Tensor, target: Tensor, weights: Tensor) -> None:
-    found, wanted = by_channel(layer, output), by_channel(layer, target)
+    found, wanted = responses(layer, output), responses(layer, target)
     scale, offset = affine_fit(found, wanted, weights, intercept=getattr(layer, "bias", None) is not None)
     gain: Any = layer.weight
     shift: Any = getattr(layer, "bias", None)
@@ -264,16 +263,25 @@ def _refit_norm(layer: nn.Module, output: Tensor, target: Tensor, weights: Tenso
 
 
 def affine_fit(found: Tensor, wanted: Tensor, weights: Tensor, *, intercept: bool) -> tuple[Tensor, Tensor]:
-    """Fit `a · found + b` to what is wanted, channel by channel; both (rows, channels, positions). Differentiable."""
-    share = (weights / weights.sum())[:, None, None] / found.shape[2]
-    mean = (share * found).sum(dim=(0, 2), keepdim=True) * float(intercept)
-    wanted_mean = (share * wanted).sum(dim=(0, 2), keepdim=True) * float(intercept)
-    variance = (share * (found - mean).square()).sum(dim=(0, 2))
-    covariance = (share * (found - mean) * (wanted - wanted_mean)).sum(dim=(0, 2))
+    """Fit `a · found + b` to what is wanted, channel by channel; differentiable.
+
+    Args:
+        found: What there is, (rows · positions, channels).
+        wanted: What it is to be, of the same shape.
+        weights: Of the rows.
+        intercept: Whether there is a b.
+
+    Returns:
+        a and b, (channels,).
+    """
+    share = (weights / weights.sum()).repeat_interleave(len(found) // len(weights)) * (len(weights) / len(found))
+    mean, wanted_mean = float(intercept) * (share @ found), float(intercept) * (share @ wanted)
+    centred = found - mean
+    variance, covariance = share @ centred.square(), share @ (centred * (wanted - wanted_mean))
     # A channel that never changes keeps its scale, and only its offset is fitted.
     constant = variance <= 1e-12
     scale = torch.where(constant, torch.ones_like(variance), covariance / variance.clamp_min(1e-12))
-    return scale, wanted_mean[0, :, 0] - scale * mean[0, :, 0]
+    return scale, wanted_mean - scale * mean
 
 
 def moments(

@@ -61,9 +61,9 @@ def test_constant_inputs_give_the_mean() -> None:
 
 
 def test_affine_fit_finds_scale_and_offset_of_every_channel() -> None:
-    found = torch.randn(100, 3, 2)
+    found = torch.randn(200, 3)  # of 100 rows with two positions each
     scale, offset = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([0.0, 3.0, -1.0])
-    wanted = found * scale[:, None] + offset[:, None]
+    wanted = found * scale + offset
     a, b = affine_fit(found, wanted, torch.rand(100), intercept=True)
     torch.testing.assert_close(a, scale, atol=1e-4, rtol=0)
     torch.testing.assert_close(b, offset, atol=1e-4, rtol=0)

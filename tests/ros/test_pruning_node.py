@@ -109,7 +109,7 @@ def test_deploying_is_left_to_the_user_and_refused_before_anything_is_accepted(g
 
 def test_rejected_controller_is_never_deployed(graph, controller, service) -> None:
     controller()
-    service(sparsity=0.998, tolerance=0.05, auto_deploy=True)
+    service(sparsity=0.998, tolerance=0.05, variations=0, auto_deploy=True)
     ready(graph)
     graph.trigger(f"{SERVICE}/prune")
     job = ended(graph)
@@ -131,7 +131,7 @@ def test_job_is_cancelled_in_every_stage_and_leaves_nothing(graph, controller, s
     ready(graph)
     assert graph.trigger(f"{SERVICE}/prune")[0]
     order = ["", "starting", "rollouts", "groups", "importance", "coefficients", "reconstruction", "choice"]
-    order += ["on-policy rounds", "validation", "robustness"]
+    order += ["closed-loop search", "on-policy rounds", "validation", "robustness"]
     wait_until(lambda: order.index(status(graph)["stage"]) >= order.index(stage), 60)
     workers = children(node.pid)
     assert graph.trigger(f"{SERVICE}/cancel") == (True, "job 1 is cancelled")

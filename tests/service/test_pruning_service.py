@@ -140,7 +140,7 @@ def test_second_job_is_refused_while_one_runs(service: PruningService, job: Job)
 def test_rejected_candidate_is_kept_with_its_verdict_and_cannot_be_staged(
     service: PruningService, store: BundleStore, job: Job
 ) -> None:
-    ruinous = PruningSettings(sparsity=0.998, method="uniform", tolerance=0.05)
+    ruinous = PruningSettings(sparsity=0.998, method="uniform", tolerance=0.05, variations=0)
     service.start(job.model_copy(update={"pruning": ruinous}))
     status = wait_for(service)
     assert status.state == "rejected"
