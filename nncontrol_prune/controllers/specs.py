@@ -38,6 +38,8 @@ VECTOR_SIZES = {
 }
 """Sizes of quantities that an IMU or a velocity command gives."""
 
+JOINT_QUANTITIES = ("position", "velocity", "effort", "cos", "sin")
+
 Quantity = Literal[
     "position",
     "velocity",
@@ -60,7 +62,7 @@ class ObservationTerm(Spec):
     name: str
     size: Annotated[int, Field(ge=1, le=100_000)]
     quantity: Quantity = "other"
-    """What is measured: of joints, the first five; `other` is what only the plant can tell."""
+    """What is measured: of joints, `JOINT_QUANTITIES`; `other` is what only the plant can tell."""
     joints: tuple[str, ...] = ()
     """The joints measured, in order; empty for quantities that are no joint's."""
     unit: str = ""
@@ -70,6 +72,8 @@ class ObservationTerm(Spec):
 
     @model_validator(mode="after")
     def _joints_match_size(self) -> ObservationTerm:
+        if self.quantity in JOINT_QUANTITIES and not self.joints:
+            raise ValueError(f"term {self.name!r} measures the {self.quantity} of no joint: name its joints")
         if self.joints and len(self.joints) != self.size:
             raise ValueError(f"term {self.name!r} has size {self.size} but names {len(self.joints)} joints")
         wanted = VECTOR_SIZES.get(self.quantity, self.size)

@@ -182,6 +182,7 @@ class LoopRunner:
         """Go through what the next state will need, without commanding anything."""
         with self._lock:
             if self._running and self._prepared and self.loop is not None and not self.stale:
+                self.link.rehearse()
                 self.loop.rehearse(time.perf_counter() + self._rehearsal_time)
 
     def _watch(self) -> None:

@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nncontrol_prune.controllers.errors import ControllerError
-from nncontrol_prune.controllers.specs import VECTOR_SIZES, ObservationSpec, ObservationTerm
+from nncontrol_prune.controllers.specs import JOINT_QUANTITIES, VECTOR_SIZES, ObservationSpec, ObservationTerm
 
 Vector = NDArray[np.float64]
-JOINT_QUANTITIES = ("position", "velocity", "effort", "cos", "sin")
+NORM_TOLERANCE = 0.01
+"""How far the norm of a quaternion may be off 1; one of zeros, as of a driver that estimates none, is no rotation."""
+MEASURED = ("position", "velocity", "effort")
+"""What joint states hold of each joint."""
+
+
+def _cos(angle: float) -> float:
+    return math.cos(angle) if math.isfinite(angle) else math.nan
+
+
+def _sin(angle: float) -> float:
+    return math.sin(angle) if math.isfinite(angle) else math.nan
+
+
+SOURCES: dict[str, tuple[int, Callable[[float], float]]] = {
+    "position": (0, float),
+    "cos": (0, _cos),
+    "sin": (0, _sin),
+    "velocity": (1, float),
+    "effort": (2, float),
+}
+"""Which measured value, of `MEASURED`, each quantity of a joint comes from, and how."""
+_JointEntry = tuple[int, int, Callable[[float], float], float]
+"""An entry of the observation: number of the measured value, number of the joint, what is made of it, scale."""
 
 
 class ObservationAssembler:
@@ -47,9 +70,10 @@ class ObservationAssembler:
         """The terms that only their plant can tell."""
         self._values = np.full(spec.size, math.nan)
         self.previous_action(np.zeros(action_size))  # nothing was commanded yet, as when an episode begins
-        self._scale = np.repeat([term.scale for term in spec.terms], [term.size for term in spec.terms])
         self._names: tuple[str, ...] = ()
-        self._columns: list[tuple[slice, str, list[int]]] = []
+        self._measured: tuple[int, ...] = ()
+        self._entries: list[_JointEntry] = []
+        self._joint_places = np.zeros(0, dtype=np.intp)
 
     @property
     def observation(self) -> Vector:
@@ -71,23 +95,17 @@ class ObservationAssembler:
             Why they cannot be used, as a sentence; None if they were. Nothing is taken of those that cannot.
         """
         if tuple(names) != self._names:
-            reason = self._find_columns(tuple(names))
+            reason = self._find_joints(tuple(names))
             if reason is not None:
                 return reason
-        sources: Mapping[str, Sequence[float]] = {"position": position, "velocity": velocity, "effort": effort}
-        for _, quantity, _ in self._columns:
-            source = SOURCES[quantity]
-            if len(sources[source]) != len(names):
-                return f"the joint states have {len(sources[source])} values of {source} for {len(names)} joints"
-        for place, quantity, columns in self._columns:
-            values = sources[SOURCES[quantity]]
-            taken = [values[column] for column in columns]
-            if quantity == "cos":
-                taken = [math.cos(value) if math.isfinite(value) else math.nan for value in taken]
-            elif quantity == "sin":
-                taken = [math.sin(value) if math.isfinite(value) else math.nan for value in taken]
-            self._values[place] = taken
-            self._values[place] *= self._scale[place]
+        # One pass over plain numbers: this runs in every tick, and small arrays cost more than they save.
+        sources, count = (position, velocity, effort), len(names)
+        for source in self._measured:
+            if len(sources[source]) != count:
+                return f"the joint states have {len(sources[source])} values of {MEASURED[source]} for {count} joints"
+        self._values[self._joint_places] = [
+            scale * convert(sources[source][column]) for source, column, convert, scale in self._entries
+        ]
         return None
 
     def vector(self, quantity: str, values: Sequence[float]) -> None:
@@ -110,25 +128,20 @@ class ObservationAssembler:
         """Take the action (m,) that was commanded last."""
         self.vector("previous_action", action)  # type: ignore[arg-type] # an array is as good as a sequence
 
-    def _find_columns(self, names: tuple[str, ...]) -> str | None:
+    def _find_joints(self, names: tuple[str, ...]) -> str | None:
         """Find the joints in a message; return which are missing, as a sentence."""
         missing = [joint for joint in self.joints if joint not in names]
         if missing:
             return f"the joint states lack {', '.join(missing)}; they have {', '.join(names) or 'none'}"
-        self._columns = [
-            (place, term.quantity, [names.index(joint) for joint in term.joints])
-            for term, place in self._places
-            if term.quantity in JOINT_QUANTITIES
-        ]
+        observed = [(term, place) for term, place in self._places if term.quantity in JOINT_QUANTITIES]
+        self._entries = []
+        for term, _ in observed:
+            source, convert = SOURCES[term.quantity]
+            self._entries += [(source, names.index(joint), convert, term.scale) for joint in term.joints]
+        self._joint_places = np.array([at for _, place in observed for at in range(place.start, place.stop)], np.intp)
+        self._measured = tuple(sorted({source for source, *_ in self._entries}))
         self._names = names
         return None
-
-
-NORM_TOLERANCE = 0.01
-"""How far the norm of a quaternion may be off 1; one of zeros, as of a driver that estimates none, is no rotation."""
-
-SOURCES = {"position": "position", "cos": "position", "sin": "position", "velocity": "velocity", "effort": "effort"}
-"""Which measured value each quantity comes from."""
 
 
 def projected_gravity(quaternion: Sequence[float]) -> tuple[float, float, float]:

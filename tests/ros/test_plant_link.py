@@ -1,0 +1,118 @@
+"""The loop's inputs by themselves, message by message."""
+
+from __future__ import annotations
+
+import array
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip("rclpy", reason="rclpy cannot be imported: no ROS 2 here, or it is not sourced")
+
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
+
+from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.controllers.specs import Manifest, ObservationSpec, ObservationTerm
+from nncontrol_prune.ros.messages import COMMAND, array_of, time_of
+from nncontrol_prune.ros.plant_link import PlantLink
+
+TERMS = (
+    ObservationTerm(name="angle", size=1, quantity="position", joints=("hinge",)),
+    ObservationTerm(name="contact", size=1),
+)
+LIMIT = 100.0
+
+
+class Plant:
+    """A link, and what a plant would send it; times are of a clock that stands still."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        context = rclpy.Context()
+        rclpy.init(context=context)
+        self.node = Node("plant", context=context, use_global_arguments=False)
+        self.states: list[float] = []
+        self.link = PlantLink(
+            self.node,
+            lambda name: f"/plant_link/{name}",
+            lambda: 0.0,
+            manifest,
+            timeout=1.0,
+            limit=LIMIT,
+            on_state=lambda: self.states.append(time.perf_counter()),
+        )
+        self._joints = self.node.create_publisher(JointState, "/plant_link/joint_states", COMMAND)
+        self._others = self.node.create_publisher(Float64MultiArray, "/plant_link/observation", COMMAND)
+        self._other = array_of((("stamp", 1), ("contact", 1)))
+        self._executor = SingleThreadedExecutor(context=context)
+        self._executor.add_node(self.node)
+        self.until(lambda: self._joints.get_subscription_count() and self._others.get_subscription_count())
+
+    def until(self, condition: Callable[[], object], seconds: float = 10.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "nothing came"
+            self._executor.spin_once(timeout_sec=0.1)
+
+    def until_states(self, count: int) -> None:
+        self.until(lambda: len(self.states) >= count)
+
+    def spin(self, seconds: float = 0.2) -> None:
+        """Take whatever has been sent."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self._executor.spin_once(timeout_sec=0.02)
+
+    def joint_states(self, stamp: float, angle: float) -> None:
+        message = JointState(name=["hinge"], position=array.array("d", [angle]))
+        message.header.stamp = time_of(stamp)
+        self._joints.publish(message)
+
+    def contact(self, stamp: float, value: float) -> None:
+        self._other.data = array.array("d", [stamp, value])
+        self._others.publish(self._other)
+
+    def observation(self) -> list[float]:
+        observation = np.zeros(2)
+        self.link.read(observation)
+        return observation.tolist()
+
+    def close(self) -> None:
+        context = self.node.context
+        self._executor.shutdown()
+        self.node.destroy_node()
+        context.try_shutdown()
+
+
+@pytest.fixture
+def plant(shipped_bundle: Bundle) -> Iterator[Plant]:
+    plant = Plant(shipped_bundle.manifest.model_copy(update={"observation": ObservationSpec(terms=TERMS)}))
+    yield plant
+    plant.close()
+
+
+def test_rehearsing_changes_nothing_of_a_state_that_is_not_complete_yet(plant: Plant) -> None:
+    plant.link.rehearse()  # before anything has come, too
+    for number, angle in enumerate((1.0, 2.0)):
+        stamp = -0.1 + 0.05 * number
+        plant.joint_states(stamp, angle)
+        plant.spin()
+        assert len(plant.states) == number, "half of it has not come"
+        plant.link.rehearse()
+        plant.contact(stamp, 10 * angle)
+        plant.until_states(number + 1)
+        plant.link.rehearse()
+        assert plant.observation() == [angle, 10 * angle]
+
+
+@pytest.mark.parametrize("angle", [1.01 * LIMIT, -1.01 * LIMIT, np.inf, np.nan])
+def test_what_is_no_number_or_too_large_is_nan_and_told(plant: Plant, angle: float) -> None:
+    plant.joint_states(-0.1, angle)
+    plant.contact(-0.1, LIMIT)
+    plant.until_states(1)
+    np.testing.assert_array_equal(plant.observation(), [np.nan, LIMIT])
+    assert plant.link.problem == "entries [0] of the observation are no numbers, or larger than 100"
