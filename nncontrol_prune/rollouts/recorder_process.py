@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 import queue
 import signal
 import socket
@@ -21,6 +20,7 @@ from pathlib import Path
 from nncontrol_prune.rollouts.errors import RolloutError
 from nncontrol_prune.rollouts.records import COUNTS, HEAD, READY, Kind, record_size
 from nncontrol_prune.rollouts.writer import FLUSH_PERIOD, BagWriter
+from nncontrol_prune.runtime.scheduling import stand_back
 
 QUEUE_SECONDS = 60.0
 """How much of the loop's data may wait for the disk."""
@@ -139,9 +139,7 @@ def _stand_back() -> None:
     """Yield to the loop, and outlive the signals that end it: the bag is completed after the loop has ended."""
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.SIG_IGN)
-    with suppress(OSError):
-        os.nice(5)
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # a real-time loop's children inherit its policy
+    stand_back(5)
 
 
 if __name__ == "__main__":

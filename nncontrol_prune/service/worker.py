@@ -13,11 +13,13 @@ import sys
 import threading
 from typing import Any
 
+from nncontrol_prune.runtime.scheduling import stand_back
+
 
 def main() -> None:
     """Do the job given on standard input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the service to handle
-    _stand_back()
+    stand_back(19)  # the control loop and its plant go first
     line = sys.stdin.readline()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Whatever a library prints must not get between the lines of JSON.
@@ -48,15 +50,6 @@ def main() -> None:
 
             traceback.print_exc()
         say(error=str(error) or type(error).__name__)
-
-
-def _stand_back() -> None:
-    """Run only when nothing else wants the processor: the control loop and its plant go first."""
-    if hasattr(os, "SCHED_IDLE"):
-        # Unlike niceness, this lets a process that wakes up take the processor at once.
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    else:
-        os.nice(19)
 
 
 def _end_with_parent() -> None:
