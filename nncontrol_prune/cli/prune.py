@@ -52,7 +52,7 @@ def prune(
         float, typer.Option(help="Noise on a second copy of the rollouts, in standard deviations.")
     ] = PRUNING.perturbation,
     max_rows: Annotated[int, typer.Option(help="Transitions that are used at the most.")] = PRUNING.max_rows,
-    jobs: Annotated[int, typer.Option(min=1, help="Choices that the grid judges at the same time.")] = PRUNING.jobs,
+    jobs: Annotated[int, typer.Option(min=1, help="Workers, for the grid and in closed loop.")] = PRUNING.jobs,
     seed: Annotated[int, typer.Option(min=0)] = PRUNING.seed,
     name: Annotated[str | None, typer.Option(help="Name of the new controller.")] = None,
     store: Store = DEFAULT_STORE,

@@ -49,5 +49,6 @@ class PruningSettings(Spec):
     perturbation: Annotated[FiniteFloat, Field(ge=0.0, le=10.0)] = 1.0
     """Noise on a second copy of the transitions, in standard deviations of each observation; 0 for no copy."""
     jobs: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Choices that the grid judges at the same time."""
+    """Workers: choices that the grid judges at the same time, and episodes that choose in closed loop; the result does
+    not depend on it."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -88,7 +88,7 @@ def prune(
     """Prune a controller; with an environment, candidates are chosen between in closed loop there."""
     from nncontrol_prune.pruning.pipeline import prune_bundle
 
-    loop = None if environment is None else ClosedLoop(environment, dense)
+    loop = None if environment is None else ClosedLoop(environment, dense, jobs=settings.jobs)
     return prune_bundle(
         dense,
         rollouts,

@@ -31,11 +31,13 @@ class ClosedLoop:
     Args:
         environment: A gymnasium id.
         dense: The controller that the candidates are to replace.
+        jobs: Workers that share the episodes; what is found does not depend on it.
     """
 
-    def __init__(self, environment: str, dense: Bundle) -> None:
+    def __init__(self, environment: str, dense: Bundle, *, jobs: int = 1) -> None:
         self._environment = environment
         self._dense = dense
+        self._jobs = jobs
         self._episodes: dict[str, list[Episode]] = {}
 
     def best(self, candidates: Sequence[Bundle]) -> int:
@@ -65,7 +67,9 @@ class ClosedLoop:
     def _rank(self, bundle: Bundle, episodes: int) -> Rank:
         known = self._episodes.setdefault(bundle.digest, [])
         if len(known) < episodes:
-            seeds = range(SELECTION_SEED + len(known), SELECTION_SEED + episodes)
-            known.extend(run_episodes(bundle, self._environment, seeds))
+            # The first episodes of a planner are one batch, and a second worker has nothing to do but the others.
+            count = episodes if self._jobs == 1 else SELECTION_EPISODES
+            seeds = range(SELECTION_SEED + len(known), SELECTION_SEED + count)
+            known.extend(run_episodes(bundle, self._environment, seeds, jobs=self._jobs))
         summary = summarize(bundle, known[:episodes])
         return summary.successes, summary.return_mean

@@ -17,7 +17,7 @@ def run(monkeypatch: pytest.MonkeyPatch, make_episode):
     def script(bundle: Bundle, successes: list[bool], mean: float) -> None:
         scripts[bundle.digest] = successes, mean
 
-    def run_episodes(bundle: Bundle, environment: str, seeds: range):
+    def run_episodes(bundle: Bundle, environment: str, seeds: range, jobs: int):
         asked.append((bundle.manifest.name, len(seeds)))
         successes, mean = scripts[bundle.digest]
         first = seeds[0] - selection.SELECTION_SEED
@@ -55,6 +55,16 @@ def test_what_fails_early_is_given_up_and_no_episode_is_run_twice(
     assert [count for _, count in asked[2:]] == [FIRST_EPISODES, *[SELECTION_EPISODES - FIRST_EPISODES] * 2]
     loop.enough(pendulum)
     assert len(asked) == 5
+
+
+def test_workers_are_given_all_episodes_at_once_and_change_nothing(
+    run, small_bundle: Bundle, pendulum: Bundle, shipped_bundle: Bundle
+) -> None:
+    asked, script = run
+    script(small_bundle, [*[False] * 3, *ALL[3:]], 900.0)
+    script(pendulum, ALL, 700.0)
+    assert ClosedLoop(CARTPOLE, shipped_bundle, jobs=2).best([small_bundle, pendulum]) == 1
+    assert [count for _, count in asked] == [SELECTION_EPISODES] * 2
 
 
 @pytest.mark.parametrize(
