@@ -171,7 +171,7 @@ class PruningJobs:
         while not self._stop.is_set():
             service.start(job)
             self.jobs += 1
-            while service.status.state == "running" and not self._stop.is_set():
+            while not (service.status.finished or self._stop.is_set()):  # a decided job may still write its report
                 time.sleep(0.1)
         service.close()
 

@@ -213,12 +213,13 @@ def main() -> None:
         store.add(first)
         store.add(second)
         driver = Driver(arguments.rate)
+        jobs: PruningJobs | None = None
         if arguments.busy:
             from nncontrol_prune.service.rollouts import record_episodes
 
             dense = load_bundle(shipped_controllers()["cartpole_swingup_sac"])
             record_episodes(dense, CARTPOLE, range(5), directory / "bag", lambda _: None)
-            stack.enter_context(PruningJobs(directory / "bag", directory))
+            jobs = stack.enter_context(PruningJobs(directory / "bag", directory))
         stack.enter_context(nodes(store.root, first, arguments.executor, arguments.realtime))
         for kind in KINDS:
             driver.wait_for(kind)
@@ -228,6 +229,8 @@ def main() -> None:
             for kind in KINDS:
                 turns[kind].append(driver.turn(kind, TURN, swaps if kind == "ours" else ()))
     print(f"{arguments.rate:g} Hz, executor {type(executor_named(arguments.executor)).__name__}")
+    if jobs is not None:
+        print(f"{jobs.jobs} pruning jobs were begun")
     report(turns)
 
 
