@@ -26,6 +26,7 @@ from nncontrol_prune.ros.messages import LATCHED, contents_of, diagnostics, labe
 from nncontrol_prune.ros.parameters import NodeParameters
 from nncontrol_prune.ros.running import spin
 from nncontrol_prune.runtime.finding import stored_bundle
+from nncontrol_prune.runtime.scheduling import run_in_real_time, running_threads
 from nncontrol_prune.runtime.slot import ControllerSlot, initial_reference
 from nncontrol_prune.runtime.store import BundleStore, StoreError, default_root
 
@@ -48,8 +49,12 @@ class ControllerNode(LifecycleNode):
     """
 
     def __init__(self, **arguments: Any) -> None:
+        before = running_threads()
         super().__init__("nn_controller", automatically_declare_parameters_from_overrides=True, **arguments)
+        middleware = running_threads() - before
         self._settings = NodeParameters(self, ControllerConfig)
+        # What hands messages to the loop must not wait for the processor either.
+        run_in_real_time(self._settings.config.realtime_priority, middleware)
         self._store = BundleStore(default_root(self._settings.config.store))
         self._slot_name = self.get_fully_qualified_name().strip("/").replace("/", ".")
         self._slot: ControllerSlot | None = None

@@ -28,7 +28,7 @@ from nncontrol_prune.ros.callbacks import answering, guarded, setting
 from nncontrol_prune.ros.messages import COMMAND, array_of, diagnostics, doubles, time_of
 from nncontrol_prune.ros.parameters import NodeParameters
 from nncontrol_prune.ros.running import spin
-from nncontrol_prune.runtime.scheduling import run_in_real_time
+from nncontrol_prune.runtime.scheduling import run_in_real_time, running_threads
 
 
 class SimulatorLink:
@@ -113,8 +113,12 @@ class SimulatorNode(Node):
     """
 
     def __init__(self, **arguments: Any) -> None:
+        before = running_threads()
         super().__init__("mujoco_sim", automatically_declare_parameters_from_overrides=True, **arguments)
+        middleware = running_threads() - before
         self._settings = NodeParameters(self, PlantConfig)
+        # What hands messages to the loop must not wait for the processor either.
+        run_in_real_time(self._settings.config.realtime_priority, middleware)
         config = self._settings.config
         specs = environment_specs(config.env)
         self._environment = config.env

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 DEFAULT_PRIORITY = 50
 """Of SCHED_FIFO, 1..99; what ros2_control takes too."""
+
+CALLING = 0
+"""Stands for the id of the calling thread."""
 
 
 def real_time_granted(priority: int) -> bool:
@@ -20,23 +24,32 @@ def real_time_granted(priority: int) -> bool:
     return granted == [True]
 
 
-def run_in_real_time(priority: int) -> bool:
-    """Put the calling thread under SCHED_FIFO, so that it takes the processor from other work the moment it wakes.
+def run_in_real_time(priority: int, threads: Iterable[int] = (CALLING,)) -> bool:
+    """Put threads under SCHED_FIFO, so that they take the processor from other work the moment they wake.
 
     Args:
         priority: 1..99; 0 leaves everything as it is.
+        threads: Ids of threads of this process, as `running_threads` gives them; those that have ended are skipped.
 
     Returns:
-        Whether the thread runs in real time now. The operating system refuses it to users without the right: grant
+        Whether the threads run in real time now. The operating system refuses it to users without the right: grant
         it with a line `@robot - rtprio 98` in /etc/security/limits.conf.
     """
     if priority == 0 or not hasattr(os, "sched_setscheduler"):
         return False
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+        for thread in threads:
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(priority))
     except PermissionError:
         return False
     return True
+
+
+def running_threads() -> set[int]:
+    """Return the ids of this process's threads, those of libraries too; none where the system is not Linux."""
+    tasks = Path("/proc/self/task")
+    return {int(task.name) for task in tasks.iterdir()} if tasks.exists() else set()
 
 
 def stand_back(niceness: int) -> None:

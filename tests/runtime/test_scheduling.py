@@ -1,8 +1,12 @@
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+
+from nncontrol_prune.runtime.scheduling import real_time_granted, run_in_real_time, running_threads
 
 AUTOGROUP = Path("/proc/self/autogroup")
 STATE = """
@@ -32,3 +36,26 @@ def test_a_process_stands_back_and_its_session_with_it(niceness: int, policy: in
 @pytest.mark.skipif(not AUTOGROUP.exists(), reason="no autogroups here")
 def test_a_session_that_others_share_keeps_its_place() -> None:
     assert state_after(19, own_session=False)[-1] == AUTOGROUP.read_text().split()[-1]
+
+
+@pytest.mark.skipif(not real_time_granted(1), reason="real-time scheduling is not granted here")
+def test_threads_of_others_are_put_in_real_time_and_ended_ones_are_skipped() -> None:
+    end = threading.Event()
+    ended = threading.Thread(target=lambda: None)
+    before = running_threads()
+    waiting = threading.Thread(target=end.wait)
+    waiting.start()
+    ended.start()
+    ended.join()
+    try:
+        started = running_threads() - before
+        assert waiting.native_id is not None
+        assert waiting.native_id in started
+        assert ended.native_id is not None
+        assert run_in_real_time(1, {ended.native_id, *started})
+        assert os.sched_getscheduler(waiting.native_id) == os.SCHED_FIFO
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER, "only those that were named"
+        assert not run_in_real_time(0, started)
+    finally:
+        end.set()
+        waiting.join()
