@@ -43,6 +43,9 @@ from nncontrol_prune.ros.running import fastest_executor
 from nncontrol_prune.runtime.scheduling import run_in_real_time
 from nncontrol_prune.runtime.store import BundleStore
 
+STEAL, GUEST = 7, 8
+"""Columns of `processor_times`; from the second on, time is counted a second time."""
+
 TURN = 5.0
 WARM_UP = 100
 """States at the start of a turn that do not count."""
@@ -168,6 +171,12 @@ def nodes(store: Path, first: Bundle, executor: str, priority: int) -> Iterator[
             process.wait(10)
 
 
+def processor_times() -> list[int]:
+    """Return the ticks of all processors since the start, by kind (proc_stat(5)); empty if this is not Linux."""
+    stat = Path("/proc/stat")
+    return [int(ticks) for ticks in stat.read_text().split("\n", 1)[0].split()[1:]] if stat.exists() else []
+
+
 def report(turns: dict[str, list[tuple[list[float], int, float]]]) -> None:
     """Print medians over the turns, and their ratio."""
     print(f"{'':30}{'echo':>10}{'ours':>10}{'ratio':>8}")
@@ -225,10 +234,14 @@ def main() -> None:
             driver.wait_for(kind)
         run_in_real_time(arguments.realtime)
         swaps = (second.reference, first.reference) * 2 if arguments.swaps else ()
+        begin = processor_times()
         for _ in range(max(1, round(arguments.seconds / TURN))):
             for kind in KINDS:
                 turns[kind].append(driver.turn(kind, TURN, swaps if kind == "ours" else ()))
     print(f"{arguments.rate:g} Hz, executor {type(executor_named(arguments.executor)).__name__}")
+    if begin:
+        spent = np.subtract(processor_times(), begin)
+        print(f"{spent[STEAL] / spent[:GUEST].sum():.1%} of the processors' time was taken by other virtual machines")
     if jobs is not None:
         print(f"{jobs.jobs} pruning jobs were begun")
     report(turns)
