@@ -24,9 +24,9 @@ from nncontrol_prune.controllers.bundle import load_bundle
 from nncontrol_prune.progress import Cancelled, Progress
 from nncontrol_prune.pruning.architectures import recipe_for
 from nncontrol_prune.pruning.coefficients import CoefficientProblem, Optimizer, uniform
-from nncontrol_prune.pruning.engine import coefficient_problem
 from nncontrol_prune.pruning.gradient import gradient
 from nncontrol_prune.pruning.pipeline import controller_calibration
+from nncontrol_prune.pruning.problem import coefficient_problem
 from nncontrol_prune.pruning.search import grid, tpe
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.pruning.terms import chosen_terms, scaled_terms

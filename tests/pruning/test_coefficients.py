@@ -13,9 +13,9 @@ from nncontrol_prune.progress import Cancelled, Progress
 from nncontrol_prune.pruning.architectures import recipe_for
 from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.coefficients import CoefficientProblem, uniform
-from nncontrol_prune.pruning.engine import coefficient_problem, optimizer_of
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.network import Network
+from nncontrol_prune.pruning.problem import coefficient_problem, optimizer_of
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.pruning.terms import Term, chosen_terms
 from tests.pruning.networks import WorldModel

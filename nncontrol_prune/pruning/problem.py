@@ -1,0 +1,111 @@
+"""The coefficient problem of a network, put together as the settings say, and the optimizer that they name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from nncontrol_prune.progress import Progress
+from nncontrol_prune.pruning.calibration import Calibration
+from nncontrol_prune.pruning.coefficients import CoefficientProblem, Optimizer, uniform
+from nncontrol_prune.pruning.costs import Cost, LatencyCost, multiplication_cost, parameter_cost
+from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.gradient import gradient
+from nncontrol_prune.pruning.groups import Group
+from nncontrol_prune.pruning.importance import IMPORTANCES, Evidence, normalized
+from nncontrol_prune.pruning.network import Network, take
+from nncontrol_prune.pruning.search import grid, threshold, tpe
+from nncontrol_prune.pruning.settings import Method, PruningSettings
+from nncontrol_prune.pruning.surgery import Module, remove_channels
+from nncontrol_prune.pruning.terms import Term
+
+LATENCY_SHARES = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
+"""Shares of all channels at which latency is measured."""
+
+Latency = Callable[[Any], float]
+"""Measures the seconds that one run of a network takes where it is deployed."""
+
+
+def optimizer_of(settings: PruningSettings) -> Optimizer[Any]:
+    """Return the optimizer that the settings name."""
+    optimizers: dict[Method, Optimizer[Any]] = {
+        "uniform": uniform,
+        "threshold": threshold,
+        "grid": functools.partial(grid, jobs=settings.jobs),
+        "gradient": gradient,
+        "tpe": tpe,
+    }
+    return optimizers[settings.method]
+
+
+def coefficient_problem(
+    network: Network[Module],
+    calibration: Calibration,
+    terms: Sequence[Term],
+    settings: PruningSettings,
+    progress: Progress,
+    *,
+    latency: Latency | None = None,
+    teacher: Network[Module] | None = None,
+) -> CoefficientProblem[Module]:
+    """Find the groups, score their channels, and put the coefficient problem together.
+
+    Args:
+        network: The network to be pruned.
+        calibration: The data.
+        terms: What matters, with their scales.
+        settings: The settings.
+        progress: Told of each stage.
+        latency: Measures latency, where the budget is one.
+        teacher: Whose outputs to keep; by default the network's own.
+
+    Raises:
+        PruningError: The network cannot be traced, or the budget cannot be reached.
+    """
+    progress("groups", 0.0)
+    groups = network.groups(calibration.fit)
+    problem = CoefficientProblem(
+        network=network,
+        groups=groups,
+        scores=(),
+        calibration=calibration,
+        terms=terms,
+        cost=_cost(network, groups, calibration, settings, latency),
+        sparsity=settings.sparsity,
+        tolerance=settings.tolerance,
+        seed=settings.seed,
+        teacher=teacher,
+    )
+    problem.check_reachable()  # before the importance, which may take minutes
+    progress("importance", 0.0)
+    evidence = Evidence(network, groups, calibration.fit, calibration.fit_weights, terms, settings.seed)
+    scores = [score.detach() for score in IMPORTANCES[settings.importance](evidence)]
+    return replace(problem, scores=normalized(groups, scores, settings.component_weights))
+
+
+def _cost(
+    network: Network[Module],
+    groups: Sequence[Group],
+    calibration: Calibration,
+    settings: PruningSettings,
+    latency: Latency | None,
+) -> Cost | LatencyCost:
+    if settings.cost == "parameters":
+        return parameter_cost(network.module, groups)
+    few = take(calibration.fit, torch.arange(2))
+    multiplications = multiplication_cost(network.module, groups, lambda module: network.run(module, few))
+    if settings.cost == "multiplications":
+        return multiplications
+    if latency is None:
+        raise PruningError("a budget on latency needs a way to measure it; there is one for controllers in bundles")
+    measured = []
+    for share in LATENCY_SHARES:
+        kept = [max(group.fewest, round(share * group.channels)) for group in groups]
+        module = remove_channels(network.module, groups, [torch.arange(count) for count in kept])
+        shares = [count / group.channels for count, group in zip(kept, groups, strict=True)]
+        measured.append((float(multiplications(shares)), latency(module)))
+    return LatencyCost(multiplications, measured)
