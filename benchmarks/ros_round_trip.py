@@ -238,9 +238,9 @@ def main() -> None:
         for _ in range(max(1, round(arguments.seconds / TURN))):
             for kind in KINDS:
                 turns[kind].append(driver.turn(kind, TURN, swaps if kind == "ours" else ()))
-    print(f"{arguments.rate:g} Hz, executor {type(executor_named(arguments.executor)).__name__}")
-    if begin:
         spent = np.subtract(processor_times(), begin)
+    print(f"{arguments.rate:g} Hz, executor {type(executor_named(arguments.executor)).__name__}")
+    if len(spent):
         print(f"{spent[STEAL] / spent[:GUEST].sum():.1%} of the processors' time was taken by other virtual machines")
     if jobs is not None:
         print(f"{jobs.jobs} pruning jobs were begun")

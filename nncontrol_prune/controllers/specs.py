@@ -39,6 +39,7 @@ VECTOR_SIZES = {
 """Sizes of quantities that an IMU or a velocity command gives."""
 
 JOINT_QUANTITIES = ("position", "velocity", "effort", "cos", "sin")
+"""Quantities of a joint, by its name; `cos` and `sin` are of its position."""
 
 Quantity = Literal[
     "position",

@@ -51,10 +51,9 @@ class ControllerNode(LifecycleNode):
     def __init__(self, **arguments: Any) -> None:
         before = running_threads()
         super().__init__("nn_controller", automatically_declare_parameters_from_overrides=True, **arguments)
-        middleware = running_threads() - before
         self._settings = NodeParameters(self, ControllerConfig)
-        # What hands messages to the loop must not wait for the processor either.
-        run_in_real_time(self._settings.config.realtime_priority, middleware)
+        # The middleware's threads hand messages to the loop, and must not wait for the processor either.
+        run_in_real_time(self._settings.config.realtime_priority, running_threads() - before)
         self._store = BundleStore(default_root(self._settings.config.store))
         self._slot_name = self.get_fully_qualified_name().strip("/").replace("/", ".")
         self._slot: ControllerSlot | None = None

@@ -115,10 +115,9 @@ class SimulatorNode(Node):
     def __init__(self, **arguments: Any) -> None:
         before = running_threads()
         super().__init__("mujoco_sim", automatically_declare_parameters_from_overrides=True, **arguments)
-        middleware = running_threads() - before
         self._settings = NodeParameters(self, PlantConfig)
-        # What hands messages to the loop must not wait for the processor either.
-        run_in_real_time(self._settings.config.realtime_priority, middleware)
+        # The middleware's threads hand commands to the plant, and must not wait for the processor either.
+        run_in_real_time(self._settings.config.realtime_priority, running_threads() - before)
         config = self._settings.config
         specs = environment_specs(config.env)
         self._environment = config.env

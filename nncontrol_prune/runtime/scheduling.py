@@ -53,22 +53,22 @@ def running_threads() -> set[int]:
 
 
 def stand_back(niceness: int) -> None:
-    """Let other work go before the calling process and its threads, which are not in real time any more.
+    """Let other work go before the calling process, which is not in real time any more.
 
-    Call it first thing in a process, best in one with a session of its own.
+    Call it first thing: threads that a library has started by then are left as they are. What Linux does by session
+    is done only in a process that leads one.
 
     Args:
         niceness: 1..19: how far; 19 is to run only when nothing else wants the processor.
     """
     with contextlib.suppress(OSError):  # where it is not allowed to, it stays as it is
         os.nice(niceness)
-        if hasattr(os, "sched_setscheduler"):
+        if hasattr(os, "SCHED_IDLE"):
             # Unlike niceness, SCHED_IDLE lets a process that wakes up take the processor at once.
             policy = os.SCHED_IDLE if niceness == 19 else os.SCHED_OTHER
             os.sched_setscheduler(0, policy, os.sched_param(0))
     # Linux shares the processor among sessions first ("autogroups", on by default in most distributions), and policy
     # and niceness of a process count only within its session: a worker that fills its session would get half.
-    autogroup = Path("/proc/self/autogroup")
-    with contextlib.suppress(OSError):
-        if autogroup.exists() and os.getsid(0) == os.getpid():  # not a session that others share
-            autogroup.write_text(str(niceness))
+    if os.getsid(0) == os.getpid():  # not a session that others share
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(niceness))

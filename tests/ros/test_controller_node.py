@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import time
 from pathlib import Path
@@ -16,7 +15,6 @@ from std_msgs.msg import Float64MultiArray, String
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.rollouts.reader import read_rollouts
-from nncontrol_prune.runtime.scheduling import real_time_granted
 from nncontrol_prune.runtime.store import BundleStore
 from tests.ros.graph import LATCHED, Graph, Robot, children, command_controller, commanding, wait_until
 
@@ -373,21 +371,6 @@ def test_command_controller_that_tells_nothing_is_not_waited_for_long(controller
     wait_until(
         lambda: newest() and "/nobody does not tell its joints, so their order is not checked" in newest().message
     )
-
-
-@pytest.mark.skipif(not real_time_granted(50), reason="real-time scheduling is not granted here")
-@pytest.mark.parametrize(("priority", "policies"), [(0, {os.SCHED_OTHER}), (50, {os.SCHED_OTHER, os.SCHED_FIFO})])
-def test_what_hands_messages_to_the_loop_runs_in_real_time_with_it(controller, robot, priority, policies) -> None:
-    node = controller(realtime_priority=priority)
-    wait_until(lambda: robot.commands)
-    threads = {int(task.name): (task / "comm").read_text() for task in Path(f"/proc/{node.pid}/task").iterdir()}
-    found = {thread: os.sched_getscheduler(thread) for thread in threads}
-    assert set(found.values()) == policies
-    assert found[node.pid] == os.SCHED_OTHER, "the thread that stages controllers and answers services"
-    if priority and rclpy.get_rmw_implementation_identifier() == "rmw_cyclonedds_cpp":
-        receiving = [found[thread] for thread, name in threads.items() if name.startswith("recv")]
-        assert receiving
-        assert set(receiving) == {os.SCHED_FIFO}
 
 
 def test_staging_while_the_loop_runs_leaves_no_gap(controller, graph, shipped_bundle, pruned) -> None:

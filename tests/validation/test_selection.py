@@ -10,15 +10,15 @@ from nncontrol_prune.validation.selection import FIRST_EPISODES, SELECTION_EPISO
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, make_episode):
-    """Return the episodes run, as (controller, number of them), and a function that scripts a controller's."""
-    asked: list[tuple[str, int]] = []
+    """Return the episodes run, as (number of them, workers), and a function that scripts a controller's."""
+    asked: list[tuple[int, int]] = []
     scripts: dict[str, tuple[list[bool], float]] = {}
 
     def script(bundle: Bundle, successes: list[bool], mean: float) -> None:
         scripts[bundle.digest] = successes, mean
 
     def run_episodes(bundle: Bundle, environment: str, seeds: range, jobs: int):
-        asked.append((bundle.manifest.name, len(seeds)))
+        asked.append((len(seeds), jobs))
         successes, mean = scripts[bundle.digest]
         first = seeds[0] - selection.SELECTION_SEED
         return [
@@ -50,9 +50,9 @@ def test_what_fails_early_is_given_up_and_no_episode_is_run_twice(
     script(shipped_bundle, ALL, 800.0)
     loop = ClosedLoop(CARTPOLE, shipped_bundle)
     assert loop.best([small_bundle, pendulum]) == 1
-    assert [count for _, count in asked] == [FIRST_EPISODES, FIRST_EPISODES]
+    assert [count for count, _ in asked] == [FIRST_EPISODES, FIRST_EPISODES]
     assert loop.best([pendulum, shipped_bundle]) == 1
-    assert [count for _, count in asked[2:]] == [FIRST_EPISODES, *[SELECTION_EPISODES - FIRST_EPISODES] * 2]
+    assert [count for count, _ in asked[2:]] == [FIRST_EPISODES, *[SELECTION_EPISODES - FIRST_EPISODES] * 2]
     loop.enough(pendulum)
     assert len(asked) == 5
 
@@ -64,7 +64,7 @@ def test_workers_are_given_all_episodes_at_once_and_change_nothing(
     script(small_bundle, [*[False] * 3, *ALL[3:]], 900.0)
     script(pendulum, ALL, 700.0)
     assert ClosedLoop(CARTPOLE, shipped_bundle, jobs=2).best([small_bundle, pendulum]) == 1
-    assert [count for _, count in asked] == [SELECTION_EPISODES] * 2
+    assert asked == [(SELECTION_EPISODES, 2)] * 2
 
 
 @pytest.mark.parametrize(
