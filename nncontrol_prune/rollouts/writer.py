@@ -73,6 +73,7 @@ class BagWriter:
         self._observation = self._row[2 : 2 + observation_size]
         self._action = self._row[2 + observation_size :]
         self._failed = False
+        self._safe_size = 0  # of the file in bytes, with all that is written and nothing else
         self._start = self._end = time.time_ns()
         self._flushed = time.monotonic()
 
@@ -185,6 +186,7 @@ class BagWriter:
             with self._reported():
                 self._mcap.flush()
             self.written = self._messages
+            self._safe_size = self._file.tell()
 
     def close(self) -> None:
         """Complete the bag: index, metadata.yaml, everything on the disk. Closing twice does no harm.
@@ -195,18 +197,16 @@ class BagWriter:
         if self._file.closed:
             return
         try:
-            # After a failure the file ends within a chunk; an index behind that would make it unreadable.
-            if not self._failed:
-                with self._reported():
-                    self.flush()
-                    self._mcap.add_metadata(*self._information())
-                    self._mcap.finish()
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
-                    self._write_metadata_file()
+            with self._reported():
+                self.flush()
+                self._mcap.add_metadata(*self._information())
+                self._mcap.finish()
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._safe_size = self._file.tell()
+                self._write_metadata_file()
         finally:
-            with suppress(OSError):
-                self._file.close()
+            self._file.close()
 
     def __enter__(self) -> BagWriter:
         return self
@@ -229,7 +229,16 @@ class BagWriter:
             yield
         except OSError as error:
             self._failed = True
+            self._cut_back()
             raise RolloutError(f"cannot write the bag {self._directory}: {error}") from error
+
+    def _cut_back(self) -> None:
+        """Leave no half of a chunk behind what is written, and no chunk that was not counted."""
+        if self._safe_size:
+            with suppress(OSError):  # it tries again to write what it could not
+                self._file.close()
+            with suppress(OSError):  # the bag can be read all the same
+                os.truncate(self._path, self._safe_size)
 
     def _make_directory(self) -> None:
         self._directory.parent.mkdir(parents=True, exist_ok=True)
@@ -252,6 +261,7 @@ class BagWriter:
             metadata = {"offered_qos_profiles": topic.qos, "topic_type_hash": topic.type_hash}
             channels[kind] = self._mcap.register_channel(topic.name, "cdr", schemas[topic.message_type], metadata)
         self._file.flush()
+        self._safe_size = self._file.tell()
         # A preliminary one, with no messages yet: whatever happens, tools take the directory for a bag.
         self._write_metadata_file()
         return channels

@@ -128,3 +128,24 @@ def test_full_disk_is_reported_and_what_was_written_stays(tmp_path: Path, file_s
             writer.step(0.0, 0, 0, 0.0, False, False)
         writer.close()
     assert 0 < writer.written == len(read_rollouts(tmp_path / "bag")) < 50
+
+
+def test_disk_full_behind_a_chunk_leaves_what_is_counted(tmp_path: Path, file_size_limit: FileSizeLimit) -> None:
+    noise = np.random.default_rng(0).normal(size=(20, 100))
+
+    def write(bag: Path) -> BagWriter:
+        writer = BagWriter(bag, observation_size=100, action_size=1, rate=100.0)
+        for row, observation in enumerate(noise):
+            writer.transition(row * 0.01, 0, observation, [0])
+            if row in {9, 19}:
+                writer.flush()
+        return writer
+
+    with write(tmp_path / "whole"):
+        size = (tmp_path / "whole" / "whole_0.mcap").stat().st_size
+    # The last 175 bytes are the index of the second chunk's ten messages: the chunk itself is on the disk.
+    with file_size_limit(size - 100), pytest.raises(RolloutError, match="File too large"):
+        write(tmp_path / "bag")
+    rollouts = read_rollouts(tmp_path / "bag")
+    assert len(rollouts) == 10
+    assert not [warning for warning in rollouts.warnings if "damaged" in warning]
