@@ -52,7 +52,7 @@ def ready(graph: Graph) -> None:
     wait_until(lambda: graph.status()["active"])
 
 
-def ended(graph: Graph, timeout: float = 90.0) -> dict[str, Any]:
+def ended(graph: Graph, timeout: float = 300.0) -> dict[str, Any]:
     def over() -> dict[str, Any] | None:
         now = status(graph)
         finished = now["state"] in ("failed", "cancelled") or now["progress"] == 1.0

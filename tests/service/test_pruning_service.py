@@ -47,8 +47,8 @@ def job(store: BundleStore, shipped_bundle: Bundle, bag: Path, tmp_path: Path) -
     )
 
 
-def wait_for(service: PruningService, *stages: str, timeout: float = 60.0) -> JobStatus:
-    """Wait until the job is in one of some stages, or has ended."""
+def wait_for(service: PruningService, *stages: str, timeout: float = 300.0) -> JobStatus:
+    """Wait until the job is in one of some stages, or has ended; workers stand back, so a busy machine is slow."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         status = service.status

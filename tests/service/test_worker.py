@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 
 def test_worker_ends_when_its_service_is_gone() -> None:
@@ -19,7 +18,5 @@ def test_worker_ends_when_its_service_is_gone() -> None:
     worker.stdin.flush()
     assert worker.stdout.readline().startswith('{"stage": "starting"')
     worker.stdin.close()
-    started = time.monotonic()
-    worker.wait(timeout=5)
-    assert time.monotonic() - started < 5
+    assert worker.wait(timeout=30) == 1, "a job that fails ends with 0"
     worker.stdout.close()

@@ -28,7 +28,7 @@ def simulation(network: Network, tmp_path: Path, config: Config = CONFIG) -> Sim
     return Simulation(config, network, out=tmp_path, store=BundleStore(tmp_path / "store"), bag=tmp_path / "bag")
 
 
-def wait_until(condition, timeout: float = 60.0) -> Any:
+def wait_until(condition, timeout: float = 300.0) -> Any:
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         value = condition()
