@@ -20,11 +20,11 @@ from std_msgs.msg import Float64MultiArray
 from nncontrol_prune.config import ControllerConfig
 from nncontrol_prune.controllers.specs import Manifest
 from nncontrol_prune.rollouts.recorder import Recorder
-from nncontrol_prune.rollouts.schema import transition_layout
+from nncontrol_prune.rollouts.schema import transition_layout, values_in
 from nncontrol_prune.ros.callbacks import guarded
-from nncontrol_prune.ros.messages import array_of, doubles
 from nncontrol_prune.ros.plant_link import PlantLink
 from nncontrol_prune.ros.running import fastest_executor
+from nncontrol_prune.ros.serialized import ArrayWriter
 from nncontrol_prune.runtime.loop import ControlLoop
 from nncontrol_prune.runtime.slot import ControllerSlot
 
@@ -41,10 +41,12 @@ class TransitionOutput:
 
     def __init__(self, node: Node, topic: str | None, manifest: Manifest) -> None:
         observation_size, action_size = manifest.observation.size, manifest.action.size
-        self._message = array_of(transition_layout(observation_size, action_size))
-        self._row = np.zeros(2 + observation_size + action_size)
+        layout = transition_layout(observation_size, action_size)
+        self._row = np.zeros(values_in(layout))
         self._observation, self._action = self._row[2 : 2 + observation_size], self._row[2 + observation_size :]
-        self._publisher = None if topic is None else node.create_publisher(Float64MultiArray, topic, 10)
+        self._writer: ArrayWriter | None = None
+        if topic is not None:
+            self._writer = ArrayWriter(node.create_publisher(Float64MultiArray, topic, 10), layout, len(self._row))
         self.recorder: Recorder | None = None
         """Where transitions are recorded; None for nowhere."""
 
@@ -52,12 +54,11 @@ class TransitionOutput:
         self, stamp: float, bundle: int, observation: NDArray[np.float64], action: NDArray[np.float64]
     ) -> bool:
         """Take one transition; return False if it was dropped."""
-        if self._publisher is not None:
+        if self._writer is not None:
             self._row[0], self._row[1] = stamp, bundle
             self._observation[:] = observation
             self._action[:] = action
-            self._message.data = doubles(self._row)
-            self._publisher.publish(self._message)
+            self._writer.publish(self._row)
         return self.recorder is None or self.recorder.transition(stamp, bundle, observation, action)
 
 

@@ -16,7 +16,8 @@ from std_msgs.msg import Float64MultiArray
 
 from nncontrol_prune.controllers.specs import Manifest
 from nncontrol_prune.ros.callbacks import guarded
-from nncontrol_prune.ros.messages import COMMAND, NEWEST, doubles, labelled, seconds
+from nncontrol_prune.ros.messages import COMMAND, NEWEST, labelled, seconds
+from nncontrol_prune.ros.serialized import ArrayWriter, Joints, JointStateReader
 from nncontrol_prune.runtime.inputs import Arrival, InputMonitor
 from nncontrol_prune.runtime.observation import ObservationAssembler, projected_gravity, rotation_problem
 
@@ -61,18 +62,20 @@ class PlantLink:
         self._vector_times = dict.fromkeys(self._assembler.vectors, -math.inf)
         self._vector_problems = dict.fromkeys(self._assembler.vectors, "")
         self._other_stamp = self._pending = self._stamp = math.nan
-        self._foreign: list[str] | None = None
-        self._newest: JointState | None = None
+        self._reader = JointStateReader()
+        self._foreign: tuple[str, ...] | None = None
+        self._names: tuple[str, ...] | None = None
+        self._newest: bytes | None = None
         self._magnitude = np.zeros(manifest.observation.size)
-        self._command = Float64MultiArray()
         self.monitor = InputMonitor(1 / manifest.rate, self._timeout)
         self.last_state = -math.inf
         """When the last state came that can be acted on, in seconds of `time.perf_counter`."""
         self.problem = ""
         """Why the last state could not be acted on; empty if it could."""
         self.problem_time = -math.inf
-        self._publisher = node.create_publisher(Float64MultiArray, resolve("commands"), COMMAND)
-        self.command_topic: str = self._publisher.topic_name
+        publisher = node.create_publisher(Float64MultiArray, resolve("commands"), COMMAND)
+        self.command_topic: str = publisher.topic_name
+        self._commands = ArrayWriter(publisher, (), manifest.action.size)
         self._subscribe(node, resolve)
 
     def wait(self, timeout: float) -> bool:
@@ -96,8 +99,7 @@ class PlantLink:
     def write(self, stamp: float, action: NDArray[np.float64]) -> None:
         """Send a command, in the order of the controller's joints."""
         del stamp  # ros2_control's command controllers have no place for it
-        self._command.data = doubles(action)
-        self._publisher.publish(self._command)
+        self._commands.publish(action)
         if self._observes_action:
             with self._lock:
                 self._assembler.previous_action(action)
@@ -106,7 +108,7 @@ class PlantLink:
         """Go through what the next joint states will need, so that it is in the processor's caches when they come."""
         if self._newest is not None:
             self._now()
-            self._assemble(self._newest)  # a second time: it changes nothing
+            self._assemble(self._reader.read(self._newest))  # a second time: it changes nothing
 
     def after_tick(self) -> None:
         """Do nothing: nothing waits for the command to leave."""
@@ -117,10 +119,10 @@ class PlantLink:
         self.last_state = -math.inf
 
     def _subscribe(self, node: Node, resolve: Callable[[str], str]) -> None:
-        def listen(message_type: type, topic: str, callback: Callable[..., None]) -> None:
-            node.create_subscription(message_type, resolve(topic), guarded(node, topic, callback), NEWEST)
+        def listen(message_type: type, topic: str, callback: Callable[..., None], *, raw: bool = False) -> None:
+            node.create_subscription(message_type, resolve(topic), guarded(node, topic, callback), NEWEST, raw=raw)
 
-        listen(JointState, "joint_states", self._joint_states)
+        listen(JointState, "joint_states", self._joint_states, raw=True)
         if set(self._assembler.vectors) - {"velocity_command"}:
             listen(Imu, "imu", self._imu)
         if "velocity_command" in self._assembler.vectors:
@@ -128,33 +130,33 @@ class PlantLink:
         if self._assembler.others:
             listen(Float64MultiArray, "observation", self._others)
 
-    def _joint_states(self, message: JointState) -> None:
-        if message.name == self._foreign:
+    def _joint_states(self, message: bytes) -> None:
+        joints = self._reader.read(message)
+        if joints.names == self._foreign:
             return
-        known = self._newest is not None and message.name == self._newest.name
-        if not known and self._assembler.joints and not set(self._assembler.joints) & set(message.name):
-            self._foreign = list(message.name)  # another publisher's, such as a gripper's
+        known = joints.names == self._names
+        if not known and self._assembler.joints and not set(self._assembler.joints) & set(joints.names):
+            self._foreign = joints.names  # another publisher's, such as a gripper's
             return
-        stamp = seconds(message.header.stamp)
-        arrival = self.monitor.judge(stamp, self._now())
-        if arrival is Arrival.DUPLICATE and self._command.data:
-            self._publisher.publish(self._command)  # a plant that asks again has not had its answer
+        arrival = self.monitor.judge(joints.stamp, self._now())
+        if arrival is Arrival.DUPLICATE:
+            self._commands.repeat()  # a plant that asks again has not had its answer
         elif arrival is Arrival.LATE:
             self._tell(f"the newest joint states are {self.monitor.last_age:.3f} s old, or overtaken by newer ones")
         elif arrival is Arrival.NEW:
-            problem = self._assemble(message)
+            problem = self._assemble(joints)
             if problem is not None:
                 self._tell(problem)
                 return
-            self._newest = message
-            if self._assembler.others and not abs(stamp - self._other_stamp) < SAME:
-                self._pending = stamp
+            self._newest, self._names = message, joints.names
+            if self._assembler.others and not abs(joints.stamp - self._other_stamp) < SAME:
+                self._pending = joints.stamp
             else:
-                self._take(stamp)
+                self._take(joints.stamp)
 
-    def _assemble(self, message: JointState) -> str | None:
+    def _assemble(self, joints: Joints) -> str | None:
         with self._lock:
-            return self._assembler.joint_states(message.name, message.position, message.velocity, message.effort)
+            return self._assembler.joint_states(joints.names, joints.position, joints.velocity, joints.effort)
 
     def _others(self, message: Float64MultiArray) -> None:
         parts = labelled(message)
