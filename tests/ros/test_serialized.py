@@ -82,11 +82,12 @@ def test_no_number_and_infinity_come_through(reader: JointStateReader, monkeypat
     ("first", "second"),
     [
         (state(["a", "b"], [1.0, 2.0]), state(["b", "a"], [1.0, 2.0])),
-        (state(["a"], [1.0], [2.0]), state(["a"], [1.0], [], [2.0])),
-        (state(["a"], [], [2.0]), state(["a"], [1.0], [])),
+        (state(["a"], [1.0, 2.0], [3.0]), state(["a"], [1.0], [2.0, 3.0])),
+        (state(["a"], [1.0], [2.0, 3.0], [4.0]), state(["a"], [1.0], [2.0], [3.0, 4.0])),
         (state(["a"], [1.0], frame="x"), state(["a"], [1.0], frame="y")),
         (state(["ab"], [1.0], frame="x"), state(["a"], [1.0], frame="xy")),
     ],
+    ids=["order", "positions", "velocities", "frame", "names and frame"],
 )
 def test_a_message_of_the_same_length_that_says_something_else_is_noticed(
     reader: JointStateReader, first: bytes, second: bytes
