@@ -102,7 +102,7 @@ def tpe(problem: CoefficientProblem[Module], progress: Progress, *, trials: int 
         import optuna
     except ImportError as error:
         raise PruningError("the method tpe needs Optuna: pip install 'nncontrol_prune[search]'") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a search that is cancelled is no trial that failed
     start = uniform(problem, progress)
     names = [problem.groups[members[0]].name for members in problem.ties]
     known = {tuple(start): problem.score(start)}
