@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,9 @@ from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.transport.network import PORT_OFFSETS
 
 os.environ.setdefault("MUJOCO_GL", "egl")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it puts into the background like that, and all that tests start would not hear of Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 
 MakeBundle = Callable[..., Bundle]
