@@ -13,8 +13,7 @@ again least squares, with u = W·m and the Gram matrix G of the centred activati
 where S is one for entries of the same channel, which stay or leave as one (compare dropout as adaptive
 regularization, Wager et al. 2013). The solution is exact for m_j = 1, drops channels as m_j → 0, and is differentiable
 in α throughout. Norms over channels take statistics weighted by m, as over the channels that are kept. Budget and
-constraints are met by an augmented Lagrangian (Nocedal and Wright 2006, ch. 17). Every step is taken on other rows:
-a few hundred are enough to fit and to judge then, and no choice of them is learned by heart.
+constraints are met by an augmented Lagrangian (Nocedal and Wright 2006, ch. 17).
 """
 
 from __future__ import annotations
@@ -40,11 +39,12 @@ from nncontrol_prune.pruning.layers import (
     run_solution,
     taps,
 )
-from nncontrol_prune.pruning.network import Network, rows_of, take
+from nncontrol_prune.pruning.network import Network, rows_of, spread_rows, take
 from nncontrol_prune.pruning.reconstruction import (
     affine_fit,
     blown_up,
     contrast_factor,
+    dense_targets,
     fitted_layers,
     regression_rows,
     weighted_ridge,
@@ -52,8 +52,8 @@ from nncontrol_prune.pruning.reconstruction import (
 from nncontrol_prune.pruning.surgery import Module
 from nncontrol_prune.pruning.terms import weighted_sum
 
-STEPS = 30
-JUDGED_EVERY = 5
+STEPS = 60
+JUDGED_EVERY = 10
 LEARNING_RATES = (0.2, 0.02)
 """First and last, of Adam on the logits of α."""
 FIT_ROWS, HELD_OUT_ROWS = 1600, 500
@@ -85,14 +85,21 @@ def _descend(problem: CoefficientProblem[Module], start: Sequence[float], progre
     """Yield the coefficients reached, every few steps."""
     network, groups, data = problem.network, list(problem.groups), problem.calibration
     share = 2 if network.contrasts else 1  # such rows are run with two alternatives
-    generator = torch.Generator().manual_seed(problem.seed)
+    rows = spread_rows(rows_of(data.fit), FIT_ROWS // share)
+    held_out = spread_rows(rows_of(data.held_out), HELD_OUT_ROWS // share)
+    fit, judge = network.once(take(data.fit, rows)), take(data.held_out, held_out)
+    judge_weights = data.held_out_weights[held_out]
+    targets = dense_targets(network, groups, fit)
+    teacher = problem.teacher or network
+    with torch.no_grad():
+        dense = teacher.run(teacher.module, judge)
     ranks = [torch.argsort(torch.argsort(score, stable=True)) for score in problem.scores]
     logits = torch.logit(torch.tensor(start).clamp(0.02, 0.98)).requires_grad_(True)
     optimizer = torch.optim.Adam([logits], lr=LEARNING_RATES[0])
     multiplier, stiffness = 0.0, 100.0
     limited = [term for term in problem.terms if term.limit is not None]
     pressures = {term.label: 0.0 for term in limited}
-    layers = _SoftLayers(network, groups)
+    layers = _SoftLayers(network, groups, targets, data.fit_weights[rows])
     for step in range(STEPS):
         progress("coefficients", step / STEPS)
         temperature = _annealed(TEMPERATURES, step)
@@ -102,14 +109,10 @@ def _descend(problem: CoefficientProblem[Module], start: Sequence[float], progre
         masks = [
             _mask_of(rank, coefficient, temperature) for rank, coefficient in zip(ranks, coefficients, strict=True)
         ]
-        fitted = _random_rows(rows_of(data.fit), FIT_ROWS // share, generator)
-        judged = _random_rows(rows_of(data.held_out), HELD_OUT_ROWS // share, generator)
-        held_out = take(data.held_out, judged)
-        with layers.masked(masks, take(problem.targets, fitted), data.fit_weights[fitted]):
-            network.run(network.module, network.once(take(data.fit, fitted)))
-            found = network.run(network.module, held_out)
-        dense = take(problem.dense_held_out, judged)
-        objective, means = weighted_sum(problem.terms, found, dense, held_out, data.held_out_weights[judged])
+        with layers.masked(masks):
+            network.run(network.module, fit)
+            found = network.run(network.module, judge)
+        objective, means = weighted_sum(problem.terms, found, dense, judge, judge_weights)
         excess = problem.cost.removed([1.0 - coefficient for coefficient in coefficients]) - problem.sparsity
         # The logarithm makes a step independent of the error's scale, which spans orders of magnitude.
         loss = torch.log(objective + 1e-10) + multiplier * excess + 0.5 * stiffness * excess**2
@@ -124,11 +127,6 @@ def _descend(problem: CoefficientProblem[Module], start: Sequence[float], progre
         multiplier += stiffness * float(excess.detach()) * 0.1
         if (step + 1) % JUDGED_EVERY == 0:
             yield torch.sigmoid(logits).tolist()
-
-
-def _random_rows(rows: int, limit: int, generator: torch.Generator) -> Tensor:
-    """Return at most `limit` row numbers, in order."""
-    return torch.randperm(rows, generator=generator)[:limit].sort().values
 
 
 def _annealed(ends: tuple[float, float], step: int) -> float:
@@ -150,13 +148,17 @@ class _SoftLayers:
     Args:
         network: The dense network.
         groups: Its groups.
+        targets: What each layer to fit gave out in the dense network.
+        fit_weights: Weights of the rows that the layers are fitted on.
     """
 
-    def __init__(self, network: Network[Any], groups: list[Group]) -> None:
+    def __init__(
+        self, network: Network[Any], groups: list[Group], targets: Mapping[str, Tensor], fit_weights: Tensor
+    ) -> None:
         self._module = module = network.module
         self._contrasts = network.contrasts
-        self._targets: Mapping[str, Tensor] = {}
-        self._weights = torch.empty(0)
+        self._targets = targets
+        self._weights = fit_weights
         self._places: dict[str, tuple[Tensor, Tensor]] = {}
         for name in fitted_layers(module, groups):
             layer = module.get_submodule(name)
@@ -168,17 +170,11 @@ class _SoftLayers:
             self._places[name] = group, channel
 
     @contextmanager
-    def masked(self, masks: Sequence[Tensor], targets: Mapping[str, Tensor], weights: Tensor) -> Iterator[None]:
+    def masked(self, masks: Sequence[Tensor]) -> Iterator[None]:
         """Within the block the module computes what the masks, one for each group, leave of it.
 
         Layers are fitted when they are first run, which has to be on the rows to fit.
-
-        Args:
-            masks: Of the channels, by group.
-            targets: What each layer to fit gave out in the dense network, on the rows to fit.
-            weights: Weights of these rows.
         """
-        self._targets, self._weights = targets, weights
         fitted: dict[str, tuple[Tensor, Tensor]] = {}
 
         def hook(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
