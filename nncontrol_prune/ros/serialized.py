@@ -66,9 +66,9 @@ class JointStateReader:
             tuple(message.velocity),
             tuple(message.effort),
         )
+        self._layouts.pop(len(data), None)
         if len(self._layouts) >= MOST_LAYOUTS:
             self._layouts.clear()
-        self._layouts.pop(len(data), None)
         layout = _JointStateLayout(data, message.header.frame_id, joints)
         # Compared as text, in which NaN is like NaN. Bytes of another order or alignment are left to the middleware.
         if repr(layout.read(data)) == repr(joints):
