@@ -46,7 +46,7 @@ class TransitionOutput:
         self._observation, self._action = self._row[2 : 2 + observation_size], self._row[2 + observation_size :]
         self._writer: ArrayWriter | None = None
         if topic is not None:
-            self._writer = ArrayWriter(node.create_publisher(Float64MultiArray, topic, 10), layout, len(self._row))
+            self._writer = ArrayWriter(node.create_publisher(Float64MultiArray, topic, 10), layout)
         self.recorder: Recorder | None = None
         """Where transitions are recorded; None for nowhere."""
 

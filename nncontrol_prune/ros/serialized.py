@@ -1,4 +1,4 @@
-"""Joint states and arrays of doubles straight from and to a message's bytes (CDR), for the loop.
+"""Joint states and arrays of doubles straight from and to a message's bytes (CDR), for the loop and its plant.
 
 rclpy makes a Python object of each field of a message, through setters that look at every value. In messages that
 come again and again only the numbers differ, and where these are follows from one message.
@@ -15,7 +15,7 @@ from rclpy.publisher import Publisher
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import JointState
 
-from nncontrol_prune.rollouts.schema import Layout
+from nncontrol_prune.rollouts.schema import Layout, values_in
 from nncontrol_prune.ros.messages import array_of, doubles, seconds
 
 HEAD = 4
@@ -115,22 +115,26 @@ class _JointStateLayout:
 
 
 class ArrayWriter:
-    """Publishes `std_msgs/Float64MultiArray` of one layout.
+    """Publishes `std_msgs/Float64MultiArray` of one layout; from message to message only its values, at the end, differ.
 
     Args:
         publisher: Where to.
         layout: What the messages' layout names; empty for messages that name nothing.
-        count: How many values a message has.
+        count: How many values a message has; by default as many as the layout names.
+
+    Raises:
+        RuntimeError: The middleware writes such messages in another way.
     """
 
-    def __init__(self, publisher: Publisher, layout: Layout, count: int) -> None:
+    def __init__(self, publisher: Publisher, layout: Layout, count: int | None = None) -> None:
         self._publisher = publisher
         message = array_of(layout)
-        values = np.arange(1.0, count + 1.0)
+        values = np.arange(1.0, 1.0 + (values_in(layout) if count is None else count))
         message.data = doubles(values)
         data = serialize_message(message)
         self._prefix = data[: len(data) - values.nbytes]
-        assert data[len(self._prefix) :] == values.tobytes(), "the values of an array are what its message ends with"
+        if not data.endswith(values.tobytes()):
+            raise RuntimeError("the middleware writes more behind the values of an array, so none can be published")
         self._sent: bytes | None = None
 
     def publish(self, values: NDArray[np.float64]) -> None:

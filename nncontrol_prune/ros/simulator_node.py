@@ -25,9 +25,10 @@ from nncontrol_prune.plants.live import LivePlant
 from nncontrol_prune.plants.state import HEADER
 from nncontrol_prune.rollouts.schema import STEP_LAYOUT
 from nncontrol_prune.ros.callbacks import answering, guarded, setting
-from nncontrol_prune.ros.messages import COMMAND, array_of, diagnostics, doubles, time_of
+from nncontrol_prune.ros.messages import COMMAND, diagnostics, doubles, time_of
 from nncontrol_prune.ros.parameters import NodeParameters
 from nncontrol_prune.ros.running import spin
+from nncontrol_prune.ros.serialized import ArrayWriter
 from nncontrol_prune.runtime.scheduling import run_in_real_time, running_threads
 
 
@@ -41,13 +42,12 @@ class SimulatorLink:
         self._joints = joints
         self._states = node.create_publisher(JointState, "joint_states", 10)
         self._clock = node.create_publisher(ClockMessage, "/clock", 10)
-        self._steps = node.create_publisher(Float64MultiArray, "~/step", 50)
+        self._steps = ArrayWriter(node.create_publisher(Float64MultiArray, "~/step", 50), STEP_LAYOUT)
         self._state = JointState(name=list(joints.names))
-        self._step = array_of(STEP_LAYOUT)
-        self._others: Any = None
+        self._others: ArrayWriter | None = None
         if joints.others:
-            self._others = node.create_publisher(Float64MultiArray, "observation", 10)
-            self._other = array_of((("stamp", 1), *((term.name, term.size) for term, _ in joints.others)))
+            layout = (("stamp", 1), *((term.name, term.size) for term, _ in joints.others))
+            self._others = ArrayWriter(node.create_publisher(Float64MultiArray, "observation", 10), layout)
         self._command = np.full(action_size, math.nan)
         self._answered = self._stamp = math.nan
         self._lock = threading.Lock()
@@ -75,12 +75,10 @@ class SimulatorLink:
         time_now = time_of(stamp)
         self._clock.publish(ClockMessage(clock=time_now))
         if not math.isnan(state[1]):  # no step led to the first state
-            self._step.data = doubles(state[1 : len(HEADER)])
-            self._steps.publish(self._step)
+            self._steps.publish(state[1 : len(HEADER)])
         if self._others is not None:
             values = [state[:1], *(observation[place] for _, place in self._joints.others)]
-            self._other.data = doubles(np.concatenate(values))
-            self._others.publish(self._other)
+            self._others.publish(np.concatenate(values))
         self._state.header.stamp = time_now
         self._state.position = doubles(self._joints.position)
         self._state.velocity = doubles(self._joints.velocity)

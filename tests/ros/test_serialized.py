@@ -16,7 +16,7 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 
-from nncontrol_prune.rollouts.schema import Layout, transition_layout
+from nncontrol_prune.rollouts.schema import Layout, transition_layout, values_in
 from nncontrol_prune.ros import serialized
 from nncontrol_prune.ros.messages import time_of
 from nncontrol_prune.ros.serialized import MOST_LAYOUTS, ArrayWriter, Joints, JointStateReader
@@ -141,13 +141,13 @@ class Publisher:
         self.sent.append(message)
 
 
-@pytest.mark.parametrize(("layout", "count"), [((), 1), ((), 7), (transition_layout(5, 2), 9)])
-def test_arrays_are_written_as_the_middleware_reads_them(layout: Layout, count: int) -> None:
+@pytest.mark.parametrize(("layout", "count"), [((), 1), ((), 7), (transition_layout(5, 2), None)])
+def test_arrays_are_written_as_the_middleware_reads_them(layout: Layout, count: int | None) -> None:
     publisher = Publisher()
     writer = ArrayWriter(publisher, layout, count)
     writer.repeat()
     assert publisher.sent == [], "nothing was published yet"
-    values = np.random.default_rng(0).normal(size=count)
+    values = np.random.default_rng(0).normal(size=count or values_in(layout))
     writer.publish(values)
     values_sent = values.tolist()
     values[:] = 0.0
@@ -157,3 +157,9 @@ def test_arrays_are_written_as_the_middleware_reads_them(layout: Layout, count: 
         assert message.data.tolist() == values_sent
         assert tuple((dimension.label, dimension.size) for dimension in message.layout.dim) == layout
     assert len(publisher.sent) == 2
+
+
+def test_a_middleware_that_writes_arrays_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serialized, "serialize_message", lambda message: bytes(serialize_message(message)) + b"\0" * 4)
+    with pytest.raises(RuntimeError, match="more behind the values"):
+        ArrayWriter(Publisher(), (), 1)
