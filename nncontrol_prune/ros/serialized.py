@@ -115,7 +115,7 @@ class _JointStateLayout:
 
 
 class ArrayWriter:
-    """Publishes `std_msgs/Float64MultiArray` of one layout; from message to message only its values, at the end, differ.
+    """Publishes `std_msgs/Float64MultiArray` of one layout; only the values, at their end, differ.
 
     Args:
         publisher: Where to.
