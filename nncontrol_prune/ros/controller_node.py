@@ -9,7 +9,6 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_msgs.msg import Float64MultiArray, String, UInt8MultiArray
@@ -24,7 +23,7 @@ from nncontrol_prune.ros.controller_health import health
 from nncontrol_prune.ros.loop_runner import LoopRunner
 from nncontrol_prune.ros.messages import LATCHED, contents_of, diagnostics, labelled, parcel_of
 from nncontrol_prune.ros.parameters import NodeParameters
-from nncontrol_prune.ros.running import spin
+from nncontrol_prune.ros.running import fastest_executor, spin
 from nncontrol_prune.runtime.finding import stored_bundle
 from nncontrol_prune.runtime.scheduling import run_in_real_time, running_threads
 from nncontrol_prune.runtime.slot import ControllerSlot, initial_reference
@@ -335,4 +334,4 @@ class ControllerNode(LifecycleNode):
 
 def main() -> None:
     """Run the node."""
-    spin(ControllerNode, SingleThreadedExecutor, started=ControllerNode.start)
+    spin(ControllerNode, fastest_executor, started=ControllerNode.start)
