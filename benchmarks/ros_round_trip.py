@@ -7,7 +7,9 @@
 
 A driver publishes `sensor_msgs/JointState` at a fixed rate and takes the time until the `std_msgs/Float64MultiArray`
 comes; a state that has no answer when the next one is sent is lost. Both nodes run all the time, each on topics of its
-own, and take turns. Machines are shared: compare the columns, and medians over the turns.
+own, and take turns. Machines are shared: compare the columns, and medians over the turns. A node that computes answers
+later than one that does not, so a machine that often holds answers up for nearly a period loses it more of them: the
+last line tells how many the echo node would have lost with answers later by the difference of the medians.
 """
 
 from __future__ import annotations
@@ -177,11 +179,14 @@ def processor_times() -> list[int]:
     return [int(ticks) for ticks in stat.read_text().split("\n", 1)[0].split()[1:]] if stat.exists() else []
 
 
-def report(turns: dict[str, list[tuple[list[float], int, float]]]) -> None:
+def report(turns: dict[str, list[tuple[list[float], int, float]]], period: float) -> None:
     """Print medians over the turns, and their ratio."""
     print(f"{'':30}{'echo':>10}{'ours':>10}{'ratio':>8}")
+    medians: dict[int, dict[str, float]] = {}
     for quantile in (50, 99):
-        found = {kind: np.median([1e3 * np.percentile(run[0], quantile) for run in turns[kind]]) for kind in KINDS}
+        medians[quantile] = found = {
+            kind: float(np.median([1e3 * np.percentile(run[0], quantile) for run in turns[kind]])) for kind in KINDS
+        }
         ratio = found["ours"] / found["echo"]
         print(f"round trip p{quantile:<3} [ms], median {found['echo']:>10.3f}{found['ours']:>10.3f}{ratio:>8.2f}")
     for label, figure in (
@@ -191,6 +196,9 @@ def report(turns: dict[str, list[tuple[list[float], int, float]]]) -> None:
         ("worst gap [ms], of all", lambda runs: f"{max(1e3 * run[2] for run in runs):.2f}"),
     ):
         print(f"{label:30}" + "".join(f"{figure(turns[kind]):>10}" for kind in KINDS))
+    later = medians[50]["ours"] - medians[50]["echo"]
+    lost = sum(run[1] + sum(seconds + 1e-3 * later > period for seconds in run[0]) for run in turns["echo"])
+    print(f"{f'lost if {later:.3f} ms later':30}{lost:>10,}")
 
 
 def main() -> None:
@@ -244,7 +252,7 @@ def main() -> None:
         print(f"{spent[STEAL] / spent[:GUEST].sum():.1%} of the processors' time was taken by other virtual machines")
     if jobs is not None:
         print(f"{jobs.jobs} pruning jobs were begun")
-    report(turns)
+    report(turns, 1.0 / arguments.rate)
 
 
 if __name__ == "__main__":

@@ -161,6 +161,8 @@ class PruningNode(Node):
             problems.append((DiagnosticStatus.WARN, f"there is no controller node {self._loop.controller}"))
         if status.state == "failed":
             problems.append((DiagnosticStatus.ERROR, f"job {status.job} failed: {status.message}"))
+        if status.hampered:
+            problems.append((DiagnosticStatus.WARN, status.hampered))
         values = {
             "job": status.job,
             "state": status.state,

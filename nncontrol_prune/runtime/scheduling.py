@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 DEFAULT_PRIORITY = 50
 """Of SCHED_FIFO, 1..99; what ros2_control takes too."""
+
+WAIT_WINDOW = 5.0
+"""Seconds over which it is told how long a process waits for a processor."""
 
 CALLING = 0
 """Stands for the id of the calling thread."""
@@ -72,3 +76,28 @@ def stand_back(niceness: int) -> None:
     if os.getsid(0) == os.getpid():  # not a session that others share
         with contextlib.suppress(OSError):
             Path("/proc/self/autogroup").write_text(str(niceness))
+
+
+class ProcessorWait:
+    """How much of its time a process is ready to run while others have the processors; that of its main thread.
+
+    Args:
+        process: Its id.
+    """
+
+    def __init__(self, process: int) -> None:
+        self._statistics = Path(f"/proc/{process}/schedstat")
+        self._began, self._waited = time.monotonic(), 0.0
+        self._share = 0.0
+
+    def share(self) -> float:
+        """Return it as a share of the last few seconds, 0..1; 0 where the system does not tell."""
+        now = time.monotonic()
+        if now - self._began >= WAIT_WINDOW:
+            try:
+                waited = 1e-9 * int(self._statistics.read_text().split()[1])  # proc_pid_schedstat: run, waited, turns
+            except OSError:
+                return self._share
+            self._share = min(1.0, (waited - self._waited) / (now - self._began))
+            self._began, self._waited = now, waited
+        return self._share

@@ -15,6 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ValidationError
 
 from nncontrol_prune.files import remove_unfinished, write_atomically
+from nncontrol_prune.runtime.scheduling import ProcessorWait
 from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.service.jobs import Job, Outcome
 
@@ -39,6 +40,10 @@ STAGES = {
 """Where each stage begins and ends in the progress of a whole job; it does not go back where a stage comes again."""
 
 
+HAMPERED = 0.5
+"""Share of its time that a job waits for a processor from which on it is told."""
+
+
 class ServiceError(Exception):
     """A request cannot be carried out now; the message says why."""
 
@@ -52,6 +57,8 @@ class JobStatus(BaseModel):
     stage: str = ""
     progress: float = 0.0
     """Share of the whole job that is done, 0..1; an accepted controller may be deployed before the report is done."""
+    waiting: float = 0.0
+    """Share of the last seconds, to a tenth, that it waited for a processor: jobs let all other work go first."""
     message: str = ""
     """Why it was decided, or ended, as it was."""
     outcome: Outcome | None = None
@@ -60,6 +67,13 @@ class JobStatus(BaseModel):
     def finished(self) -> bool:
         """Whether nothing is left to do: what is decided may still be reported on."""
         return self.state != "running" and (self.outcome is None or self.progress >= 1.0)
+
+    @property
+    def hampered(self) -> str:
+        """What keeps it from getting on, as a sentence; empty if nothing does."""
+        if self.finished or self.waiting < HAMPERED:
+            return ""
+        return f"other work has the processors: job {self.job} waits for one {self.waiting:.0%} of the time"
 
 
 class PruningService:
@@ -77,6 +91,7 @@ class PruningService:
         self._lock = threading.Lock()
         self._status = JobStatus() if journal is None else _remembered(journal)
         self._process: subprocess.Popen[str] | None = None
+        self._wait: ProcessorWait | None = None
         self._follower: threading.Thread | None = None
         self._busy = self._cancelled = False
 
@@ -84,6 +99,8 @@ class PruningService:
     def status(self) -> JobStatus:
         """The last job's status, as a copy."""
         with self._lock:
+            if self._wait is not None:
+                self._status.waiting = round(self._wait.share(), 1)
             return self._status.model_copy()
 
     def check_idle(self) -> None:
@@ -113,6 +130,7 @@ class PruningService:
                 text=True,
                 start_new_session=True,
             )
+            self._wait = ProcessorWait(self._process.pid)
             self._status = JobStatus(job=self._status.job + 1, state="running", stage="starting")
             self._follower = threading.Thread(target=self._follow, args=(self._process, job), daemon=True)
             self._follower.start()
@@ -174,6 +192,7 @@ class PruningService:
             self._store.remove_unfinished()
             if job.report is not None:
                 remove_unfinished(job.report.parent)
+            self._wait, self._status.waiting = None, 0.0
             self._end("" if done else problem or f"the worker process ended with status {code} and no result")
             self._busy = False
             self._remember()

@@ -2,11 +2,15 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from nncontrol_prune.runtime.scheduling import real_time_granted, run_in_real_time, running_threads
+from nncontrol_prune.runtime import scheduling
+from nncontrol_prune.runtime.scheduling import ProcessorWait, real_time_granted, run_in_real_time, running_threads
 
 AUTOGROUP = Path("/proc/self/autogroup")
 STATE = """
@@ -59,3 +63,49 @@ def test_threads_of_others_are_put_in_real_time_and_ended_ones_are_skipped() -> 
     finally:
         end.set()
         waiting.join()
+
+
+SPIN = """
+import os
+os.sched_setaffinity(0, {{{processor}}})
+os.sched_setscheduler(0, {policy}, os.sched_param(0))
+print("ready", flush=True)
+while True:
+    pass
+"""
+
+
+@contextmanager
+def spinning(policy: int) -> Iterator[int]:
+    """Run a process that wants one processor, the same for all of them, all the time."""
+    code = SPIN.format(processor=min(os.sched_getaffinity(0)), policy=policy)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process.pid
+        finally:
+            process.kill()
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the system does not tell")
+def test_a_process_that_others_take_the_processor_from_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduling, "WAIT_WINDOW", 1.0)
+    with spinning(os.SCHED_IDLE) as behind, spinning(os.SCHED_OTHER):
+        wait = ProcessorWait(behind)
+        assert wait.share() == 0.0, "too early to tell"
+        time.sleep(1.5)
+        assert 0.5 < wait.share() <= 1.0
+
+
+def test_a_process_that_sleeps_or_is_gone_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduling, "WAIT_WINDOW", 0.1)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        wait = ProcessorWait(process.pid)
+        time.sleep(0.5)
+        try:
+            assert wait.share() < 0.5
+        finally:
+            process.kill()
+    time.sleep(0.2)
+    assert wait.share() < 0.5

@@ -131,6 +131,29 @@ def test_report_that_cannot_be_written_takes_nothing_back(service: PruningServic
     assert job.report.read_text() == "something else"
 
 
+class NoProcessor:
+    """Stands for a computer that is busy with other work."""
+
+    def __init__(self, process: int) -> None:
+        assert process > 0
+
+    def share(self) -> float:
+        return 0.87
+
+
+def test_job_that_gets_no_processor_says_so_as_long_as_it_runs(
+    service: PruningService, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning_service, "ProcessorWait", NoProcessor)
+    service.start(job)
+    status = service.status
+    assert status.waiting == 0.9
+    assert status.hampered == "other work has the processors: job 1 waits for one 90% of the time"
+    service.cancel()
+    assert service.status.waiting == 0.0
+    assert service.status.hampered == ""
+
+
 def test_second_job_is_refused_while_one_runs(service: PruningService, job: Job) -> None:
     service.start(job)
     with pytest.raises(ServiceError, match="busy: job 1"):
