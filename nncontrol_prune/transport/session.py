@@ -151,7 +151,8 @@ def _candidate(job: JobStatus) -> str | None:
 
 def _describe(phase: str, job: JobStatus, elapsed: float) -> str:
     if phase == "pruning":
-        return f"{elapsed:3.0f} s  pruning: {job.stage}" + f" ({job.hampered})" * bool(job.hampered)
+        why = f" ({job.hampered})" if job.hampered else ""
+        return f"{elapsed:3.0f} s  pruning: {job.stage or 'starting'}{why}"
     if phase == "accepted":
         return f"{elapsed:3.0f} s  accepted; waiting for the goal to be held before the swap"
     return f"{elapsed:3.0f} s  running"
