@@ -42,7 +42,7 @@ from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.ros.messages import COMMAND, NEWEST, time_of
 from nncontrol_prune.ros.running import fastest_executor
-from nncontrol_prune.runtime.scheduling import run_in_real_time
+from nncontrol_prune.runtime.scheduling import run_in_real_time, running_threads
 from nncontrol_prune.runtime.store import BundleStore
 
 STEAL, GUEST = 7, 8
@@ -221,6 +221,7 @@ def main() -> None:
         be_echo(arguments.executor, arguments.realtime)
         return
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    before = running_threads()
     rclpy.init()
     first, second = bundles(arguments.rate)
     turns: dict[str, list[Any]] = {kind: [] for kind in KINDS}
@@ -230,6 +231,8 @@ def main() -> None:
         store.add(first)
         store.add(second)
         driver = Driver(arguments.rate)
+        # Its middleware's threads too: a measuring instrument must not wait for the processor.
+        run_in_real_time(arguments.realtime, running_threads() - before)
         jobs: PruningJobs | None = None
         if arguments.busy:
             from nncontrol_prune.service.rollouts import record_episodes
