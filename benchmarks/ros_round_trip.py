@@ -42,7 +42,7 @@ from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.ros.messages import COMMAND, NEWEST, time_of
 from nncontrol_prune.ros.running import fastest_executor
-from nncontrol_prune.runtime.scheduling import run_in_real_time, running_threads
+from nncontrol_prune.runtime.scheduling import CALLING, run_in_real_time, running_threads
 from nncontrol_prune.runtime.store import BundleStore
 
 STEAL, GUEST = 7, 8
@@ -77,8 +77,8 @@ def be_echo(executor_name: str, priority: int) -> None:
     node.create_subscription(JointState, "joint_states", lambda _: publisher.publish(command), NEWEST)
     executor = executor_named(executor_name)
     executor.add_node(node)
-    run_in_real_time(priority)
-    run_in_real_time(priority, running_threads() - before)  # its middleware's too, as those of the controller node
+    # Its middleware's threads too, as those of the controller node.
+    run_in_real_time(priority, {CALLING} | running_threads() - before)
     with contextlib.suppress(KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
         executor.spin()
 

@@ -39,7 +39,6 @@ STAGES = {
 }
 """Where each stage begins and ends in the progress of a whole job; it does not go back where a stage comes again."""
 
-
 HAMPERED = 0.5
 """Share of its time that a job waits for a processor from which on it is told."""
 
@@ -71,7 +70,7 @@ class JobStatus(BaseModel):
     @property
     def hampered(self) -> str:
         """What keeps it from getting on, as a sentence; empty if nothing does."""
-        if self.finished or self.waiting < HAMPERED:
+        if self.waiting < HAMPERED:
             return ""
         return f"other work has the processors: job {self.job} waits for one {self.waiting:.0%} of the time"
 
@@ -99,9 +98,8 @@ class PruningService:
     def status(self) -> JobStatus:
         """The last job's status, as a copy."""
         with self._lock:
-            if self._wait is not None:
-                self._status.waiting = round(self._wait.share(), 1)
-            return self._status.model_copy()
+            waiting = 0.0 if self._wait is None else round(self._wait.share(), 1)
+            return self._status.model_copy(update={"waiting": waiting})
 
     def check_idle(self) -> None:
         """Check that a job could start.
@@ -192,7 +190,7 @@ class PruningService:
             self._store.remove_unfinished()
             if job.report is not None:
                 remove_unfinished(job.report.parent)
-            self._wait, self._status.waiting = None, 0.0
+            self._wait = None
             self._end("" if done else problem or f"the worker process ended with status {code} and no result")
             self._busy = False
             self._remember()

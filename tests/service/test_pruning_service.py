@@ -154,6 +154,22 @@ def test_job_that_gets_no_processor_says_so_as_long_as_it_runs(
     assert service.status.hampered == ""
 
 
+def test_waiting_is_not_remembered_by_the_next_service(
+    store: BundleStore, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning_service, "ProcessorWait", NoProcessor)
+    service = PruningService(store, tmp_path / "job.json")
+    try:
+        service.start(job)
+        assert service.status.waiting == 0.9
+        assert wait_for(service, "report").outcome is not None
+        successor = PruningService(store, tmp_path / "job.json")  # what one would find that is started after a kill -9
+        assert successor.status.state == "accepted"
+        assert successor.status.waiting == 0.0
+    finally:
+        service.close()
+
+
 def test_second_job_is_refused_while_one_runs(service: PruningService, job: Job) -> None:
     service.start(job)
     with pytest.raises(ServiceError, match="busy: job 1"):
