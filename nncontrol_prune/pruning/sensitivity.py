@@ -23,7 +23,7 @@ def squared_gradients(
 ) -> dict[str, Tensor]:
     """Return `Σ_k (∂y_k/∂z)²` for each output z of layers, by row.
 
-    y are the outputs that the terms look at, in their scales and by the root of their weights. Positions of a layer,
+    y are the outputs that the terms look at, as they measure them, by the root of their weights. Positions of a layer,
     and calls where it runs several times, add up; a layer that no such output depends on is left out.
 
     Args:
@@ -78,14 +78,12 @@ def _of_minibatch(
 
 
 def directions(outputs: Mapping[str, Tensor], terms: Sequence[Term], generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield scalars whose gradients are, row by row, those of the scaled outputs: each entry, or random signs."""
+    """Yield scalars whose gradients are, row by row, those of the outputs as measured: each entry, or random signs."""
     for term in terms:
         output = outputs[term.output]
         if term.weight <= 0 or not output.requires_grad:
             continue
-        assert term.scale is not None
-        scaled = (output / term.scale).flatten(1) if output.dim() > 1 else (output / term.scale)[:, None]
-        scaled = scaled * math.sqrt(term.weight)
+        scaled = term.measured(output).flatten(1) * math.sqrt(term.weight)
         if scaled.shape[1] <= EXACT_OUTPUTS:
             for entry in range(scaled.shape[1]):
                 yield scaled[:, entry].sum()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, positive
 
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.network import Batch, Outputs
@@ -73,9 +73,11 @@ class Term:
         output: The output of the run it looks at.
         weight: Of the error in the objective; 0 where it is only a constraint.
         scale: Errors are measured in it: a number, or one for each entry of a row; None for the spread of what the
-            dense network gives, so that an error of 1 is that of a constant.
+            dense network gives, so that an error of 1 is that of a constant, before any transform.
         target: `dense` to compare with what the dense network gives, `zero` where the output is an error already, or
             the name of an entry of the batch.
+        transform: What is done to both, in units of the scale, before they are compared; `torch.asinh` where an output
+            has such heavy tails that a few rows would decide everything.
         error: How the two are compared.
         limit: Largest mean error that is allowed; None for no constraint.
         name: What users call it; by default as the output.
@@ -85,6 +87,7 @@ class Term:
     weight: float = 1.0
     scale: float | Tensor | None = 1.0
     target: str = "dense"
+    transform: Callable[[Tensor], Tensor] = positive
     error: Error = squared
     limit: float | None = None
     name: str = ""
@@ -96,18 +99,16 @@ class Term:
 
     def errors(self, found: Outputs, dense: Outputs, batch: Batch) -> Tensor:
         """Return the error of each row; the scale has to be known, see `scaled_terms`."""
+        ours = self.measured(found[self.output])
+        if self.target == "zero":
+            return self.error(ours, torch.zeros_like(ours))
+        return self.error(ours, self.measured(dense[self.output] if self.target == "dense" else batch[self.target]))
+
+    def measured(self, output: Tensor) -> Tensor:
+        """Return an output (rows, ...) as it is compared: a column at least, in units of the scale, transformed."""
         assert self.scale is not None
-        ours = found[self.output]
-        theirs = dense[self.output] if self.target == "dense" else None
-        if self.target not in ("dense", "zero"):
-            theirs = batch[self.target]
-        if ours.dim() == 1:
-            ours = ours[:, None]
-        if theirs is None:
-            theirs = torch.zeros_like(ours)
-        elif theirs.dim() == 1:
-            theirs = theirs[:, None]
-        return self.error(ours / self.scale, theirs / self.scale)
+        columns = output if output.dim() > 1 else output[:, None]
+        return self.transform(columns / self.scale)
 
 
 def scaled_terms(terms: Sequence[Term], dense: Outputs, weights: Tensor) -> list[Term]:

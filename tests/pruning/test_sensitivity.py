@@ -21,6 +21,14 @@ def test_it_is_the_square_of_the_slope_row_by_row() -> None:
     torch.testing.assert_close(found["0"], (2.0 * slope / 0.5).square())
 
 
+def test_a_transformed_output_has_the_slope_of_what_is_compared() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 1))
+    x = 50 * torch.randn(20, 3)
+    found = squared_gradients(network_of(module), ["0"], {"x": x}, [Term("y", scale=0.5, transform=torch.asinh)])
+    torch.testing.assert_close(found["0"], 1 / (0.5**2 + module(x).detach().square()))
+
+
 def test_many_outputs_are_differentiated_along_random_directions() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 8 * EXACT_OUTPUTS, bias=False))

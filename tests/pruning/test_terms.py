@@ -25,6 +25,12 @@ def test_errors_are_measured_in_the_scale() -> None:
     assert errors.tolist() == [1.0 + 4.0]
 
 
+def test_outputs_are_transformed_in_units_of_the_scale_before_they_are_compared() -> None:
+    term = Term("y", scale=2.0, transform=torch.asinh)
+    errors = term.errors({"y": torch.tensor([2e-3, 200.0])}, {"y": torch.zeros(2)}, {})
+    assert errors.tolist() == pytest.approx([1e-6, math.asinh(100.0) ** 2])
+
+
 def test_targets_are_the_dense_network_zero_or_the_data() -> None:
     found, dense, batch = {"y": torch.tensor([3.0])}, {"y": torch.tensor([1.0])}, {"image": torch.tensor([7.0])}
     assert [Term("y", target=target).errors(found, dense, batch).item() for target in ("dense", "zero", "image")] == [
