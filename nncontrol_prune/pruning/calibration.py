@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.network import Batch, joined, rows_of
+from nncontrol_prune.pruning.network import Batch, joined, rows_of, spread_rows, take
 from nncontrol_prune.rollouts.reader import Rollouts
 
 HELD_OUT_SHARE = 0.25
@@ -47,6 +47,18 @@ class Calibration:
         """Return the same with further rows to fit, of weight 1."""
         weights = torch.cat([self.fit_weights, torch.ones(rows_of(batch))])
         return replace(self, fit=joined(self.fit, batch), fit_weights=weights / weights.mean())
+
+    def spread(self, fit_rows: int, held_out_rows: int) -> Calibration:
+        """Return the same with no more than so many rows of each part, evenly spread."""
+        fit = spread_rows(rows_of(self.fit), fit_rows)
+        held_out = spread_rows(rows_of(self.held_out), held_out_rows)
+        return replace(
+            self,
+            fit=take(self.fit, fit),
+            fit_weights=self.fit_weights[fit],
+            held_out=take(self.held_out, held_out),
+            held_out_weights=self.held_out_weights[held_out],
+        )
 
 
 def calibration_from(

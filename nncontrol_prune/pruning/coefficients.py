@@ -14,10 +14,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,6 +62,7 @@ class CoefficientProblem(Generic[Module]):
         tolerance: ε.
         seed: Of the optimizers that draw.
         reconstructed: Whether the layers are refitted after surgery; only comparisons turn it off.
+        twice_fitted: Whether the last layers are then fitted once more, to what matters of them (reconstruction.py).
         teacher: Whose outputs to keep, where that is not the network itself, as in a later round.
         warnings: What the user should know of what was built, as sentences.
     """
@@ -75,6 +77,7 @@ class CoefficientProblem(Generic[Module]):
     tolerance: float
     seed: int = 0
     reconstructed: bool = True
+    twice_fitted: bool = True
     teacher: Network[Module] | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -178,6 +181,22 @@ class CoefficientProblem(Generic[Module]):
             )
         return best
 
+    def near(self, kept: Sequence[int], deviation: float, rng: np.random.Generator, share: float = 1.0) -> list[int]:
+        """Return a choice near another: with Gaussian noise, of one channel at least, on a share of its coefficients.
+
+        Raises:
+            PruningError: No choice of channels near there is within the tolerance.
+        """
+        deviations = np.maximum(deviation, 1.0 / np.array(self.channels))
+        noise = deviations * rng.normal(size=len(kept)) * (rng.random(len(kept)) < share)
+        return self.land((self.coefficients_of(kept) + noise).tolist())
+
+    def draft(self, fit_rows: int, held_out_rows: int) -> CoefficientProblem[Module]:
+        """Return the problem on so many rows at the most, and without the second fit: choices cost a tenth to judge."""
+        return replace(
+            self, calibration=self.calibration.spread(fit_rows, held_out_rows), twice_fitted=False, warnings=[]
+        )
+
     def build(self, kept: Sequence[int]) -> Module:
         """Return the pruned and reconstructed network that keeps this many channels of each variable's groups.
 
@@ -202,9 +221,9 @@ class CoefficientProblem(Generic[Module]):
                 keep,
                 data.fit,
                 data.fit_weights,
-                terms=self.terms,
+                terms=self.terms if self.twice_fitted else (),
                 targets=self.targets,
-                sensitivity=self.sensitivity,
+                sensitivity=self.sensitivity if self.twice_fitted else None,
             )
             self.warnings.extend(warning for warning in warnings if warning not in self.warnings)
         return pruned

@@ -289,8 +289,7 @@ def _candidate(
         return replace(problem, calibration=data, warnings=[]).build(kept)
 
     def vary(number: int, rng: np.random.Generator) -> Candidate[Module]:
-        coefficients = problem.coefficients_of(kept) + VARIATION * rng.normal(size=len(kept))
-        return _candidate(first, problem, problem.land(coefficients.tolist()), method, number)
+        return _candidate(first, problem, problem.near(kept, VARIATION, rng), method, number)
 
     return Candidate(
         module=module,

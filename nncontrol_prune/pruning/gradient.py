@@ -14,15 +14,22 @@ where S is one for entries of the same channel, which stay or leave as one (comp
 regularization, Wager et al. 2013). The solution is exact for m_j = 1, drops channels as m_j → 0, and is differentiable
 in α throughout. Norms over channels take statistics weighted by m, as over the channels that are kept. Budget and
 constraints are met by an augmented Lagrangian (Nocedal and Wright 2006, ch. 17).
+
+Close to the best choice the soft objective does not tell any more which of two is the better one. So an evolution
+strategy goes on from there with hard masks, on a draft of the problem: few of the rows, and without the second fit of
+the last layers. It takes a tenth of the time and ranks choices nearly as the true objective does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -52,8 +59,10 @@ from nncontrol_prune.pruning.reconstruction import (
 from nncontrol_prune.pruning.surgery import Module
 from nncontrol_prune.pruning.terms import weighted_sum
 
-STEPS = 60
-JUDGED_EVERY = 10
+STEPS = 30
+LANDED_EVERY = 10
+DESCENT_SHARE = 0.4
+"""Of the time that the search takes, roughly."""
 LEARNING_RATES = (0.2, 0.02)
 """First and last, of Adam on the logits of α."""
 FIT_ROWS, HELD_OUT_ROWS = 1600, 500
@@ -64,21 +73,58 @@ TEMPERATURES = (0.03, 0.003)
 two of a few channels has no gradient. Masks that stay soft over many promise what whole channels do not keep: a world
 model starting at 0.08 found nothing better than uniform coefficients."""
 SMALLEST_MASK = 1e-4
+DRAFT_FIT_ROWS, DRAFT_HELD_OUT_ROWS = 800, 1000
+RIVALS = 3
+DRAWS = 40
+VARIED_SHARE = 0.4
+"""Of the coefficients, in each draw."""
+LARGEST_DEVIATION = 0.12
+"""Of what a coefficient is varied by, and the first; never less than one channel."""
+WIDER, NARROWER = 1.5, 0.93
+"""What the deviation is multiplied by after a draw that was for the better, and after one that was not."""
 
 
 def gradient(problem: CoefficientProblem[Module], progress: Progress) -> list[int]:
-    """Descend on the soft objective from uniform coefficients; return the best point on the way, by the true one."""
+    """Descend on the soft objective from uniform coefficients, then evolve; return the best point, by the true one."""
     start = uniform(problem, progress)
-    best, least = start, problem.score(start)
-    seen = [start]
+    reached = [tuple(start)]
     for coefficients in _descend(problem, problem.coefficients_of(start), progress):
         with contextlib.suppress(PruningError):  # near some points no whole number of channels meets the budget
-            kept = problem.land(coefficients)
-            if kept not in seen:
-                seen.append(kept)
-                score = problem.score(kept)
-                best, least = (kept, score) if score < least else (best, least)
-    return best
+            reached.append(tuple(problem.land(coefficients)))
+    draft = problem.draft(DRAFT_FIT_ROWS, DRAFT_HELD_OUT_ROWS)
+    candidates = dict.fromkeys([reached[0], *_evolve(draft, reached, progress)])
+    best = min(candidates, key=problem.score)
+    return list(best)
+
+
+def _evolve(
+    draft: CoefficientProblem[Module], reached: Sequence[tuple[int, ...]], progress: Progress
+) -> Iterator[tuple[int, ...]]:
+    """Yield the best of the choices reached, the best of what evolves from it, and what evolves from that.
+
+    A (1+1) evolution strategy (Rechenberg 1973) whose deviation grows with success and shrinks without. It may get
+    stuck where a channel is large, so several start from the same choice, and the best of them goes on.
+    """
+    rng = np.random.default_rng(draft.seed)
+    score = functools.cache(draft.score)
+    draws = itertools.count()
+
+    def evolved(best: tuple[int, ...]) -> tuple[int, ...]:
+        deviation = LARGEST_DEVIATION
+        for _ in range(DRAWS):
+            progress("coefficients", DESCENT_SHARE + (1.0 - DESCENT_SHARE) * next(draws) / (DRAWS * (RIVALS + 1)))
+            with contextlib.suppress(PruningError):
+                other = tuple(draft.near(best, deviation, rng, VARIED_SHARE))
+                better = score(other) < score(best)
+                best = other if better else best
+                deviation = min(deviation * (WIDER if better else NARROWER), LARGEST_DEVIATION)
+        return best
+
+    best = min(reached, key=score)
+    yield best
+    best = min([evolved(best) for _ in range(RIVALS)], key=score)
+    yield best
+    yield evolved(best)
 
 
 def _descend(problem: CoefficientProblem[Module], start: Sequence[float], progress: Progress) -> Iterator[list[float]]:
@@ -101,7 +147,7 @@ def _descend(problem: CoefficientProblem[Module], start: Sequence[float], progre
     pressures = {term.label: 0.0 for term in limited}
     layers = _SoftLayers(network, groups, targets, data.fit_weights[rows])
     for step in range(STEPS):
-        progress("coefficients", step / STEPS)
+        progress("coefficients", DESCENT_SHARE * step / STEPS)
         temperature = _annealed(TEMPERATURES, step)
         optimizer.param_groups[0]["lr"] = _annealed(LEARNING_RATES, step)
         variables = torch.sigmoid(logits)
@@ -125,7 +171,7 @@ def _descend(problem: CoefficientProblem[Module], start: Sequence[float], progre
         loss.backward()
         optimizer.step()
         multiplier += stiffness * float(excess.detach()) * 0.1
-        if (step + 1) % JUDGED_EVERY == 0:
+        if (step + 1) % LANDED_EVERY == 0:
             yield torch.sigmoid(logits).tolist()
 
 
