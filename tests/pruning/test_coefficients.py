@@ -10,6 +10,7 @@ from torch import nn
 from nncontrol_prune.controllers.mlp import Mlp, parameter_count
 from nncontrol_prune.controllers.specs import MlpArchitecture
 from nncontrol_prune.progress import Cancelled, Progress
+from nncontrol_prune.pruning import gradient
 from nncontrol_prune.pruning.architectures import recipe_for
 from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.coefficients import CoefficientProblem, uniform
@@ -68,17 +69,49 @@ def test_optimized_coefficients_are_no_worse_than_uniform_ones(
     assert to_solve.score(solve(method, to_solve)) <= to_solve.score(uniform(to_solve, Progress()))
 
 
-@pytest.mark.parametrize("method", SEARCHES)
-def test_redundant_layer_is_pruned_first(method: str, calibration: Calibration) -> None:
+def with_redundant_layer(calibration: Calibration) -> CoefficientProblem[Mlp]:
     torch.manual_seed(0)
     module = Mlp(MlpArchitecture(hidden=(32, 32), activation="tanh"), 5, 2).eval()
     with torch.no_grad():  # the second layer needs two channels, the first all of its own
         module.layers[0].weight *= 3.0
         module.layers[1].weight[2:] = module.layers[1].weight[:2].repeat(15, 1)
         module.layers[1].bias[2:] = module.layers[1].bias[:2].repeat(15)
-    to_solve = problem(module, calibration, sparsity=0.6)
-    first, second = solve(method, to_solve)
+    return problem(module, calibration, sparsity=0.6)
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+def test_redundant_layer_is_pruned_first(method: str, calibration: Calibration) -> None:
+    first, second = solve(method, with_redundant_layer(calibration))
     assert first > second
+
+
+@pytest.mark.parametrize("without", ["STEPS", "DRAWS"])
+def test_descent_and_evolution_find_the_redundant_layer_each_alone(
+    without: str, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradient, without, 0)
+    first, second = solve("gradient", with_redundant_layer(calibration))
+    assert first > second
+
+
+def test_a_choice_near_another_holds_the_budget_and_differs_by_a_channel_where_these_are_few(
+    module: Mlp, calibration: Calibration
+) -> None:
+    to_solve = problem(module, calibration, sparsity=0.6)
+    start, rng = uniform(to_solve, Progress()), np.random.default_rng(0)
+    found = [to_solve.near(start, 1e-6, rng) for _ in range(10)]
+    assert all(abs(to_solve.sparsity_of(kept) - 0.6) <= to_solve.tolerance for kept in found)
+    assert any(kept != start for kept in found)
+
+
+def test_a_draft_is_the_same_problem_on_fewer_rows(module: Mlp, calibration: Calibration) -> None:
+    to_solve = problem(module, calibration, sparsity=0.6)
+    draft = to_solve.draft(200, 100)
+    assert (len(draft.calibration.fit_weights), len(draft.calibration.held_out_weights)) == (200, 100)
+    start = uniform(to_solve, Progress())
+    assert uniform(draft, Progress()) == start
+    assert draft.score(start) == pytest.approx(to_solve.score(start), rel=0.5)
+    assert draft.score(start) != to_solve.score(start)
 
 
 def test_grid_finds_the_same_with_several_jobs(module: Mlp, calibration: Calibration) -> None:
