@@ -26,13 +26,17 @@ from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Group
-from nncontrol_prune.pruning.network import Network, Outputs, take
+from nncontrol_prune.pruning.network import Network, Outputs, rows_of, take
 from nncontrol_prune.pruning.reconstruction import dense_targets, last_layer_sensitivity, reconstruct
 from nncontrol_prune.pruning.surgery import Module, most_important, remove_channels
 from nncontrol_prune.pruning.terms import Term, weighted_sum
 
 Value = TypeVar("Value", int, float, Tensor)
 
+DRAFT_SHARES = (1 / 12, 1 / 4)
+"""Of the rows to fit and of those held out that a draft has."""
+FEWEST_DRAFT_ROWS = 200
+"""Of either, where there are as many."""
 LARGE = 1e6
 """Weight of a violated limit in the objective: any choice that violates less is better."""
 
@@ -191,11 +195,11 @@ class CoefficientProblem(Generic[Module]):
         noise = deviations * rng.normal(size=len(kept)) * (rng.random(len(kept)) < share)
         return self.land((self.coefficients_of(kept) + noise).tolist())
 
-    def draft(self, fit_rows: int, held_out_rows: int) -> CoefficientProblem[Module]:
-        """Return the problem on so many rows at the most, and without the second fit: choices cost a tenth to judge."""
-        return replace(
-            self, calibration=self.calibration.spread(fit_rows, held_out_rows), twice_fitted=False, warnings=[]
-        )
+    def draft(self) -> CoefficientProblem[Module]:
+        """Return the problem on few rows and without the second fit: choices cost a tenth to judge."""
+        parts = rows_of(self.calibration.fit), rows_of(self.calibration.held_out)
+        few = [max(FEWEST_DRAFT_ROWS, round(share * rows)) for share, rows in zip(DRAFT_SHARES, parts, strict=True)]
+        return replace(self, calibration=self.calibration.spread(*few), twice_fitted=False, warnings=[])
 
     def build(self, kept: Sequence[int]) -> Module:
         """Return the pruned and reconstructed network that keeps this many channels of each variable's groups.

@@ -73,7 +73,6 @@ TEMPERATURES = (0.03, 0.003)
 two of a few channels has no gradient. Masks that stay soft over many promise what whole channels do not keep: a world
 model starting at 0.08 found nothing better than uniform coefficients."""
 SMALLEST_MASK = 1e-4
-DRAFT_FIT_ROWS, DRAFT_HELD_OUT_ROWS = 800, 1000
 RIVALS = 3
 DRAWS = 40
 VARIED_SHARE = 0.4
@@ -91,8 +90,7 @@ def gradient(problem: CoefficientProblem[Module], progress: Progress) -> list[in
     for coefficients in _descend(problem, problem.coefficients_of(start), progress):
         with contextlib.suppress(PruningError):  # near some points no whole number of channels meets the budget
             reached.append(tuple(problem.land(coefficients)))
-    draft = problem.draft(DRAFT_FIT_ROWS, DRAFT_HELD_OUT_ROWS)
-    candidates = dict.fromkeys([reached[0], *_evolve(draft, reached, progress)])
+    candidates = dict.fromkeys([reached[0], *_evolve(problem.draft(), reached, progress)])
     best = min(candidates, key=problem.score)
     return list(best)
 
