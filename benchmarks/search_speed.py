@@ -47,6 +47,10 @@ class Watched(CoefficientProblem[Any]):
         self.found.append((time.perf_counter() - self.begin, score))
         return score
 
+    def draft(self) -> CoefficientProblem[Any]:
+        parts = {part.name: getattr(self, part.name) for part in fields(CoefficientProblem)}
+        return CoefficientProblem(**parts).draft()  # whose objective is another one
+
     @property
     def least(self) -> float:
         return min(score for _, score in self.found)
