@@ -315,7 +315,7 @@ def test_killed_node_takes_its_recorder_along_and_the_next_goes_on_with_what_ran
     assert len(read_rollouts(bag))
     controller(record=True)
     commanding(robot, action_of(pruned, robot))
-    assert graph.get(NODE, "controller") == pruned.reference
+    wait_until(lambda: graph.get(NODE, "controller") == pruned.reference)  # told after the first commands
 
 
 def test_two_controllers_in_two_namespaces_do_not_meet(controller, graph, shipped_bundle, pruned) -> None:
