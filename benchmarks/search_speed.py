@@ -14,7 +14,7 @@ import argparse
 import contextlib
 import functools
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,8 @@ class Watched(CoefficientProblem[Any]):
         self.found.append((time.perf_counter() - self.begin, score))
         return score
 
-    def draft(self) -> CoefficientProblem[Any]:
-        parts = {part.name: getattr(self, part.name) for part in fields(CoefficientProblem)}
-        return CoefficientProblem(**parts).draft()  # whose objective is another one
+    def draft(self) -> Watched:
+        return replace(super().draft(), found=[])  # a draft's objective is another one
 
     @property
     def least(self) -> float:

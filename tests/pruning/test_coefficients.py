@@ -112,7 +112,20 @@ def test_a_draft_is_the_same_problem_on_fewer_rows(module: Mlp, calibration: Cal
     start = uniform(to_solve, Progress())
     assert uniform(draft, Progress()) == start
     assert draft.score(start) == pytest.approx(to_solve.score(start), rel=0.5)
-    assert draft.score(start) != to_solve.score(start)
+
+
+def test_last_layers_are_fitted_a_second_time_only_where_that_is_asked_for(
+    module: Mlp, calibration: Calibration
+) -> None:
+    twice = problem(module, calibration, sparsity=0.6)
+    once = dataclasses.replace(twice, twice_fitted=False)
+    kept = uniform(twice, Progress())
+    pruned = [to_solve.build(kept) for to_solve in (twice, once)]
+    middle, last = ([network.layers[number].weight for network in pruned] for number in (1, 2))
+    assert torch.equal(*middle)
+    assert not torch.equal(*last)
+    assert "sensitivity" not in vars(once)  # which takes the longest
+    assert not twice.draft().twice_fitted
 
 
 def test_grid_finds_the_same_with_several_jobs(module: Mlp, calibration: Calibration) -> None:

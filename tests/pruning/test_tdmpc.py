@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,13 @@ def test_the_pruned_agent_equals_the_masked_dense_one(agent: TdMpc) -> None:
         for name in compared:
             torch.testing.assert_close(found[name], wanted[name], atol=1e-5, rtol=0)
     assert pruned.current_architecture().latent == 12
+
+
+def test_no_single_state_decides_how_well_plans_are_ranked(agent: TdMpc) -> None:
+    ranking = next(term for term in recipe_for(agent).terms if term.label == "plan")
+    found = {"plan": torch.tensor([1.0, 100.0])}  # spreads off
+    slightly, far = replace(ranking, scale=1.0).errors(found, {"plan": torch.zeros(2)}, {}).tolist()
+    assert slightly < far < 50 * slightly
 
 
 @pytest.mark.parametrize("method", ["uniform", "gradient"])
