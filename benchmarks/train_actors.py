@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
 CONTROLLERS = Path(__file__).resolve().parent / "controllers"
@@ -61,7 +63,17 @@ RECIPES = {
         environments=8,
         normalized=True,
     ),
-    "hopper_td3": Recipe("Hopper-v5", 300_000, TD3, {**OFF_POLICY, "policy_kwargs": {"net_arch": [256, 256]}}),
+    "hopper_td3": Recipe(
+        "Hopper-v5",
+        333_330,
+        TD3,
+        {
+            **OFF_POLICY,
+            "batch_size": 100,
+            "action_noise": NormalActionNoise(np.zeros(3), np.full(3, 0.1)),
+            "policy_kwargs": {"net_arch": [256, 256]},
+        },
+    ),
     "halfcheetah_sac": Recipe("HalfCheetah-v5", 150_000, SAC, OFF_POLICY),
 }
 

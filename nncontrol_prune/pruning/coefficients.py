@@ -185,14 +185,14 @@ class CoefficientProblem(Generic[Module]):
             )
         return best
 
-    def near(self, kept: Sequence[int], deviation: float, rng: np.random.Generator, share: float = 1.0) -> list[int]:
-        """Return a choice near another: with Gaussian noise, of one channel at least, on a share of its coefficients.
+    def near(self, kept: Sequence[int], deviation: float, rng: np.random.Generator) -> list[int]:
+        """Return a choice near another: with Gaussian noise, of one channel at least, on its coefficients.
 
         Raises:
             PruningError: No choice of channels near there is within the tolerance.
         """
         deviations = np.maximum(deviation, 1.0 / np.array(self.channels))
-        noise = deviations * rng.normal(size=len(kept)) * (rng.random(len(kept)) < share)
+        noise = deviations * rng.normal(size=len(kept))
         return self.land((self.coefficients_of(kept) + noise).tolist())
 
     def draft(self) -> CoefficientProblem[Module]:

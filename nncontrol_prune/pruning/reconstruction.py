@@ -108,7 +108,7 @@ def reconstruct(
     leaving = leaving_entries(groups, keep)
     warnings: list[str] = []
 
-    def refit(name: str, layer: nn.Module, held: Tensor, output: Tensor) -> None:
+    def refit(name: str, layer: nn.Module, held: Tensor) -> None:
         target = targets[name]
         gone = leaving.get((f"{name}.weight", 1 if isinstance(layer, nn.ConvTranspose2d) else 0))
         if gone is not None:
@@ -117,7 +117,7 @@ def reconstruct(
             stays[gone] = False
             target = target.index_select(channel, torch.nonzero(stays)[:, 0])
         if isinstance(layer, NORMS):
-            _refit_norm(layer, output, target, weights)
+            _refit_norm(layer, layer(held), target, weights)
             return
         columns = solution_of(layer).shape[0]
         rows = regression_rows(layer, held)
@@ -142,7 +142,7 @@ def reconstruct(
         )
         load_solution(layer, weight, bias)
 
-    with _first_calls(pruned, fitted_layers(pruned, groups), refit):
+    with _before_first_calls(pruned, fitted_layers(pruned, groups), refit):
         network.run(pruned, network.once(batch))
     if terms and last_layers(network.module, groups):
         if sensitivity is None:
@@ -179,7 +179,7 @@ def _refit_last_layers(
     batch, weights = take(batch, rows), weights[rows]
     found = squared_gradients(replace(network, module=pruned), list(dense), batch, terms)
 
-    def refit(name: str, layer: nn.Module, held: Tensor, output: Tensor) -> None:
+    def refit(name: str, layer: nn.Module, held: Tensor) -> None:
         target = targets[name][rows]
         if network.contrasts:
             factor = contrast_factor(layer, target)
@@ -197,29 +197,24 @@ def _refit_last_layers(
         ]
         load_solution(layer, torch.cat([w for w, _ in solutions], dim=1), torch.cat([b for _, b in solutions]))
 
-    with _first_calls(pruned, list(found), refit):
+    with _before_first_calls(pruned, list(found), refit):
         network.run(pruned, network.once(batch))
 
 
 @contextmanager
-def _first_calls(
-    module: nn.Module, names: Sequence[str], refit: Callable[[str, nn.Module, Tensor, Tensor], None]
+def _before_first_calls(
+    module: nn.Module, names: Sequence[str], refit: Callable[[str, nn.Module, Tensor], None]
 ) -> Iterator[None]:
-    """Within the block, refit each layer when it is first run, given its input and output; then run it again."""
+    """Within the block, refit each layer when it is first to run, given what it takes in."""
     seen: set[str] = set()
 
-    def hook(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if name in seen:
-            return None
-        seen.add(name)
-        refit(name, layer, inputs[0], output)
-        result: Tensor = layer.forward(inputs[0])
-        return result
+    def hook(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if name not in seen:
+            seen.add(name)
+            refit(name, layer, inputs[0])
 
     hooks = [
-        module.get_submodule(name).register_forward_hook(
-            lambda layer, inputs, output, name=name: hook(name, layer, inputs, output)
-        )
+        module.get_submodule(name).register_forward_pre_hook(lambda layer, inputs, name=name: hook(name, layer, inputs))
         for name in names
     ]
     try:

@@ -85,8 +85,8 @@ def test_redundant_layer_is_pruned_first(method: str, calibration: Calibration) 
     assert first > second
 
 
-@pytest.mark.parametrize("without", ["STEPS", "DRAWS"])
-def test_descent_and_evolution_find_the_redundant_layer_each_alone(
+@pytest.mark.parametrize("without", ["STEPS", "DRAFTS"])
+def test_descent_and_drafts_find_the_redundant_layer_each_alone(
     without: str, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gradient, without, 0)
