@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nncontrol_prune.controllers.mlp import Mlp
+from nncontrol_prune.progress import Progress
+from nncontrol_prune.pruning import gradient
+from nncontrol_prune.pruning.architectures import recipe_for
+from nncontrol_prune.pruning.calibration import Calibration
+from nncontrol_prune.pruning.coefficients import CoefficientProblem, uniform
+from nncontrol_prune.pruning.problem import coefficient_problem
+from nncontrol_prune.pruning.settings import PruningSettings
+from nncontrol_prune.pruning.terms import chosen_terms
+
+
+@pytest.fixture
+def problem(module: Mlp, calibration: Calibration) -> CoefficientProblem[Mlp]:
+    recipe, settings = recipe_for(module), PruningSettings(sparsity=0.6, tolerance=0.02)
+    terms = chosen_terms(recipe.terms, settings.terms, settings.limits)
+    return coefficient_problem(recipe.network, calibration, terms, settings, Progress())
+
+
+def prices_at(problem: CoefficientProblem[Mlp], kept: tuple[int, ...]) -> np.ndarray:
+    """What a coefficient's change by one saves, by differences over one channel."""
+    found = []
+    for variable, channels in enumerate(problem.channels):
+        fewer, more = [(*kept[:variable], kept[variable] + by, *kept[variable + 1 :]) for by in (-1, 1)]
+        found.append((problem.sparsity_of(fewer) - problem.sparsity_of(more)) * channels / 2)
+    return np.array(found)
+
+
+def test_a_newton_step_leads_to_the_least_of_a_separable_parabola_at_the_same_cost(
+    problem: CoefficientProblem[Mlp],
+) -> None:
+    kept = tuple(uniform(problem, Progress()))
+    now = np.array(problem.coefficients_of(kept))
+    steepness, least = np.array([1.0, 3.0]), now + np.array([0.05, 0.02])
+
+    def judge(choice: tuple[int, ...]) -> float:
+        return float(steepness @ (np.array(problem.coefficients_of(choice)) - least) ** 2)
+
+    step = gradient._newton_step(problem, judge, kept, 1.0)
+    prices = prices_at(problem, kept)
+    assert prices @ step == pytest.approx(0.0, abs=1e-6)
+    assert np.abs(step).max() < gradient.TRUST  # or the bounds would decide
+    left = 2 * steepness * (now + step - least) / prices  # equal where nothing is gained by trading (Lagrange)
+    assert left[0] == pytest.approx(left[1], rel=1e-3)
+
+
+def test_a_newton_step_stays_in_the_trust_region_and_does_not_follow_a_curvature_downwards(
+    problem: CoefficientProblem[Mlp],
+) -> None:
+    kept = tuple(uniform(problem, Progress()))
+    now = np.array(problem.coefficients_of(kept))
+
+    def judge(choice: tuple[int, ...]) -> float:
+        moved = np.array(problem.coefficients_of(choice)) - now
+        return float(100.0 * moved[0] - 100.0 * moved[1] - 10.0 * (moved**2).sum())
+
+    for share in (1.0, 0.25):
+        step = gradient._newton_step(problem, judge, kept, share)
+        assert step[0] < 0 < step[1]
+        assert np.abs(step).max() == pytest.approx(share * gradient.TRUST)
+        assert prices_at(problem, kept) @ step == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_newton_step_removes_nothing_more_of_a_group_with_as_few_channels_as_may_be_left(
+    problem: CoefficientProblem[Mlp],
+) -> None:
+    kept = (problem.fewest[0], problem.channels[1] // 2)
+    step = gradient._newton_step(problem, lambda choice: float(choice[0] - choice[1]), kept, 1.0)
+    assert step[0] <= 0.0
