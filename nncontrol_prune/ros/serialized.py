@@ -58,6 +58,8 @@ class JointStateReader:
         return self._learn(data) if joints is None else joints
 
     def _learn(self, data: bytes) -> Joints:
+        if len(data) < HEAD:  # Cyclone DDS would read behind their end, and may crash
+            raise ValueError(f"a message of {len(data)} bytes is no joint state: {HEAD} tell how the rest is written")
         message = deserialize_message(data, JointState)
         joints = Joints(
             seconds(message.header.stamp),

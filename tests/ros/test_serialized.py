@@ -125,12 +125,21 @@ def _big_endian(sec: int, nanosec: int, name: str, angle: float) -> bytes:
     return head + struct.pack(">dII", angle, 0, 0)
 
 
-@pytest.mark.parametrize("data", [b"", b"\0\1\0\0", b"\0\1\0\0" + b"\xff" * 60])
+@pytest.mark.parametrize("data", [b"", b"\0\1", b"\0\1\0\0", b"\0\1\0\0" + b"\xff" * 60])
 def test_what_is_no_joint_state_raises_and_is_not_remembered(reader: JointStateReader, data: bytes) -> None:
     with pytest.raises(Exception, match=".+"):
         reader.read(data)
     good = state(["a"], [1.0])
     assert reader.read(good) == by_the_middleware(good)
+
+
+@pytest.mark.parametrize("data", [b"", b"\0\1\0"])
+def test_less_than_a_header_never_reaches_the_middleware(
+    reader: JointStateReader, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nncontrol_prune.ros.serialized.deserialize_message", lambda *_: pytest.fail("it did"))
+    with pytest.raises(ValueError, match=f"a message of {len(data)} bytes is no joint state"):
+        reader.read(data)
 
 
 class Publisher:
