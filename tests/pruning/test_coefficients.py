@@ -82,16 +82,33 @@ def with_redundant_layer(calibration: Calibration) -> CoefficientProblem[Mlp]:
 @pytest.mark.parametrize("method", SEARCHES)
 def test_redundant_layer_is_pruned_first(method: str, calibration: Calibration) -> None:
     first, second = solve(method, with_redundant_layer(calibration))
-    assert first > second
+    assert first > 3 * second  # uniform coefficients keep one channel more of the first
 
 
-@pytest.mark.parametrize("without", ["STEPS", "DRAFTS"])
+@pytest.mark.parametrize(("without", "least"), [("STEPS", 1e-3), ("DRAFTS", 0.25)])
 def test_descent_and_drafts_find_the_redundant_layer_each_alone(
-    without: str, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+    without: str, least: float, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gradient, without, 0)
-    first, second = solve("gradient", with_redundant_layer(calibration))
-    assert first > second
+    to_solve = with_redundant_layer(calibration)
+    first, second = found = solve("gradient", to_solve)
+    assert first > 2 * second
+    assert to_solve.score(found) < least * to_solve.score(uniform(to_solve, Progress()))
+
+
+def test_gradient_is_no_worse_than_uniform_even_where_drafts_mislead(
+    module: Mlp, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Misleading(CoefficientProblem[Mlp]):
+        def score(self, kept):
+            return 1.0 / super().score(kept)
+
+    to_solve = problem(module, calibration, sparsity=0.6)
+    parts = {part.name: getattr(to_solve, part.name) for part in dataclasses.fields(to_solve)}
+    even = uniform(to_solve, Progress())
+    monkeypatch.setattr(CoefficientProblem, "draft", lambda _: Misleading(**parts))
+    monkeypatch.setattr(gradient, "JUDGED", 1)  # what the draft thinks the best
+    assert to_solve.score(solve("gradient", to_solve)) <= to_solve.score(even)
 
 
 def test_a_choice_near_another_holds_the_budget_and_differs_by_a_channel_where_these_are_few(
