@@ -9,12 +9,14 @@
 All methods start from the same dense controller and the same rollouts: for each calibration seed 20 episodes of its
 own, run by the deployed policy. A cell is a method, a sparsity (share of the parameters) and a help: none, `ls`
 (least-squares reconstruction), `on_policy` (the same, repeated in rounds with states that the pruned network itself
-gets into), `distill`, or both (`ls` and `distill`), with as many steps for all. The coefficients of ours are found for
-what comes after them: with reconstruction in the objective, but for `none` and `distill`. A cell's networks, one for
-each calibration seed, run as many evaluation episodes each, of seeds that calibration never sees and the dense
+gets into), `distill`, or both (`ls` and `distill`), with as many steps for all. The coefficients of ours are found
+for what comes after them: with reconstruction in the objective, but for `none` and `distill`. `pipeline` is what the
+product does by default: on-policy rounds, and choices in closed loop on seeds of their own. A cell's networks, one
+for each calibration seed, run as many evaluation episodes each, of seeds that calibration never sees and the dense
 controller ran from too, until the 95 % interval of the return kept (comparison/intervals.py) has a half-width under
-2.5 % of the dense return, or lies wholly below 50 %, at most 500 over all networks; otherwise the cell is *unresolved*.
-The autoencoder is calibrated on training images; an episode is a test image, and its return the structural similarity.
+2.5 % of the dense return, or lies wholly below 50 %, at most 500 over all networks; otherwise the cell is
+*unresolved*. The autoencoder is calibrated on training images; an episode is a test image, and its return the
+structural similarity.
 
 Every cell is appended to docs/comparison/<task>.jsonl as soon as it is known, and those that are there are not run
 again: a run that was cut off goes on where it was. Cells measured under other settings are left alone.

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,12 +13,20 @@ pytest.importorskip("torch_pruning")
 
 from compare_pruners import TASKS, Results, missing_units
 from comparison.baselines import equalized, from_scratch, kept_channels, torch_pruning_selection
-from comparison.cells import Cell, Dense, Settings, helps_of
-from comparison.controllers import CALIBRATION_EPISODES, CALIBRATION_SEED, EVALUATION_SEED, ON_POLICY_SEED
+from comparison.cells import Cell, Dense, Settings, helps_of, make
+from comparison.controllers import (
+    CALIBRATION_EPISODES,
+    CALIBRATION_SEED,
+    EVALUATION_SEED,
+    ON_POLICY_SEED,
+    ControllerTask,
+    DeployedController,
+)
 from comparison.images import DeployedAutoencoder, ImageTask
 from comparison.intervals import Estimate, estimate_of, rounds, status_of
 from comparison.recording import record
 from comparison.report import write_report
+from comparison.tasks import Made, Subject, Task, subject_of
 from nncontrol_prune.controllers.autoencoder import Autoencoder
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.mlp import Mlp
@@ -28,9 +36,15 @@ from nncontrol_prune.pruning.architectures import recipe_for
 from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.network import Network
+from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.pruning.terms import Term
 from nncontrol_prune.validation.evaluation import run_episodes
-from nncontrol_prune.validation.selection import OBSERVATION_EPISODES
+from nncontrol_prune.validation.selection import (
+    OBSERVATION_EPISODES,
+    OBSERVATION_SEED,
+    SELECTION_EPISODES,
+    SELECTION_SEED,
+)
 from tests.pruning.networks import WorldModel
 
 
@@ -174,8 +188,41 @@ def test_recorded_rollouts_are_the_episodes(small_bundle: Bundle) -> None:
 def test_evaluation_seeds_are_used_for_nothing_else() -> None:
     settings = Settings()
     evaluation = set(range(EVALUATION_SEED, EVALUATION_SEED + settings.max_episodes))
-    for first, episodes in ((CALIBRATION_SEED, CALIBRATION_EPISODES), (ON_POLICY_SEED, OBSERVATION_EPISODES)):
+    for first, episodes in (
+        (CALIBRATION_SEED, CALIBRATION_EPISODES),
+        (ON_POLICY_SEED, OBSERVATION_EPISODES),
+        (OBSERVATION_SEED, OBSERVATION_EPISODES),
+        (SELECTION_SEED, SELECTION_EPISODES),
+    ):
         assert not evaluation & set(range(first, first + settings.seeds * episodes))
+
+
+def test_the_pipeline_is_the_products_own(small_bundle: Bundle, tmp_path: Path) -> None:
+    small_bundle.write(tmp_path / "small")
+    task = ControllerTask("small", CARTPOLE, tmp_path / "small")
+    settings = PruningSettings(sparsity=0.5, variations=0, on_policy_rounds=1)
+    made = task.pipeline(subject_of(task, 1), settings)
+    manifest = cast(DeployedController, made.deployed).bundle.manifest
+    assert made.removed == pytest.approx(0.5, abs=0.01)
+    assert made.removed == pytest.approx(1 - manifest.parameters / small_bundle.manifest.parameters)
+    assert manifest.provenance is not None
+    assert manifest.provenance.seed == 1
+
+
+def test_the_pipeline_distils_where_the_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Subject, PruningSettings]] = []
+
+    def pipeline(task: Task, subject: Subject, settings: PruningSettings) -> Made:
+        asked.append((subject, settings))
+        return Made(DeployedAutoencoder(Autoencoder(28), torch.rand(1, 1, 28, 28)), 0.9, 3.0)
+
+    monkeypatch.setattr(ControllerTask, "pipeline", pipeline)
+    task, subject = TASKS["hopper_td3"], cast(Subject, object())
+    assert helps_of(task, "pipeline") == ("on_policy", "both")
+    assert helps_of(ImageTask("mnist"), "pipeline") == ()
+    for name, steps in (("on_policy", 0), ("both", 20)):
+        assert make(task, subject, "pipeline", 0.9, name, Settings(distill_steps=20), {}).seconds == 3.0
+        assert asked[-1] == (subject, PruningSettings(sparsity=0.9, distill_steps=steps))
 
 
 def test_autoencoder_is_scored_by_image_and_timed(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from comparison.baselines import Importance, from_scratch, torch_pruning_selection
 from comparison.intervals import Estimate, Status, clustered_mean, estimate_of, rounds, status_of
-from comparison.tasks import Deployed, Subject, Task, dense_of, subject_of
+from comparison.tasks import Deployed, Made, Subject, Task, dense_of, subject_of
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.costs import parameter_cost
@@ -32,7 +32,10 @@ from nncontrol_prune.pruning.surgery import most_important, remove_channels
 
 BASELINES = ("tp_magnitude_local", "tp_magnitude_global", "tp_taylor_local", "tp_taylor_global", "random", "scratch")
 OURS = ("uniform", "grid", "gradient", "tpe")
-METHODS = (*BASELINES, *OURS)
+PIPELINE = "pipeline"
+"""What `nncontrol-prune prune` does where it is given an environment: `gradient`, on-policy rounds, and all choices in
+closed loop."""
+METHODS = (*BASELINES, *OURS, PIPELINE)
 SPARSITIES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 TOLERANCE = 0.01
 LATENCY_TURNS = 20
@@ -88,7 +91,7 @@ class Cell:
         kept_by_seed: The same by calibration seed.
         episodes: How many evaluations there were.
         removed: The share of the parameters that was removed.
-        search_seconds: Importance and coefficients, for one network.
+        search_seconds: Importance and coefficients, for one network; for the pipeline, all of it.
         latency: Median µs of the deployed network.
         dense_latency: The same of the dense one, measured in turns with it.
         floor_latency: And of a network with two channels in every group.
@@ -117,8 +120,12 @@ class Cell:
 
 
 def helps_of(task: Task, method: str) -> Sequence[str]:
-    """Return the helps that make sense for a method: a network from scratch is distilled, and that is all."""
-    return ("distill",) if method == "scratch" else task.helps
+    """Return the helps that make sense for a method."""
+    if method == "scratch":
+        return ("distill",)
+    if method == PIPELINE:  # it always refits on policy
+        return ("on_policy", "both") if "on_policy" in task.helps else ()
+    return task.helps
 
 
 def measure_dense(task: Task, settings: Settings) -> Dense:
@@ -136,21 +143,17 @@ def measure_cells(
 ) -> Iterator[Cell]:
     """Make the networks of one method at one sparsity, and yield a cell for each help."""
     torch.set_num_threads(1)
-    subjects = [subject_of(task, seed) for seed in range(settings.seeds)]
     found: dict[tuple[int, bool], Selection] = {}
     for name in helps:
-        networks, selections = list[Deployed](), list[Selection]()
         try:
-            for subject in subjects:
-                # The coefficients of ours are found for what comes after: with reconstruction, or honestly without.
-                refitted = method in OURS and name in ("ls", "on_policy", "both")
-                if (subject.seed, refitted) not in found:
-                    found[subject.seed, refitted] = select(subject, method, sparsity, refitted=refitted)
-                selections.append(found[subject.seed, refitted])
-                networks.append(task.deploy(subject, build(task, subject, selections[-1].keep, method, name, settings)))
+            made = [
+                make(task, subject_of(task, seed), method, sparsity, name, settings, found)
+                for seed in range(settings.seeds)
+            ]
         except PruningError:
             yield Cell(method, sparsity, name, "unreachable")
             continue
+        networks = [network.deployed for network in made]
         returns, estimate, status = evaluate(networks, dense)
         latency, dense_latency, floor_latency = latencies([networks[0], dense_of(task), floor(task)])
         figures = [network.figures() for network in networks]
@@ -163,8 +166,8 @@ def measure_cells(
             half_width=estimate.half_width,
             kept_by_seed=tuple(float(mean) for mean in returns.mean(axis=1) / dense.return_mean),
             episodes=returns.size,
-            removed=statistics.mean(selection.removed for selection in selections),
-            search_seconds=statistics.mean(selection.seconds for selection in selections),
+            removed=statistics.mean(network.removed for network in made),
+            search_seconds=statistics.mean(network.seconds for network in made),
             latency=latency,
             dense_latency=dense_latency,
             floor_latency=floor_latency,
@@ -179,6 +182,41 @@ class Selection:
     keep: Sequence[Tensor]
     removed: float
     seconds: float
+
+
+def make(
+    task: Task,
+    subject: Subject,
+    method: str,
+    sparsity: float,
+    help_kind: str,
+    settings: Settings,
+    found: dict[tuple[int, bool], Selection],
+) -> Made:
+    """Make a network.
+
+    Args:
+        task: The task.
+        subject: What to start from.
+        method: Of METHODS.
+        sparsity: Share of the parameters to remove.
+        help_kind: Of HELPS.
+        settings: The settings.
+        found: What was selected before, by calibration seed and whether with reconstruction; added to.
+
+    Raises:
+        PruningError: The method cannot remove as much.
+    """
+    if method == PIPELINE:
+        steps = settings.distill_steps if help_kind == "both" else 0
+        return task.pipeline(subject, PruningSettings(sparsity=sparsity, tolerance=TOLERANCE, distill_steps=steps))
+    # The coefficients of ours are found for what comes after: with reconstruction, or honestly without.
+    key = subject.seed, method in OURS and help_kind in ("ls", "on_policy", "both")
+    if key not in found:
+        found[key] = select(subject, method, sparsity, refitted=key[1])
+    selection = found[key]
+    module = build(task, subject, selection.keep, method, help_kind, settings)
+    return Made(task.deploy(subject, module), selection.removed, selection.seconds)
 
 
 def select(subject: Subject, method: str, sparsity: float, *, refitted: bool) -> Selection:

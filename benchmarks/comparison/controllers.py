@@ -11,25 +11,27 @@ from typing import Any
 import torch
 
 from comparison.recording import record
-from comparison.tasks import Subject, Task
+from comparison.tasks import Made, Subject, Task
 from nncontrol_prune.controllers.bundle import Bundle, load_bundle, make_bundle
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.pruning.architectures import recipe_for
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.network import Batch
-from nncontrol_prune.pruning.pipeline import controller_calibration, latency_of, rows_like
+from nncontrol_prune.pruning.pipeline import controller_calibration, latency_of, prune_bundle, rows_like
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.pruning.terms import chosen_terms, scaled_terms
 from nncontrol_prune.resources import share_directory
+from nncontrol_prune.rollouts.reader import Rollouts
 from nncontrol_prune.validation.evaluation import run_episodes
-from nncontrol_prune.validation.selection import OBSERVATION_EPISODES
+from nncontrol_prune.validation.selection import OBSERVATION_EPISODES, ClosedLoop
 
 TRAINED = Path(__file__).resolve().parents[1] / "controllers"
 CALIBRATION_EPISODES = 20
 CALIBRATION_SEED = 2_000_000
 EVALUATION_SEED = 1_000_000
 ON_POLICY_SEED = 3_000_000
-"""Evaluation takes the seeds from here on, calibration and on-policy rounds those from their own; they never meet."""
+"""Evaluation takes the seeds from here on, calibration and on-policy rounds those from their own; they never meet,
+nor those of the pipeline's choices (validation/selection.py)."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,7 @@ class ControllerTask(Task):
         dense = _bundle(self.directory)
         recipe = recipe_for(dense.module())
         chosen = chosen_terms(recipe.terms, None, {})
-        first = CALIBRATION_SEED + seed * CALIBRATION_EPISODES
-        rollouts = record(dense, self.environment, range(first, first + CALIBRATION_EPISODES))
-        calibration = controller_calibration(dense, rollouts, recipe, chosen, PruningSettings(seed=seed))
+        calibration = controller_calibration(dense, self._rollouts(seed), recipe, chosen, PruningSettings(seed=seed))
         network = recipe.network
         with torch.no_grad():
             terms = scaled_terms(chosen, network.run(network.module, calibration.fit), calibration.fit_weights)
@@ -122,6 +122,24 @@ class ControllerTask(Task):
         seeds = range(first, first + OBSERVATION_EPISODES)
         met = record(self.deploy(subject, module).bundle, self.environment, seeds).observation
         return rows_like(subject.calibration.fit, met)
+
+    def pipeline(self, subject: Subject, settings: PruningSettings) -> Made:
+        """Prune the bundle, with all choices in closed loop, on seeds of the pipeline's own."""
+        dense = _bundle(self.directory)
+        loop = ClosedLoop(self.environment, dense)
+        bundle, report = prune_bundle(
+            dense,
+            self._rollouts(subject.seed),
+            settings.model_copy(update={"seed": subject.seed}),
+            choose=loop.best,
+            enough=loop.enough,
+            observe=loop.observations,
+        )
+        return Made(DeployedController(bundle, self.environment), report.sparsity, report.seconds)
+
+    def _rollouts(self, seed: int) -> Rollouts:
+        first = CALIBRATION_SEED + seed * CALIBRATION_EPISODES
+        return record(_bundle(self.directory), self.environment, range(first, first + CALIBRATION_EPISODES))
 
 
 def _shipped(name: str) -> Path:

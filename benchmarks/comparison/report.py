@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib
 
-from comparison.cells import BASELINES, METHODS, OURS, Cell, Dense, Settings
+from comparison.cells import BASELINES, METHODS, OURS, PIPELINE, Cell, Dense, Settings
 from comparison.tasks import HELPS, Task
 
 matplotlib.use("Agg")
@@ -30,6 +30,7 @@ LABELS = {
     "grid": "ours: grid",
     "gradient": "ours: gradient",
     "tpe": "ours: tpe",
+    "pipeline": "ours: the whole pipeline",
 }
 TITLES = {
     "none": "no help",
@@ -49,6 +50,7 @@ COLOURS = {
     "grid": "#fdae6b",
     "gradient": "#d94801",
     "tpe": "#a63603",
+    "pipeline": "#31a354",
 }
 
 Cells = Mapping[tuple[str, float, str], Cell]
@@ -93,6 +95,12 @@ def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: s
         "below 50, not looked into further."
     )
     yield ""
+    if PIPELINE in methods:
+        yield (
+            "The whole pipeline is what `nncontrol-prune prune` does where there is an environment: `gradient`, "
+            "on-policy rounds, and choices in closed loop, in episodes that the others do not have."
+        )
+        yield ""
     yield "What was run of it and when, and what the tasks say together: [README.md](README.md)."
     yield ""
     yield f"![{task.score} kept against sparsity]({picture})"
@@ -128,6 +136,8 @@ def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: s
     yield "## Search time"
     yield ""
     yield "Seconds for importance and coefficients of one network, mean over calibration seeds."
+    if PIPELINE in methods:
+        yield "For the whole pipeline, of all that it does, episodes in its environment among it."
     yield ""
     yield from _table(methods, sparsities, lambda m, s: _search_seconds(cells, m, s))
     yield ""
@@ -215,10 +225,12 @@ def _losses(cells: Cells, sparsities: Sequence[float]) -> Iterator[str]:
 
 def _search_seconds(cells: Cells, method: str, sparsity: float) -> str:
     """Return the time without and with reconstruction in the objective, where these differ."""
-    found = [cells.get((method, sparsity, name)) for name in ("none", "ls")]
-    if found[0] is None:
-        found[0] = cells.get((method, sparsity, "distill"))
-    seconds = [f"{cell.search_seconds:.2g}" for cell in found if cell is not None and not math.isnan(cell.kept)]
+    seconds = []
+    for helps in (("none", "distill"), ("ls", "on_policy", "both")):
+        found = [cells.get((method, sparsity, name)) for name in helps]
+        seconds += [f"{cell.search_seconds:.2g}" for cell in found if cell is not None and not math.isnan(cell.kept)][
+            :1
+        ]
     if len(seconds) == 2 and method in OURS:
         return f"{seconds[0]}, with reconstruction {seconds[1]}"
     return seconds[0] if seconds else ""
@@ -252,9 +264,9 @@ def _plot(path: Path, task: Task, cells: Cells) -> None:
                     [position[cell.sparsity] + 0.05 * (number - len(METHODS) / 2) for cell in mine],
                     [100 * cell.kept for cell in mine],
                     yerr=[100 * cell.half_width for cell in mine],
-                    fmt="o-" if method in OURS else "s--",
+                    fmt="s--" if method in BASELINES else "o-",
                     ms=3.5,
-                    lw=1.6 if method == "gradient" else 1.0,
+                    lw=1.6 if method in ("gradient", PIPELINE) else 1.0,
                     elinewidth=0.8,
                     color=COLOURS[method],
                     label=LABELS[method],

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.network import Batch, Network
+from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.pruning.terms import Term
 
 HELPS = ("none", "ls", "on_policy", "distill", "both")
@@ -30,6 +31,15 @@ class Deployed(Protocol):
     def figures(self) -> Mapping[str, float]:
         """Return figures beside the score, by name with unit."""
         ...
+
+
+@dataclass(frozen=True)
+class Made:
+    """A pruned network as it is used, the share of the parameters that is gone, and the seconds that it took."""
+
+    deployed: Deployed
+    removed: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,14 @@ class Task(ABC):
 
     def met_by(self, subject: Subject, module: Any) -> Batch:
         """Return rows with the inputs that a network itself gets into; only where `on_policy` is a help."""
+        raise NotImplementedError
+
+    def pipeline(self, subject: Subject, settings: PruningSettings) -> Made:
+        """Prune as the product does it by default; only where `on_policy` is a help.
+
+        Raises:
+            PruningError: So much cannot be removed.
+        """
         raise NotImplementedError
 
 

@@ -23,13 +23,15 @@ from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.group_report import GroupReport
 from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.network import Batch, Network, take
-from nncontrol_prune.pruning.problem import Latency, coefficient_problem, optimizer_of
-from nncontrol_prune.pruning.settings import Method, PruningSettings
+from nncontrol_prune.pruning.problem import Latency, coefficient_problem, optimizer_of, ranked
+from nncontrol_prune.pruning.settings import ImportanceName, Method, PruningSettings
 from nncontrol_prune.pruning.surgery import Module
 from nncontrol_prune.pruning.terms import Term, check_terms, scaled_terms
 
 VARIATION = 0.12
 """Standard deviation by which coefficients are varied."""
+OTHER_RANKING: ImportanceName = "fisher"
+"""What channels that are to be distilled are ranked by where `obs`, the error before a gradient step, is not enough."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,14 @@ class Candidate(Generic[Module]):
         rebuild: Builds it anew, without gradient steps, from other data.
         vary: Builds another one, with its number and coefficients near these; raises `PruningError` where no whole
             number of channels meets the budget.
+        rerank: Builds another one, with these coefficients and channels ranked by another importance.
         groups: What became of each group.
         sparsity: The share of the cost that is gone.
         objective: On the held-out part.
         errors: Mean error by term, on the held-out part.
         exceeded: Names of the terms whose limit it exceeds.
         variation: Its number among those that were varied; 0 for what the method itself found.
+        ranking: What its channels were ranked by, if not by what the settings say.
         on_policy: Whether it was rebuilt with states that it gets into itself.
         distilled: Whether gradient steps followed.
     """
@@ -88,12 +92,14 @@ class Candidate(Generic[Module]):
     method: Method
     rebuild: Callable[[Calibration], Module]
     vary: Callable[[int, np.random.Generator], Candidate[Module]]
+    rerank: Callable[[ImportanceName], Candidate[Module]]
     groups: list[GroupOutcome]
     sparsity: float
     objective: float
     errors: dict[str, float]
     exceeded: list[str]
     variation: int = 0
+    ranking: ImportanceName | None = None
     on_policy: bool = False
     distilled: bool = False
 
@@ -101,7 +107,8 @@ class Candidate(Generic[Module]):
     def name(self) -> str:
         """The method, and what followed."""
         varied = f"_varied_{self.variation}" if self.variation else ""
-        return self.method + varied + "_on_policy" * self.on_policy + "_distilled" * self.distilled
+        ranking = f"_{self.ranking}" if self.ranking else ""
+        return self.method + varied + ranking + "_on_policy" * self.on_policy + "_distilled" * self.distilled
 
 
 @dataclass(frozen=True)
@@ -160,8 +167,9 @@ def prune_network(
         more_data: For rebuilding in several rounds with states that the pruned network gets into.
         choose: Picks among candidates better than the objective can. With it, uniform coefficients are a candidate
             beside those of the method. What it picks has its coefficients varied as often as the settings say, is
-            rebuilt on policy, and distilled, and it is asked each time whether that was for the better.
-        enough: Ends the varying; without, all of it is done.
+            rebuilt on policy, and distilled, also with its channels ranked by `fisher`, and it is asked each time
+            whether that was for the better.
+        enough: Ends the varying, and spares the other ranking; without, all of it is done.
 
     Raises:
         PruningError: The network cannot be traced, the components or terms do not fit it, or the budget cannot be
@@ -207,17 +215,28 @@ def prune_network(
         candidates.append(_judged(problem, replace(chosen, module=module, on_policy=True)))
         chosen = _chosen([chosen, candidates[-1]], choose, progress)
     if settings.distill_steps:
-        student = distill(
-            chosen.module,
-            network,
-            data,
-            problem.terms,
-            steps=settings.distill_steps,
-            seed=settings.seed,
-            progress=progress,
-        )
-        candidates.append(_judged(problem, replace(chosen, module=student, distilled=True)))
+
+        def distilled(candidate: Candidate[Module]) -> Candidate[Module]:
+            student = distill(
+                candidate.module,
+                network,
+                data,
+                problem.terms,
+                steps=settings.distill_steps,
+                seed=settings.seed,
+                progress=progress,
+            )
+            return _judged(problem, replace(candidate, module=student, distilled=True))
+
+        candidates.append(distilled(chosen))
         chosen = _chosen([chosen, candidates[-1]], choose, progress)
+        if choose is not None and settings.importance != OTHER_RANKING and not (enough and enough(chosen)):
+            progress("importance", 0.0)
+            other = chosen.rerank(OTHER_RANKING)
+            if chosen.on_policy:
+                other = replace(other, module=other.rebuild(data), on_policy=True)
+            candidates.append(distilled(other))
+            chosen = _chosen([chosen, candidates[-1]], choose, progress)
     return Pruned(
         candidates={candidate.name: candidate for candidate in candidates},
         chosen=chosen,
@@ -264,7 +283,7 @@ def _shrunk(
         kept = optimizer_of(settings)(problem, progress)
         seconds += time.monotonic() - started
         progress("reconstruction", 0.0)
-        candidate = _candidate(first, problem, kept, settings.method)
+        candidate = _candidate(first, problem, kept, settings)
         module, left = candidate.module, problem.kept_of(kept)
         warnings += problem.warnings
     assert candidate is not None
@@ -277,8 +296,9 @@ def _candidate(
     first: CoefficientProblem[Module],
     problem: CoefficientProblem[Module],
     kept: Sequence[int],
-    method: Method,
+    settings: PruningSettings,
     variation: int = 0,
+    ranking: ImportanceName | None = None,
 ) -> Candidate[Module]:
     """Build the network that keeps these channels in the last round's problem, and judge it by the first one's."""
     module, left = problem.build(kept), problem.kept_of(kept)
@@ -289,19 +309,25 @@ def _candidate(
         return replace(problem, calibration=data, warnings=[]).build(kept)
 
     def vary(number: int, rng: np.random.Generator) -> Candidate[Module]:
-        return _candidate(first, problem, problem.near(kept, VARIATION, rng), method, number)
+        return _candidate(first, problem, problem.near(kept, VARIATION, rng), settings, number, ranking)
+
+    def rerank(importance: ImportanceName) -> Candidate[Module]:
+        other = ranked(problem, settings.model_copy(update={"importance": importance}))
+        return _candidate(first, other, kept, settings, variation, importance)
 
     return Candidate(
         module=module,
-        method=method,
+        method=settings.method,
         rebuild=rebuild,
         vary=vary,
+        rerank=rerank,
         groups=[GroupOutcome(*outcome) for outcome in zip(first.groups, left, prices, strict=True)],
         sparsity=_removed(first, left),
         objective=objective,
         errors=errors,
         exceeded=problem.violated(module),
         variation=variation,
+        ranking=ranking,
     )
 
 

@@ -89,7 +89,7 @@ def prune_bundle(
         settings: How much to remove and how.
         name: Of the new controller; by default the dense one's with the sparsity.
         choose: Picks among the candidates: the method's coefficients, uniform ones or those near the better of them,
-            before or after distillation. By default the held-out error does.
+            before or after distillation, and with another ranking of the channels. By default the held-out error does.
         enough: Tells when coefficients need not be varied any more.
         observe: Runs a candidate in its environment, for on-policy rounds.
         progress: Told of every stage, and asked whether to stop.
@@ -239,7 +239,7 @@ def _provenance(rollouts: Rollouts, settings: PruningSettings, candidate: Candid
     return Provenance(
         rollouts=rollouts.digest,
         method=candidate.method,
-        importance=settings.importance,
+        importance=candidate.ranking or settings.importance,
         coefficients={outcome.group.name: outcome.coefficient for outcome in candidate.groups},
         sparsity=candidate.sparsity,
         on_policy_rounds=settings.on_policy_rounds or 0 if candidate.on_policy else 0,

@@ -82,9 +82,15 @@ def coefficient_problem(
     )
     problem.check_reachable()  # before the importance, which may take minutes
     progress("importance", 0.0)
-    evidence = Evidence(network, groups, calibration.fit, calibration.fit_weights, terms, settings.seed)
+    return ranked(problem, settings)
+
+
+def ranked(problem: CoefficientProblem[Module], settings: PruningSettings) -> CoefficientProblem[Module]:
+    """Return a problem with its channels scored by the importance that the settings name."""
+    data = problem.calibration
+    evidence = Evidence(problem.network, problem.groups, data.fit, data.fit_weights, problem.terms, settings.seed)
     scores = [score.detach() for score in IMPORTANCES[settings.importance](evidence)]
-    return replace(problem, scores=normalized(groups, scores, settings.component_weights))
+    return replace(problem, scores=normalized(problem.groups, scores, settings.component_weights))
 
 
 def _cost(

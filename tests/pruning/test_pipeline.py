@@ -32,7 +32,7 @@ def test_pruned_bundle_knows_where_it_comes_from(small_bundle: Bundle, rollouts,
     assert (manifest.observation, manifest.action) == (small_bundle.manifest.observation, small_bundle.manifest.action)
 
 
-def test_uniform_coefficients_and_distillation_are_candidates_and_the_choice_is_asked(
+def test_uniform_coefficients_distillation_and_another_ranking_are_candidates_and_the_choice_is_asked(
     small_bundle: Bundle, rollouts
 ) -> None:
     settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="threshold", distill_steps=100)
@@ -43,15 +43,44 @@ def test_uniform_coefficients_and_distillation_are_candidates_and_the_choice_is_
         return 1
 
     pruned, report = prune_bundle(small_bundle, rollouts, settings, choose=choose)
-    assert [[(made.method, made.distill_steps) for made in candidates] for candidates in asked] == [
-        [("threshold", 0), ("uniform", 0)],
-        [("uniform", 0), ("uniform", 100)],
+    assert [[(made.method, made.importance, made.distill_steps) for made in candidates] for candidates in asked] == [
+        [("threshold", "obs", 0), ("uniform", "obs", 0)],
+        [("uniform", "obs", 0), ("uniform", "obs", 100)],
+        [("uniform", "obs", 100), ("uniform", "fisher", 100)],
     ]
-    assert report.chosen == "uniform_distilled"
-    assert pruned.manifest.provenance == asked[1][1]
+    assert report.chosen == "uniform_fisher_distilled"
+    assert pruned.manifest.provenance == asked[2][1]
+    assert asked[2][1].coefficients == asked[2][0].coefficients
     assert pruned.manifest.architecture.hidden == tuple(group.kept for group in report.groups)
-    assert list(report.errors) == ["threshold", "uniform", "uniform_distilled"]
+    assert list(report.errors) == ["threshold", "uniform", "uniform_distilled", "uniform_fisher_distilled"]
     assert report.errors["uniform_distilled"] <= report.errors["uniform"]
+
+
+def test_another_ranking_is_what_asking_for_it_makes(small_bundle: Bundle, rollouts) -> None:
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="uniform", distill_steps=30, on_policy_rounds=1)
+    far = np.random.default_rng(1).normal(size=(400, small_bundle.manifest.observation.size))
+    tried: list[Bundle] = []
+
+    def last(candidates) -> int:
+        tried.append(candidates[-1])
+        return len(candidates) - 1
+
+    prune_bundle(small_bundle, rollouts, settings, choose=last, observe=lambda bundle: far)
+    *_, reranked = tried
+    assert [bundle.manifest.provenance.importance for bundle in tried] == ["obs", "obs", "fisher"]
+    tried.clear()
+    wanted = settings.model_copy(update={"importance": "fisher"})
+    asked_for, _ = prune_bundle(small_bundle, rollouts, wanted, choose=last, observe=lambda bundle: far)
+    assert len(tried) == 2, "on policy and distilled; it has that ranking already"
+    assert reranked.digest == asked_for.digest
+
+
+def test_nothing_is_ranked_anew_where_the_closed_loop_has_enough(small_bundle: Bundle, rollouts) -> None:
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="uniform", distill_steps=20)
+    _, report = prune_bundle(
+        small_bundle, rollouts, settings, choose=lambda candidates: 1, enough=lambda candidate: True
+    )
+    assert list(report.errors) == ["uniform", "uniform_distilled"]
 
 
 def test_coefficients_are_varied_until_the_closed_loop_has_enough(make_cartpole_bundle, rollouts) -> None:
@@ -64,7 +93,7 @@ def test_coefficients_are_varied_until_the_closed_loop_has_enough(make_cartpole_
         return int(len(tried) > 1)  # the first variation is for the worse
 
     def enough(candidate: Bundle) -> bool:
-        return len(tried) == 2
+        return len(tried) >= 2
 
     pruned, report = prune_bundle(dense, rollouts, settings, choose=choose, enough=enough)
     worse, better, distilled = (bundle.manifest.architecture.hidden for bundle in tried)
