@@ -36,7 +36,7 @@ import joblib
 from comparison.cells import METHODS, SPARSITIES, Cell, Dense, Settings, helps_of, measure_cells, measure_dense
 from comparison.controllers import CONTROLLER_TASKS
 from comparison.images import ImageTask
-from comparison.report import write_report
+from comparison.report import write_report, write_summary
 from comparison.tasks import HELPS, Task
 
 MNIST = ImageTask("mnist_autoencoder")
@@ -145,7 +145,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sparsity", action="append", type=float, help="may be repeated; by default 0.3 to 0.98")
     parser.add_argument("--help-kind", action="append", choices=HELPS, help="may be repeated; all by default")
     parser.add_argument("--seeds", type=int, default=Settings.seeds, help="calibration seeds")
-    parser.add_argument("--max-episodes", type=int, default=Settings.max_episodes, help="of a cell, over all networks")
+    parser.add_argument("--max-episodes", type=int, help="of a cell, over all networks; by default the task's own")
     parser.add_argument("--distill-steps", type=int, default=Settings.distill_steps)
     parser.add_argument("--mnist", type=Path, default=MNIST.data, help="directory of MNIST's IDX files")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
@@ -166,20 +166,22 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    settings = Settings(arguments.seeds, arguments.max_episodes, arguments.distill_steps)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name in arguments.task or TASKS:
-        task = replace(MNIST, data=arguments.mnist) if name == MNIST.name else TASKS[name]
+    cells_by_task = {}
+    for name, task in (TASKS | {MNIST.name: replace(MNIST, data=arguments.mnist)}).items():
+        settings = Settings(arguments.seeds, arguments.max_episodes or task.max_evaluations, arguments.distill_steps)
         results = Results(arguments.out / f"{name}.jsonl", settings)
-        if not arguments.tables:
+        asked = name in (arguments.task or TASKS)
+        if asked and not arguments.tables:
             reason = task.why_not()
             if reason is not None:
                 print(f"{name}: skipped, {reason}")
                 continue
             compare(task, settings, results, arguments)
-        dense, cells = results.read()
-        if dense is not None and cells:
-            print(f"{name}: {write_report(arguments.docs, task, settings, dense, cells)}")
+        dense, cells_by_task[name] = results.read()
+        if asked and dense is not None and cells_by_task[name]:
+            print(f"{name}: {write_report(arguments.docs, task, settings, dense, cells_by_task[name])}")
+    print(f"all: {write_summary(arguments.docs, cells_by_task)}")
 
 
 if __name__ == "__main__":

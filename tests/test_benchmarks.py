@@ -23,9 +23,9 @@ from comparison.controllers import (
     DeployedController,
 )
 from comparison.images import DeployedAutoencoder, ImageTask
-from comparison.intervals import Estimate, estimate_of, rounds, status_of
+from comparison.intervals import Estimate, Status, estimate_of, rounds, status_of
 from comparison.recording import record
-from comparison.report import write_report
+from comparison.report import write_report, write_summary
 from comparison.tasks import Made, Subject, Task, subject_of
 from nncontrol_prune.controllers.autoencoder import Autoencoder
 from nncontrol_prune.controllers.bundle import Bundle
@@ -281,3 +281,23 @@ def test_report_tells_where_a_baseline_is_better(tmp_path: Path) -> None:
     assert "*90.0 ± 10.0*" in page
     assert "| ours: gradient | 20.00 ± 0.50 |" in page
     assert (tmp_path / "images" / "comparison_hopper_td3.png").is_file()
+
+
+def cell(method: str, sparsity: float, kept: float, status: Status = "resolved", help_kind: str = "both") -> Cell:
+    return Cell(method, sparsity, help_kind, status, kept, 0.02, (kept,), 100, sparsity, 1.0, 9.0, 16.0, 8.0)
+
+
+def test_summary_compares_only_what_all_were_measured_at(tmp_path: Path) -> None:
+    others = ("tp_magnitude_local", "tp_magnitude_global", "tp_taylor_local", "tp_taylor_global")
+    kept = {0.7: 1.0, 0.8: 0.96, 0.9: 0.94}
+    cells = [cell(method, sparsity, kept[sparsity] - 0.02) for method in others for sparsity in kept]
+    cells += [cell("random", 0.8, 0.95), cell("random", 0.9, 0.96, "unresolved")]
+    cells += [cell("gradient", sparsity, kept[sparsity] + 0.02) for sparsity in kept]
+    cells += [cell("gradient", 0.95, 1.0), cell("pipeline", 0.9, 0.98), cell("pipeline", 0.95, 0.98)]
+    task = {known.key: known for known in cells}
+    elsewhere = {known.key: known for known in [cell("gradient", 0.9, 1.0)]}
+    page = write_summary(tmp_path, {"walker": task, "hopper": elsewhere}).read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith("| [")]
+    assert line == "| [walker](walker.md) | 90 % | 80 % (none), random | 90 % (80 %) | 90 % (90 %) |"
+    assert [line for line in page.splitlines() if line.startswith("## ")] == ["## Reconstruction, then distillation"]
+    assert "ours: uniform" not in page

@@ -57,6 +57,11 @@ class Settings:
     max_episodes: int = 500
     distill_steps: int = 1500
 
+    @classmethod
+    def of(cls, task: Task) -> Settings:
+        """Return those that a task is measured under where nothing else is asked for."""
+        return cls(max_episodes=task.max_evaluations)
+
 
 @dataclass(frozen=True)
 class Dense:

@@ -148,7 +148,7 @@ def _shipped(name: str) -> Path:
 
 CONTROLLER_TASKS = (
     ControllerTask("cartpole_swingup_sac", CARTPOLE, _shipped("cartpole_swingup_sac")),
-    ControllerTask("cartpole_swingup_tdmpc", CARTPOLE, _shipped("cartpole_swingup_tdmpc")),
+    ControllerTask("cartpole_swingup_tdmpc", CARTPOLE, _shipped("cartpole_swingup_tdmpc"), max_evaluations=100),
     ControllerTask("double_pendulum_sac", "InvertedDoublePendulum-v5", TRAINED / "double_pendulum_sac"),
     ControllerTask("hopper_td3", "Hopper-v5", TRAINED / "hopper_td3"),
     ControllerTask("halfcheetah_sac", "HalfCheetah-v5", TRAINED / "halfcheetah_sac"),

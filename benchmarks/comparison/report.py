@@ -67,6 +67,62 @@ def write_report(docs: Path, task: Task, settings: Settings, dense: Dense, cells
     return page
 
 
+def write_summary(docs: Path, cells_by_task: Mapping[str, Cells]) -> Path:
+    """Write the page with what can be removed on each task; return its path."""
+    page = docs / "comparison" / "summary.md"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(_summary(cells_by_task)))
+    return page
+
+
+def _summary(cells_by_task: Mapping[str, Cells]) -> Iterator[str]:
+    yield "# How much can be removed"
+    yield ""
+    yield "Written by `benchmarks/compare_pruners.py`, like the pages of the tasks."
+    yield ""
+    yield (
+        f"The largest share of the parameters whose removal keeps {KEEPS:.0%} of the score, by the middle of the "
+        "interval; in brackets: with all of it. Only cells that are resolved count, and only shares at which all of "
+        "Torch-Pruning's methods and `gradient` were measured. Without such, a task is left out."
+    )
+    for name in HELPS:
+        shared = {task: cells for task, known in cells_by_task.items() if (cells := _shared(known, name))}
+        ours = [
+            method for method in ("uniform", "gradient", PIPELINE) if any(_is_in(c, method) for c in shared.values())
+        ]
+        if not shared:
+            continue
+        yield ""
+        yield f"## {TITLES[name].capitalize()}"
+        yield ""
+        yield from _row("", ["measured up to", "best of the others", *(LABELS[method] for method in ours)])
+        yield "|---" * (len(ours) + 3) + "|"
+        for task, cells in shared.items():
+            best = max(BASELINES, key=lambda method: _keeping(cells, method, name))
+            theirs = _largest(cells, best, name)
+            yield from _row(
+                f"[{task}]({task}.md)",
+                [
+                    _percent(max(cell.sparsity for cell in cells.values())),
+                    theirs if theirs.startswith("none") else f"{theirs}, {LABELS[best]}",
+                    *(_largest(cells, method, name) for method in ours),
+                ],
+            )
+    yield ""
+
+
+def _is_in(cells: Cells, method: str) -> bool:
+    return any(cell.method == method for cell in cells.values())
+
+
+def _shared(cells: Cells, help_kind: str) -> Cells:
+    """Return the cells of a help at the sparsities that all whose comparison is of interest were measured at."""
+    wanted = [method for method in BASELINES if method.startswith("tp_")] + ["gradient"]
+    sparsities = {cell.sparsity for cell in cells.values()}
+    shared = {s for s in sparsities if all((method, s, help_kind) in cells for method in wanted)}
+    return {key: cell for key, cell in cells.items() if cell.help == help_kind and cell.sparsity in shared}
+
+
 def _helps(cells: Cells) -> list[str]:
     return [name for name in HELPS if any(cell.help == name for cell in cells.values())]
 
@@ -75,10 +131,10 @@ def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: s
     options = "".join(
         f" --{name.replace('_', '-')} {getattr(settings, name)}"
         for name in ("seeds", "max_episodes", "distill_steps")
-        if getattr(settings, name) != getattr(Settings, name)
+        if getattr(settings, name) != getattr(Settings.of(task), name)
     )
     sparsities = sorted({cell.sparsity for cell in cells.values()})
-    methods = [method for method in METHODS if any(cell.method == method for cell in cells.values())]
+    methods = [method for method in METHODS if _is_in(cells, method)]
     helps = _helps(cells)
     yield f"# {task.name}: pruners compared on {task.setting}"
     yield ""
@@ -190,16 +246,22 @@ def _entry(cell: Cell | None) -> str:
 
 
 def _largest(cells: Cells, method: str, help_kind: str) -> str:
-    mine = [c for c in cells.values() if c.method == method and c.help == help_kind and c.status == "resolved"]
     if not any(cell.method == method and cell.help == help_kind for cell in cells.values()):
         return ""
-    kept = [cell.sparsity for cell in mine if cell.kept >= KEEPS]
-    surely = [cell.sparsity for cell in mine if cell.kept - cell.half_width >= KEEPS]
+    kept, surely = _keeping(cells, method, help_kind)
     return f"{_percent(kept)} ({_percent(surely)})"
 
 
-def _percent(sparsities: Sequence[float]) -> str:
-    return f"{100 * max(sparsities):g} %" if sparsities else "none"
+def _keeping(cells: Cells, method: str, help_kind: str) -> tuple[float, float]:
+    """Return the largest sparsities that keep enough, by the middle of the interval and with all of it; 0 for none."""
+    mine = [c for c in cells.values() if c.method == method and c.help == help_kind and c.status == "resolved"]
+    kept = [cell.sparsity for cell in mine if cell.kept >= KEEPS]
+    surely = [cell.sparsity for cell in mine if cell.kept - cell.half_width >= KEEPS]
+    return max(kept, default=0.0), max(surely, default=0.0)
+
+
+def _percent(sparsity: float) -> str:
+    return f"{100 * sparsity:g} %" if sparsity else "none"
 
 
 def _losses(cells: Cells, sparsities: Sequence[float]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from nncontrol_prune.pruning.calibration import Calibration
@@ -77,6 +77,8 @@ class Task(ABC):
     """What it is averaged over, in words."""
     helps: ClassVar[Sequence[str]] = HELPS
     """The helps that make sense."""
+    max_evaluations: int = field(default=500, kw_only=True)
+    """Of a cell, over all its networks."""
 
     @property
     @abstractmethod
