@@ -31,7 +31,8 @@ from nncontrol_prune.pruning.terms import Term, check_terms, scaled_terms
 VARIATION = 0.12
 """Standard deviation by which coefficients are varied."""
 OTHER_RANKING: ImportanceName = "fisher"
-"""What channels that are to be distilled are ranked by where `obs`, the error before a gradient step, is not enough."""
+"""What channels that are to be distilled are ranked by where the settings' importance is not enough: `obs` looks at the
+error before a gradient step."""
 
 
 @dataclass(frozen=True)
@@ -215,27 +216,14 @@ def prune_network(
         candidates.append(_judged(problem, replace(chosen, module=module, on_policy=True)))
         chosen = _chosen([chosen, candidates[-1]], choose, progress)
     if settings.distill_steps:
-
-        def distilled(candidate: Candidate[Module]) -> Candidate[Module]:
-            student = distill(
-                candidate.module,
-                network,
-                data,
-                problem.terms,
-                steps=settings.distill_steps,
-                seed=settings.seed,
-                progress=progress,
-            )
-            return _judged(problem, replace(candidate, module=student, distilled=True))
-
-        candidates.append(distilled(chosen))
+        candidates.append(_distilled(problem, chosen, data, settings, progress))
         chosen = _chosen([chosen, candidates[-1]], choose, progress)
         if choose is not None and settings.importance != OTHER_RANKING and not (enough and enough(chosen)):
             progress("importance", 0.0)
             other = chosen.rerank(OTHER_RANKING)
             if chosen.on_policy:
                 other = replace(other, module=other.rebuild(data), on_policy=True)
-            candidates.append(distilled(other))
+            candidates.append(_distilled(problem, other, data, settings, progress))
             chosen = _chosen([chosen, candidates[-1]], choose, progress)
     return Pruned(
         candidates={candidate.name: candidate for candidate in candidates},
@@ -373,6 +361,25 @@ def refitted_on_policy(
         calibration = calibration.with_more(more_data(module))
         module = rebuild(calibration)
     return module, calibration
+
+
+def _distilled(
+    problem: CoefficientProblem[Module],
+    candidate: Candidate[Module],
+    data: Calibration,
+    settings: PruningSettings,
+    progress: Progress,
+) -> Candidate[Module]:
+    student = distill(
+        candidate.module,
+        problem.network,
+        data,
+        problem.terms,
+        steps=settings.distill_steps,
+        seed=settings.seed,
+        progress=progress,
+    )
+    return _judged(problem, replace(candidate, module=student, distilled=True))
 
 
 def _judged(problem: CoefficientProblem[Module], candidate: Candidate[Module]) -> Candidate[Module]:
