@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -109,6 +110,22 @@ def _summary(cells_by_task: Mapping[str, Cells]) -> Iterator[str]:
                 ],
             )
     yield ""
+    yield "## What was measured"
+    yield ""
+    yield f"Percent of the parameters removed, and in brackets how many of the {len(METHODS)} methods were run there."
+    yield ""
+    helps = [name for name in HELPS if any(name in _helps(cells) for cells in cells_by_task.values())]
+    yield from _row("", [TITLES[name] for name in helps])
+    yield "|---" * (len(helps) + 1) + "|"
+    for task, cells in cells_by_task.items():
+        if cells:
+            yield from _row(f"[{task}]({task}.md)", [_measured(cells, name) for name in helps])
+    yield ""
+
+
+def _measured(cells: Cells, help_kind: str) -> str:
+    methods = Counter(cell.sparsity for cell in cells.values() if cell.help == help_kind)
+    return ", ".join(f"{100 * sparsity:g} ({count})" for sparsity, count in sorted(methods.items()))
 
 
 def _is_in(cells: Cells, method: str) -> bool:
