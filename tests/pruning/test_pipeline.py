@@ -56,21 +56,22 @@ def test_uniform_coefficients_distillation_and_another_ranking_are_candidates_an
     assert report.errors["uniform_distilled"] <= report.errors["uniform"]
 
 
-def test_another_ranking_is_what_asking_for_it_makes(small_bundle: Bundle, rollouts) -> None:
+@pytest.mark.parametrize("on_policy", [True, False])
+def test_another_ranking_is_what_asking_for_it_makes(small_bundle: Bundle, rollouts, on_policy: bool) -> None:
     settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="uniform", distill_steps=30, on_policy_rounds=1)
     far = np.random.default_rng(1).normal(size=(400, small_bundle.manifest.observation.size))
     tried: list[Bundle] = []
 
-    def last(candidates) -> int:
-        tried.append(candidates[-1])
-        return len(candidates) - 1
+    def choose(candidates) -> int:
+        tried.append(candidates[1])
+        return int(on_policy or len(tried) > 1)
 
-    prune_bundle(small_bundle, rollouts, settings, choose=last, observe=lambda bundle: far)
+    prune_bundle(small_bundle, rollouts, settings, choose=choose, observe=lambda bundle: far)
     *_, reranked = tried
     assert [bundle.manifest.provenance.importance for bundle in tried] == ["obs", "obs", "fisher"]
     tried.clear()
     wanted = settings.model_copy(update={"importance": "fisher"})
-    asked_for, _ = prune_bundle(small_bundle, rollouts, wanted, choose=last, observe=lambda bundle: far)
+    asked_for, _ = prune_bundle(small_bundle, rollouts, wanted, choose=choose, observe=lambda bundle: far)
     assert len(tried) == 2, "on policy and distilled; it has that ranking already"
     assert reranked.digest == asked_for.digest
 
