@@ -1,9 +1,11 @@
-"""The documentation's Python is run as it stands there."""
+"""The documentation's Python is run as it stands there, and its links lead somewhere."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+
+import pytest
 
 from nncontrol_prune.config import load_config
 from nncontrol_prune.plants.environments import environment_specs
@@ -28,3 +30,20 @@ def test_task_in_the_documentation_fits_the_hopper(tmp_path: Path) -> None:
     specs = environment_specs("Hopper-v5")
     assert task.mismatch(specs.observation.size, specs.states) is None
     assert task.success == "height within 0.3 m of its reference for the last 1 s"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"

@@ -80,7 +80,7 @@ def calibration_from(
 
     Every row also comes a second time, lightly weighted, with Gaussian noise: the dense controller can be asked about
     any observation, and a pruned one that agrees with it only on the few states that were logged leaves them and
-    falls. docs/pruning.md has what that is worth.
+    falls. docs/pruning-evidence.md has what that is worth.
 
     A batch holds `observation` (rows, n); with a horizon also `action` (rows, horizon, m), `alternative` of the same
     shape, which is the actions with noise, `reward` (rows, horizon), `next_observation` (rows, horizon, n) and `logged`
