@@ -10,8 +10,9 @@ All methods start from the same dense controller and the same rollouts: for each
 own, run by the deployed policy. A cell is a method, a sparsity (share of the parameters) and a help: none, `ls`
 (least-squares reconstruction), `on_policy` (the same, repeated in rounds with states that the pruned network itself
 gets into), `distill`, or both (`ls` and `distill`), with as many steps for all. The coefficients of ours are found
-for what comes after them: with reconstruction in the objective, but for `none` and `distill`. `pipeline` is what the
-product does by default: on-policy rounds, and choices in closed loop on seeds of their own. A cell's networks, one
+for what comes after them: with reconstruction in the objective, but for `none` and `distill`. `pipeline` is what
+`nncontrol-prune prune` does: it refits on policy (but for planners), chooses and searches in closed loop, and may
+distil a second choice, so it has episodes and steps that the others do not have. A cell's networks, one
 for each calibration seed, run as many evaluation episodes each, of seeds that calibration never sees and the dense
 controller ran from too, until the 95 % interval of the return kept (comparison/intervals.py) has a half-width under
 2.5 % of the dense return, or lies wholly below 50 %, at most 500 over all networks; otherwise the cell is
@@ -167,21 +168,26 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    cells_by_task = {}
-    for name, task in (TASKS | {MNIST.name: replace(MNIST, data=arguments.mnist)}).items():
+    tasks = TASKS | {MNIST.name: replace(MNIST, data=arguments.mnist)}
+    for name in arguments.task or tasks:
+        task = tasks[name]
         settings = Settings(arguments.seeds, arguments.max_episodes or task.max_evaluations, arguments.distill_steps)
         results = Results(arguments.out / f"{name}.jsonl", settings)
-        asked = name in (arguments.task or TASKS)
-        if asked and not arguments.tables:
+        if not arguments.tables:
             reason = task.why_not()
             if reason is not None:
                 print(f"{name}: skipped, {reason}")
                 continue
             compare(task, settings, results, arguments)
-        dense, cells_by_task[name] = results.read()
-        if asked and dense is not None and cells_by_task[name]:
-            print(f"{name}: {write_report(arguments.docs, task, settings, dense, cells_by_task[name])}")
-    print(f"all: {write_summary(arguments.docs, cells_by_task)}")
+        dense, cells = results.read()
+        if dense is not None and cells:
+            print(f"{name}: {write_report(arguments.docs, task, settings, dense, cells)}")
+    # Of all tasks, whichever were run now, and only of what was measured as they are by default.
+    known = {
+        name: Results(arguments.out / f"{name}.jsonl", Settings.of(task)).read()[1] for name, task in tasks.items()
+    }
+    if any(known.values()):
+        print(f"all: {write_summary(arguments.docs, known)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from torch import nn
 
 pytest.importorskip("torch_pruning")
 
-from compare_pruners import TASKS, Results, missing_units
+from compare_pruners import TASKS, Results, main, missing_units
 from comparison.baselines import equalized, from_scratch, kept_channels, torch_pruning_selection
 from comparison.cells import Cell, Dense, Settings, helps_of, make
 from comparison.controllers import (
@@ -275,11 +276,15 @@ def test_results_go_on_where_they_were_cut_off(tmp_path: Path) -> None:
 def test_report_tells_where_a_baseline_is_better(tmp_path: Path) -> None:
     better = Cell("random", 0.9, "ls", "resolved", 1.04, 0.01, (1.04,), 100, 0.9, 1.0, 9.0, 16.0, 8.0)
     unknown = Cell("uniform", 0.9, "ls", "unresolved", 0.9, 0.1, (0.9,), 500, 0.9, 1.0, 9.0, 16.0, 8.0)
-    cells = {cell.key: cell for cell in (CELL, better, unknown)}
+    pipeline = replace(CELL, method="pipeline", help="both", search_seconds=77.0)
+    cells = {cell.key: cell for cell in (CELL, better, unknown, pipeline)}
     page = write_report(tmp_path, TASKS["hopper_td3"], Settings(), DENSE, cells).read_text()
     assert "random 104.0 ± 1.0, gradient 99.0 ± 1.0" in page
     assert "*90.0 ± 10.0*" in page
     assert "| ours: gradient | 20.00 ± 0.50 |" in page
+    assert "The whole pipeline is what `nncontrol-prune prune` does" in page
+    assert "| ours: the whole pipeline | 77 |" in page
+    assert "| ours: gradient | 9 µs, 12 % |" in page
     assert (tmp_path / "images" / "comparison_hopper_td3.png").is_file()
 
 
@@ -299,9 +304,21 @@ def test_summary_compares_only_what_all_were_measured_at(tmp_path: Path) -> None
     page = write_summary(tmp_path, {"walker": task, "hopper": elsewhere}).read_text()
     assert [line for line in page.splitlines() if line.startswith(("## ", "| ["))] == [
         "## Reconstruction, then distillation",
-        "| [walker](walker.md) | 90 % | 80 % (none), random | 90 % (80 %) | 90 % (90 %) |",
+        "| [walker](walker.md) | 70, 80, 90 | 80 % (none); 90 % undecided†: random | ≥ 90 % (80 %) | ≥ 90 % (90 %)† |",
         "## What was measured",
         "| [walker](walker.md) | 70 (5), 80 (6), 90 (7), 95 (2) |",
         "| [hopper](hopper.md) | 90 (1) |",
     ]
     assert "ours: uniform" not in page
+
+
+def test_the_summary_is_of_all_tasks_whichever_were_run_and_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = Results(tmp_path / "hopper_td3.jsonl", Settings())
+    for known in (DENSE, CELL):
+        results.append(known)
+    options = ["--tables", "--task", "walker2d_ppo", "--seeds", "3", "--out", str(tmp_path), "--docs", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["compare_pruners.py", *options])
+    main()
+    assert "| [hopper_td3](hopper_td3.md) | 90 (1) |" in (tmp_path / "comparison" / "summary.md").read_text()

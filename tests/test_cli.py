@@ -43,10 +43,34 @@ def pruned(bag: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bundles") / "pruned"
     result = run(
         *("prune", "cartpole_swingup_sac", "--rollouts", bag, "--sparsity", 0.9, "--method", "uniform"),
-        *("--env", CARTPOLE, "--out", path, "--json"),
+        *("--out", path, "--json"),
     )
     assert json_of(result)["sparsity"] == pytest.approx(0.9, abs=0.01)
     return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "candidates"), [([], {"uniform", "uniform_on_policy"}), (["--env", "none"], {"uniform"})]
+)
+def test_candidates_are_compared_where_the_controller_was_made_for(
+    bag: Path, tmp_path: Path, arguments: list[str], candidates: set[str]
+) -> None:
+    result = run(
+        *("prune", "cartpole_swingup_sac", "--rollouts", bag, "--sparsity", 0.9, "--method", "uniform"),
+        *("--variations", 0, "--out", tmp_path / "out", "--json", *arguments),
+    )
+    assert set(json_of(result)["errors"]) == candidates
+
+
+def test_where_its_environment_is_not_installed_rollouts_are_enough(
+    bag: Path, tmp_path: Path, make_cartpole_bundle
+) -> None:
+    make_cartpole_bundle(environment="my_package:MyRobot-v0").write(tmp_path / "mine")
+    result = run("prune", tmp_path / "mine", "--rollouts", bag, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    message = " ".join(result.stderr.split())
+    assert "MyRobot-v0" in message
+    assert "--env none prunes by the rollouts alone" in message
 
 
 def test_pruned_bundle_can_be_run_only_after_validation(pruned: Path, tmp_path: Path, port: int) -> None:
@@ -116,7 +140,12 @@ def test_import_of_a_stable_baselines3_file(tmp_path: Path) -> None:
             "no term 'reward' for this network; there are action",
         ),
         (["prune", "cartpole_swingup_sac", "--sparsity", "auto", "--cost", "latency"], 2, "leave --cost out"),
-        (["prune", "cartpole_swingup_sac", "--on-policy-rounds", 1], 1, "need an environment to run in"),
+        (
+            ["prune", "cartpole_swingup_sac", "--env", "none", "--on-policy-rounds", 1],
+            1,
+            "need an environment to run in",
+        ),
+        (["prune", "cartpole_swingup_sac", "--env", "none", "--sparsity", "auto"], 2, "leave --env none out"),
         (["prune", "cartpole_swingup_sac", "--sparsity", -0.1], 2, "sparsity = -0.1"),
         (["prune", "cartpole_swingup_sac", "--sparsity", "nan"], 2, "sparsity = nan"),
         (["prune", "cartpole_swingup_sac", "--sparsity", 0.99999, "--tolerance", 0.00001], 1, "which is the largest"),

@@ -33,7 +33,7 @@ from nncontrol_prune.pruning.surgery import most_important, remove_channels
 BASELINES = ("tp_magnitude_local", "tp_magnitude_global", "tp_taylor_local", "tp_taylor_global", "random", "scratch")
 OURS = ("uniform", "grid", "gradient", "tpe")
 PIPELINE = "pipeline"
-"""What `nncontrol-prune prune` does where it is given an environment: `gradient`, on-policy rounds, and all choices in
+"""What `nncontrol-prune prune` does where there is an environment: `gradient`, on-policy rounds, and all choices in
 closed loop."""
 METHODS = (*BASELINES, *OURS, PIPELINE)
 SPARSITIES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -128,8 +128,8 @@ def helps_of(task: Task, method: str) -> Sequence[str]:
     """Return the helps that make sense for a method."""
     if method == "scratch":
         return ("distill",)
-    if method == PIPELINE:  # it always refits on policy
-        return ("on_policy", "both") if "on_policy" in task.helps else ()
+    if method == PIPELINE:
+        return task.pipeline_helps
     return task.helps
 
 
@@ -148,13 +148,11 @@ def measure_cells(
 ) -> Iterator[Cell]:
     """Make the networks of one method at one sparsity, and yield a cell for each help."""
     torch.set_num_threads(1)
+    subjects = [subject_of(task, seed) for seed in range(settings.seeds)]
     found: dict[tuple[int, bool], Selection] = {}
     for name in helps:
         try:
-            made = [
-                make(task, subject_of(task, seed), method, sparsity, name, settings, found)
-                for seed in range(settings.seeds)
-            ]
+            made = [make(task, subject, method, sparsity, name, settings, found) for subject in subjects]
         except PruningError:
             yield Cell(method, sparsity, name, "unreachable")
             continue

@@ -14,16 +14,18 @@ from comparison.recording import record
 from comparison.tasks import Made, Subject, Task
 from nncontrol_prune.controllers.bundle import Bundle, load_bundle, make_bundle
 from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.architectures import recipe_for
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.network import Batch
-from nncontrol_prune.pruning.pipeline import controller_calibration, latency_of, prune_bundle, rows_like
+from nncontrol_prune.pruning.pipeline import controller_calibration, latency_of, rows_like
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.pruning.terms import chosen_terms, scaled_terms
 from nncontrol_prune.resources import share_directory
 from nncontrol_prune.rollouts.reader import Rollouts
+from nncontrol_prune.service import work
 from nncontrol_prune.validation.evaluation import run_episodes
-from nncontrol_prune.validation.selection import OBSERVATION_EPISODES, ClosedLoop
+from nncontrol_prune.validation.selection import OBSERVATION_EPISODES
 
 TRAINED = Path(__file__).resolve().parents[1] / "controllers"
 CALIBRATION_EPISODES = 20
@@ -72,6 +74,11 @@ class ControllerTask(Task):
 
     score = "return"
     evaluations = "episodes"
+
+    @property
+    def pipeline_helps(self) -> Sequence[str]:
+        """It refits on policy wherever that is possible."""
+        return ("on_policy" if "on_policy" in self.helps else "ls", "both")
 
     @property
     def setting(self) -> str:
@@ -124,16 +131,13 @@ class ControllerTask(Task):
         return rows_like(subject.calibration.fit, met)
 
     def pipeline(self, subject: Subject, settings: PruningSettings) -> Made:
-        """Prune the bundle, with all choices in closed loop, on seeds of the pipeline's own."""
-        dense = _bundle(self.directory)
-        loop = ClosedLoop(self.environment, dense)
-        bundle, report = prune_bundle(
-            dense,
+        """Prune the bundle as the command line does; its episodes are the same for all calibration seeds."""
+        bundle, report = work.prune(
+            _bundle(self.directory),
             self._rollouts(subject.seed),
             settings.model_copy(update={"seed": subject.seed}),
-            choose=loop.best,
-            enough=loop.enough,
-            observe=loop.observations,
+            environment=self.environment,
+            progress=Progress(),
         )
         return Made(DeployedController(bundle, self.environment), report.sparsity, report.seconds)
 
@@ -148,7 +152,13 @@ def _shipped(name: str) -> Path:
 
 CONTROLLER_TASKS = (
     ControllerTask("cartpole_swingup_sac", CARTPOLE, _shipped("cartpole_swingup_sac")),
-    ControllerTask("cartpole_swingup_tdmpc", CARTPOLE, _shipped("cartpole_swingup_tdmpc"), max_evaluations=100),
+    ControllerTask(
+        "cartpole_swingup_tdmpc",
+        CARTPOLE,
+        _shipped("cartpole_swingup_tdmpc"),
+        helps=("none", "ls", "distill", "both"),  # a planner is not refitted on policy
+        max_evaluations=100,
+    ),
     ControllerTask("double_pendulum_sac", "InvertedDoublePendulum-v5", TRAINED / "double_pendulum_sac"),
     ControllerTask("hopper_td3", "Hopper-v5", TRAINED / "hopper_td3"),
     ControllerTask("halfcheetah_sac", "HalfCheetah-v5", TRAINED / "halfcheetah_sac"),

@@ -7,7 +7,7 @@ import io
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +82,10 @@ class ImageTask(Task):
 
     data: Path = ROOT.parent / "shared" / "data" / "mnist"
     trained: Path = ROOT / "out" / "compare" / "mnist_dense.safetensors"
+    helps: Sequence[str] = field(default=("none", "ls", "distill", "both"), kw_only=True)
 
     score = "similarity"
     evaluations = "test images"
-    helps = ("none", "ls", "distill", "both")
 
     @property
     def setting(self) -> str:

@@ -82,9 +82,12 @@ def _summary(cells_by_task: Mapping[str, Cells]) -> Iterator[str]:
     yield "Written by `benchmarks/compare_pruners.py`, like the pages of the tasks."
     yield ""
     yield (
-        f"The largest share of the parameters whose removal keeps {KEEPS:.0%} of the score, by the middle of the "
-        "interval; in brackets: with all of it. Only cells that are resolved count, and only shares at which all of "
-        "Torch-Pruning's methods and `gradient` were measured. Without such, a task is left out."
+        f"The largest share of the parameters that can be removed so that {KEEPS:.0%} of the return (of images, the "
+        "similarity) are kept: by the middle of the 95 % interval, in brackets with all of it. *None*: not even the "
+        "smallest share that was measured. *Undecided*: at this larger share the interval is wider than ± 2.5 and "
+        f"reaches {KEEPS:.0%}. Only shares count at which all of Torch-Pruning's methods and `gradient` were measured; "
+        "≥: it is the largest of them; †: the method was not measured at all of them. *The others* are Torch-Pruning, "
+        "random choice, and a small network from scratch. What the headings mean: [README.md](README.md)."
     )
     for name in HELPS:
         shared = {task: cells for task, known in cells_by_task.items() if (cells := _shared(known, name))}
@@ -96,23 +99,23 @@ def _summary(cells_by_task: Mapping[str, Cells]) -> Iterator[str]:
         yield ""
         yield f"## {TITLES[name].capitalize()}"
         yield ""
-        yield from _row("", ["measured up to", "best of the others", *(LABELS[method] for method in ours)])
+        yield from _row("", ["measured at [%]", "best of the others", *(LABELS[method] for method in ours)])
         yield "|---" * (len(ours) + 3) + "|"
         for task, cells in shared.items():
             best = max(BASELINES, key=lambda method: _keeping(cells, method, name))
-            theirs = _largest(cells, best, name)
+            theirs = _among(cells, best, name)
             yield from _row(
                 f"[{task}]({task}.md)",
                 [
-                    _percent(max(cell.sparsity for cell in cells.values())),
-                    theirs if theirs.startswith("none") else f"{theirs}, {LABELS[best]}",
-                    *(_largest(cells, method, name) for method in ours),
+                    ", ".join(f"{100 * sparsity:g}" for sparsity in sorted({cell.sparsity for cell in cells.values()})),
+                    theirs if theirs.startswith("none (none)") and ";" not in theirs else f"{theirs}: {LABELS[best]}",
+                    *(_among(cells, method, name) for method in ours),
                 ],
             )
     yield ""
     yield "## What was measured"
     yield ""
-    yield f"Percent of the parameters removed, and in brackets how many of the {len(METHODS)} methods were run there."
+    yield "Percent of the parameters removed, and in brackets how many methods were run there."
     yield ""
     helps = [name for name in HELPS if any(name in _helps(cells) for cells in cells_by_task.values())]
     yield from _row("", [TITLES[name] for name in helps])
@@ -121,6 +124,15 @@ def _summary(cells_by_task: Mapping[str, Cells]) -> Iterator[str]:
         if cells:
             yield from _row(f"[{task}]({task}.md)", [_measured(cells, name) for name in helps])
     yield ""
+
+
+def _among(cells: Cells, method: str, help_kind: str) -> str:
+    """Return the largest sparsity of those that all were measured at, with what limits it."""
+    text = _largest(cells, method, help_kind)
+    sparsities = {cell.sparsity for cell in cells.values()}
+    largest = "≥ " if _keeping(cells, method, help_kind)[0] == max(sparsities) else ""
+    missing = any((method, sparsity, help_kind) not in cells for sparsity in sparsities)
+    return largest + text + ("†" if text and missing else "")
 
 
 def _measured(cells: Cells, help_kind: str) -> str:
@@ -171,7 +183,9 @@ def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: s
     if PIPELINE in methods:
         yield (
             "The whole pipeline is what `nncontrol-prune prune` does where there is an environment: `gradient`, "
-            "on-policy rounds, and choices in closed loop, in episodes that the others do not have."
+            "on-policy rounds (but for planners), choices and a search in closed loop, and where there is distillation "
+            "perhaps that of a second choice. It runs in episodes that the others do not have, and they are the same "
+            "for all calibration seeds."
         )
         yield ""
     yield "What was run of it and when, and what the tasks say together: [README.md](README.md)."
@@ -193,7 +207,10 @@ def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: s
     yield ""
     yield f"## Largest sparsity that keeps {KEEPS:.0%}"
     yield ""
-    yield "Of those measured, and resolved; in brackets: with the interval wholly above."
+    yield (
+        "Of those measured, and resolved; in brackets: with the interval wholly above. Undecided: a larger one, at "
+        "which the interval is too wide and reaches as far."
+    )
     yield ""
     yield from _row("", [TITLES[name] for name in helps])
     yield "|---" * (len(helps) + 1) + "|"
@@ -219,8 +236,8 @@ def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: s
     floors = [cell.floor_latency for cell in cells.values() if not math.isnan(cell.floor_latency)]
     denses = [cell.dense_latency for cell in cells.values() if not math.isnan(cell.dense_latency)]
     yield (
-        f"Median µs of the deployed network above the runtime's floor, a network of two channels a group, as a share "
-        f"of the dense one's. The dense takes {statistics.median(denses):.1f} µs and the floor "
+        "Median of the deployed network, and what is above the runtime's floor, a network of two channels a group, as "
+        f"a share of the same of the dense one. The dense takes {statistics.median(denses):.1f} µs and the floor "
         f"{statistics.median(floors):.1f} µs (medians over all cells; each cell is measured in turns with both)."
     )
     yield ""
@@ -265,16 +282,22 @@ def _entry(cell: Cell | None) -> str:
 def _largest(cells: Cells, method: str, help_kind: str) -> str:
     if not any(cell.method == method and cell.help == help_kind for cell in cells.values()):
         return ""
-    kept, surely = _keeping(cells, method, help_kind)
-    return f"{_percent(kept)} ({_percent(surely)})"
+    kept, surely, undecided = _keeping(cells, method, help_kind)
+    return f"{_percent(kept)} ({_percent(surely)})" + (f"; {_percent(undecided)} undecided" if undecided else "")
 
 
-def _keeping(cells: Cells, method: str, help_kind: str) -> tuple[float, float]:
-    """Return the largest sparsities that keep enough, by the middle of the interval and with all of it; 0 for none."""
-    mine = [c for c in cells.values() if c.method == method and c.help == help_kind and c.status == "resolved"]
-    kept = [cell.sparsity for cell in mine if cell.kept >= KEEPS]
-    surely = [cell.sparsity for cell in mine if cell.kept - cell.half_width >= KEEPS]
-    return max(kept, default=0.0), max(surely, default=0.0)
+def _keeping(cells: Cells, method: str, help_kind: str) -> tuple[float, float, float]:
+    """Return the largest sparsities that keep enough, each 0 for none.
+
+    Returns:
+        By the middle of the interval; with all of it; and beyond the first, where an interval too wide has some of it.
+    """
+    mine = [cell for cell in cells.values() if cell.method == method and cell.help == help_kind]
+    resolved = [cell for cell in mine if cell.status == "resolved"]
+    kept = max((cell.sparsity for cell in resolved if cell.kept >= KEEPS), default=0.0)
+    surely = max((cell.sparsity for cell in resolved if cell.kept - cell.half_width >= KEEPS), default=0.0)
+    open_ones = [c.sparsity for c in mine if c.status == "unresolved" and c.kept + c.half_width >= KEEPS]
+    return kept, surely, max((sparsity for sparsity in open_ones if sparsity > kept), default=0.0)
 
 
 def _percent(sparsity: float) -> str:
@@ -316,12 +339,11 @@ def _search_seconds(cells: Cells, method: str, sparsity: float) -> str:
 
 
 def _latency(cells: Cells, method: str, sparsity: float) -> str:
-    shares = [
-        100 * (cell.latency - cell.floor_latency) / (cell.dense_latency - cell.floor_latency)
-        for name in HELPS
-        if (cell := cells.get((method, sparsity, name))) is not None and not math.isnan(cell.latency)
-    ]
-    return f"{statistics.median(shares):.0f} %" if shares else ""
+    found = [cell for name in HELPS if (cell := cells.get((method, sparsity, name))) and not math.isnan(cell.latency)]
+    if not found:
+        return ""
+    share = statistics.median((c.latency - c.floor_latency) / (c.dense_latency - c.floor_latency) for c in found)
+    return f"{statistics.median(cell.latency for cell in found):.3g} µs, {100 * share:.0f} %"
 
 
 def _plot(path: Path, task: Task, cells: Cells) -> None:

@@ -67,6 +67,8 @@ class Task(ABC):
 
     Attributes:
         name: What it is called on the command line and in file names.
+        helps: The helps that make sense.
+        max_evaluations: Of a cell, over all its networks.
     """
 
     name: str
@@ -75,10 +77,13 @@ class Task(ABC):
     """What is kept of the dense network, in words."""
     evaluations: ClassVar[str]
     """What it is averaged over, in words."""
-    helps: ClassVar[Sequence[str]] = HELPS
-    """The helps that make sense."""
+    helps: Sequence[str] = field(default=HELPS, kw_only=True)
     max_evaluations: int = field(default=500, kw_only=True)
-    """Of a cell, over all its networks."""
+
+    @property
+    def pipeline_helps(self) -> Sequence[str]:
+        """The helps that the product's pipeline gives."""
+        return ()
 
     @property
     @abstractmethod
@@ -110,7 +115,7 @@ class Task(ABC):
         raise NotImplementedError
 
     def pipeline(self, subject: Subject, settings: PruningSettings) -> Made:
-        """Prune as the product does it by default; only where `on_policy` is a help.
+        """Prune as the product does it; only where there are `pipeline_helps`.
 
         Raises:
             PruningError: So much cannot be removed.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,8 +11,12 @@ from nncontrol_prune.cli.common import DEFAULT_STORE, Json, Store, check_new, en
 from nncontrol_prune.pruning.settings import CostName, ImportanceName, Method, PruningSettings
 from nncontrol_prune.validation.settings import GateSettings
 
+if TYPE_CHECKING:
+    from nncontrol_prune.controllers.bundle import Bundle
+
 PRUNING = PruningSettings()
 GATE = GateSettings()
+NOWHERE = "none"
 
 
 @handled
@@ -21,7 +25,11 @@ def prune(
     rollouts: Annotated[list[Path], typer.Option(help="Bag to prune from; may be given several times.")],
     out: Annotated[Path, typer.Option(help="The bundle to write; a new directory.")],
     env: Annotated[
-        str | None, typer.Option(help="Gymnasium MuJoCo id; candidates are then compared in closed loop.")
+        str | None,
+        typer.Option(
+            help="Gymnasium MuJoCo id that candidates are compared in; default: what the controller was made for; "
+            f"`{NOWHERE}`: prune by the rollouts alone."
+        ),
     ] = None,
     sparsity: Annotated[
         str, typer.Option(help="Share to remove, in [0, 1); `auto` for the largest that passes validation.")
@@ -70,7 +78,6 @@ def prune(
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service import work
     from nncontrol_prune.service.boundary import prune_to_boundary
-    from nncontrol_prune.validation.evaluation import check_environment
 
     values: dict[str, Any] = {
         "tolerance": tolerance,
@@ -96,12 +103,9 @@ def prune(
     check_new(out)
     bundles = BundleStore(store)
     dense = find_bundle(bundles, controller)
-    if auto:
-        env = environment_of(dense, env)
-        if cost != "parameters":
-            raise ConfigError("prune: --sparsity auto goes by parameters; leave --cost out")
-    if env is not None:
-        check_environment(dense.manifest, env)
+    if auto and cost != "parameters":
+        raise ConfigError("prune: --sparsity auto goes by parameters; leave --cost out")
+    where = _environment(dense, env, needed=auto)
     curve = None
     with display.progress_bar(as_json) as show:
         data = work.read(dense, tuple(rollouts), Progress(show))
@@ -110,7 +114,7 @@ def prune(
                 dense,
                 data,
                 settings,
-                environment=str(env),
+                environment=str(where),
                 gate=GATE,
                 cache=work.episode_cache(bundles),
                 progress=Progress(show),
@@ -121,7 +125,7 @@ def prune(
             bundles.add(bundle)
             bundles.write_verdict(found.verdict)
         else:
-            bundle, report = work.prune(dense, data, settings, environment=env, name=name, progress=Progress(show))
+            bundle, report = work.prune(dense, data, settings, environment=where, name=name, progress=Progress(show))
     bundle.write(out)
     if as_json:
         summary = {"bundle": str(out), "reference": bundle.reference, **report.model_dump(mode="json")}
@@ -140,9 +144,29 @@ def prune(
     display.out.print(
         f"{out}: {report.pruned_parameters:,} of {report.dense_parameters:,} parameters left."
         + (" It is accepted." if auto else f" Next: nncontrol-prune validate {out} --against {controller}")
-        + (f" --env {env}" if env and not auto else ""),
+        + (f" --env {where}" if where not in (None, dense.manifest.environment) and not auto else ""),
         soft_wrap=True,
     )
+
+
+def _environment(dense: Bundle, asked: str | None, *, needed: bool) -> str | None:
+    """Return where candidates are compared, after checking that the controller fits there; None for nowhere."""
+    from nncontrol_prune.config import ConfigError
+    from nncontrol_prune.plants.environments import PlantError
+    from nncontrol_prune.validation.evaluation import check_environment
+
+    if asked == NOWHERE:
+        if needed:
+            raise ConfigError(f"prune: --sparsity auto is validated in closed loop; leave --env {NOWHERE} out")
+        return None
+    environment = environment_of(dense, asked) if needed else asked or dense.manifest.environment
+    if environment is not None:
+        try:
+            check_environment(dense.manifest, environment)
+        except PlantError as error:
+            hint = "" if asked or needed else f"; --env {NOWHERE} prunes by the rollouts alone"
+            raise PlantError(f"{error}{hint}") from error
+    return environment
 
 
 def _named_numbers(given: list[str] | None, option: str) -> dict[str, float]:

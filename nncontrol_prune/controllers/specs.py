@@ -288,7 +288,7 @@ class Provenance(Spec):
     sparsity: Annotated[FiniteFloat, Field(ge=0, lt=1)]
     """Share of the dense controller's parameters removed."""
     on_policy_rounds: Annotated[int, Field(ge=0)] = 0
-    """Rounds of reconstruction with states that the pruned controller got into itself."""
+    """Rounds of reconstruction with states that it, or one that differs from it in the ranking, got into itself."""
     distill_steps: Annotated[int, Field(ge=0)] = 0
     seed: int = 0
 

@@ -85,7 +85,7 @@ class Candidate(Generic[Module]):
         exceeded: Names of the terms whose limit it exceeds.
         variation: Its number among those that were varied; 0 for what the method itself found.
         ranking: What its channels were ranked by, if not by what the settings say.
-        on_policy: Whether it was rebuilt with states that it gets into itself.
+        on_policy: Whether it was rebuilt with states that it, or what differs from it in ranking, gets into itself.
         distilled: Whether gradient steps followed.
     """
 
@@ -168,8 +168,8 @@ def prune_network(
         more_data: For rebuilding in several rounds with states that the pruned network gets into.
         choose: Picks among candidates better than the objective can. With it, uniform coefficients are a candidate
             beside those of the method. What it picks has its coefficients varied as often as the settings say, is
-            rebuilt on policy, and distilled, also with its channels ranked by `fisher`, and it is asked each time
-            whether that was for the better.
+            rebuilt on policy, and distilled, also with its channels ranked by `fisher` (in one round), and it is
+            asked each time whether that was for the better.
         enough: Ends the varying, and spares the other ranking; without, all of it is done.
 
     Raises:
@@ -218,13 +218,16 @@ def prune_network(
     if settings.distill_steps:
         candidates.append(_distilled(problem, chosen, data, settings, progress))
         chosen = _chosen([chosen, candidates[-1]], choose, progress)
-        if choose is not None and settings.importance != OTHER_RANKING and not (enough and enough(chosen)):
+        other_ranking = settings.importance != OTHER_RANKING and settings.rounds == 1  # or most channels left by it
+        if choose is not None and other_ranking and not (enough and enough(chosen)):
             progress("importance", 0.0)
             other = chosen.rerank(OTHER_RANKING)
             if chosen.on_policy:
                 other = replace(other, module=other.rebuild(data), on_policy=True)
             candidates.append(_distilled(problem, other, data, settings, progress))
             chosen = _chosen([chosen, candidates[-1]], choose, progress)
+    if chosen.exceeded:
+        warnings.append(f"the limit on {', '.join(chosen.exceeded)} is exceeded by every choice that was tried")
     return Pruned(
         candidates={candidate.name: candidate for candidate in candidates},
         chosen=chosen,
@@ -275,8 +278,6 @@ def _shrunk(
         module, left = candidate.module, problem.kept_of(kept)
         warnings += problem.warnings
     assert candidate is not None
-    if candidate.exceeded:
-        warnings.append(f"the limit on {', '.join(candidate.exceeded)} is exceeded by every choice that was tried")
     return candidate, warnings, seconds
 
 
@@ -384,11 +385,13 @@ def _distilled(
 
 def _judged(problem: CoefficientProblem[Module], candidate: Candidate[Module]) -> Candidate[Module]:
     objective, errors = problem.errors(candidate.module)
-    return replace(candidate, objective=objective, errors=errors)
+    return replace(candidate, objective=objective, errors=errors, exceeded=problem.violated(candidate.module))
 
 
 def _chosen(candidates: Sequence[Candidate[Module]], choose: Choose | None, progress: Progress) -> Candidate[Module]:
+    """Choose, if any candidate keeps all limits, among those that do."""
     progress("choice", 0.0)
+    candidates = [candidate for candidate in candidates if not candidate.exceeded] or candidates
     return candidates[(choose or least_objective)(candidates) if len(candidates) > 1 else 0]
 
 

@@ -111,6 +111,31 @@ def test_coefficients_are_varied_until_the_closed_loop_has_enough(make_cartpole_
     assert len(tried) == 2, "one variation, and distillation"
 
 
+def test_channels_that_left_in_rounds_are_not_ranked_anew(small_bundle: Bundle, rollouts) -> None:
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="uniform", rounds=2, distill_steps=20)
+    _, report = prune_bundle(small_bundle, rollouts, settings, choose=lambda candidates: 1)
+    assert list(report.errors) == ["uniform", "uniform_distilled"]
+
+
+def test_no_candidate_is_chosen_that_exceeds_a_limit_which_another_keeps(small_bundle: Bundle, rollouts) -> None:
+    settings = PruningSettings(sparsity=0.7, tolerance=0.03, method="uniform", distill_steps=20)
+    last = lambda candidates: len(candidates) - 1  # noqa: E731
+    _, free = prune_bundle(small_bundle, rollouts, settings, choose=last)
+    assert free.chosen == "uniform_fisher_distilled"
+    best, second, _ = sorted(free.terms, key=lambda name: free.terms[name]["action"])
+    assert best != free.chosen, "or this would show nothing"
+    limit = (free.terms[best]["action"] + free.terms[second]["action"]) / 2
+    limited = settings.model_copy(update={"limits": {"action": limit}})
+    _, report = prune_bundle(small_bundle, rollouts, limited, choose=last)
+    assert report.terms == free.terms
+    assert report.chosen == best
+    assert not any("limit" in warning for warning in report.warnings)
+    hopeless = settings.model_copy(update={"limits": {"action": 1e-12}})
+    _, report = prune_bundle(small_bundle, rollouts, hopeless, choose=last)
+    assert report.chosen == free.chosen
+    assert "the limit on action is exceeded by every choice that was tried" in report.warnings
+
+
 def test_variations_that_exceed_a_limit_are_not_asked_about(small_bundle: Bundle, rollouts) -> None:
     settings = PruningSettings(
         sparsity=0.5, tolerance=0.03, method="uniform", limits={"action": 1e-12}, variations=3, on_policy_rounds=0
