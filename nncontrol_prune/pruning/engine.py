@@ -168,9 +168,10 @@ def prune_network(
         more_data: For rebuilding in several rounds with states that the pruned network gets into.
         choose: Picks among candidates better than the objective can. With it, uniform coefficients are a candidate
             beside those of the method. What it picks has its coefficients varied as often as the settings say, is
-            rebuilt on policy, and distilled, also with its channels ranked by `fisher` (in one round), and it is
-            asked each time whether that was for the better.
-        enough: Ends the varying, and spares the other ranking; without, all of it is done.
+            rebuilt on policy, and distilled, and it is asked each time whether that was for the better. So it is of two
+            more that are distilled: the one with the least objective, and (in one round) the best with its channels
+            ranked by `fisher`.
+        enough: Ends the varying, and spares what else would be distilled; without, all of it is done.
 
     Raises:
         PruningError: The network cannot be traced, the components or terms do not fit it, or the budget cannot be
@@ -216,16 +217,26 @@ def prune_network(
         candidates.append(_judged(problem, replace(chosen, module=module, on_policy=True)))
         chosen = _chosen([chosen, candidates[-1]], choose, progress)
     if settings.distill_steps:
-        candidates.append(_distilled(problem, chosen, data, settings, progress))
-        chosen = _chosen([chosen, candidates[-1]], choose, progress)
-        other_ranking = settings.importance != OTHER_RANKING and settings.rounds == 1  # or most channels left by it
-        if choose is not None and other_ranking and not (enough and enough(chosen)):
+
+        def contend(candidate: Candidate[Module]) -> Candidate[Module]:
+            """Distil a candidate, and return the better one of that and the best so far."""
+            if chosen.on_policy and not candidate.on_policy:
+                candidate = replace(candidate, module=candidate.rebuild(data), on_policy=True)
+            candidates.append(_distilled(problem, candidate, data, settings, progress))
+            return _chosen([chosen, candidates[-1]], choose, progress)
+
+        def open_to_others() -> bool:
+            return choose is not None and not (enough and enough(chosen))
+
+        # What is best without a gradient step need not be best after some.
+        lowest = candidates[least_objective(candidates)]
+        chosen = contend(chosen)
+        if open_to_others() and lowest.groups != chosen.groups:
+            chosen = contend(lowest)
+        # In several rounds, most channels have left by the first ranking.
+        if open_to_others() and settings.importance != OTHER_RANKING and settings.rounds == 1:
             progress("importance", 0.0)
-            other = chosen.rerank(OTHER_RANKING)
-            if chosen.on_policy:
-                other = replace(other, module=other.rebuild(data), on_policy=True)
-            candidates.append(_distilled(problem, other, data, settings, progress))
-            chosen = _chosen([chosen, candidates[-1]], choose, progress)
+            chosen = contend(chosen.rerank(OTHER_RANKING))
     if chosen.exceeded:
         warnings.append(f"the limit on {', '.join(chosen.exceeded)} is exceeded by every choice that was tried")
     return Pruned(

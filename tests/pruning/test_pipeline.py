@@ -76,12 +76,37 @@ def test_another_ranking_is_what_asking_for_it_makes(small_bundle: Bundle, rollo
     assert reranked.digest == asked_for.digest
 
 
-def test_nothing_is_ranked_anew_where_the_closed_loop_has_enough(small_bundle: Bundle, rollouts) -> None:
-    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="uniform", distill_steps=20)
+def test_what_has_the_least_objective_is_distilled_whatever_was_better_before(small_bundle: Bundle, rollouts) -> None:
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="threshold", distill_steps=20, on_policy_rounds=1)
+    far = np.random.default_rng(1).normal(size=(400, small_bundle.manifest.observation.size))
+    asked: list[list[str]] = []
+
+    def choose(candidates) -> int:
+        asked.append([candidate.manifest.provenance.method for candidate in candidates])
+        return asked[0].index(worse) if len(asked) == 1 else 1
+
+    worse = "uniform"
+    _, report = prune_bundle(small_bundle, rollouts, settings, choose=choose, observe=lambda bundle: far)
+    lowest, worse = sorted(("threshold", "uniform"), key=report.errors.__getitem__)
+    asked.clear()
+    _, report = prune_bundle(small_bundle, rollouts, settings, choose=choose, observe=lambda bundle: far)
+    assert asked[1:] == [[worse, worse], [worse, worse], [worse, lowest], [lowest, lowest]]
+    assert list(report.errors)[2:] == [
+        f"{worse}_on_policy",
+        f"{worse}_on_policy_distilled",
+        f"{lowest}_on_policy_distilled",
+        f"{lowest}_fisher_on_policy_distilled",
+    ]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_nothing_more_is_distilled_where_the_closed_loop_has_enough(small_bundle: Bundle, rollouts, first: int) -> None:
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="threshold", distill_steps=20)
+    choices = iter([first, 1])
     _, report = prune_bundle(
-        small_bundle, rollouts, settings, choose=lambda candidates: 1, enough=lambda candidate: True
+        small_bundle, rollouts, settings, choose=lambda candidates: next(choices), enough=lambda candidate: True
     )
-    assert list(report.errors) == ["uniform", "uniform_distilled"]
+    assert list(report.errors)[2:] == [f"{['threshold', 'uniform'][first]}_distilled"]
 
 
 def test_coefficients_are_varied_until_the_closed_loop_has_enough(make_cartpole_bundle, rollouts) -> None:
