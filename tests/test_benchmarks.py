@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -201,13 +202,13 @@ def test_evaluation_seeds_are_used_for_nothing_else() -> None:
 def test_the_pipeline_is_the_products_own(small_bundle: Bundle, tmp_path: Path) -> None:
     small_bundle.write(tmp_path / "small")
     task = ControllerTask("small", CARTPOLE, tmp_path / "small")
-    settings = PruningSettings(sparsity=0.5, variations=0, on_policy_rounds=1)
+    settings = PruningSettings(sparsity=0.5, variations=0, on_policy_rounds=1, seed=1)
     made = task.pipeline(subject_of(task, 1), settings)
     manifest = cast(DeployedController, made.deployed).bundle.manifest
     assert made.removed == pytest.approx(0.5, abs=0.01)
     assert made.removed == pytest.approx(1 - manifest.parameters / small_bundle.manifest.parameters)
     assert manifest.provenance is not None
-    assert manifest.provenance.seed == 1
+    assert manifest.provenance.rollouts == task._rollouts(1).digest != task._rollouts(0).digest
 
 
 def test_the_pipeline_distils_where_the_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,12 +219,12 @@ def test_the_pipeline_distils_where_the_others_do(monkeypatch: pytest.MonkeyPatc
         return Made(DeployedAutoencoder(Autoencoder(28), torch.rand(1, 1, 28, 28)), 0.9, 3.0)
 
     monkeypatch.setattr(ControllerTask, "pipeline", pipeline)
-    task, subject = TASKS["hopper_td3"], cast(Subject, object())
+    task, subject = TASKS["hopper_td3"], cast(Subject, SimpleNamespace(seed=4))
     assert helps_of(task, "pipeline") == ("on_policy", "both")
     assert helps_of(ImageTask("mnist"), "pipeline") == ()
     for name, steps in (("on_policy", 0), ("both", 20)):
         assert make(task, subject, "pipeline", 0.9, name, Settings(distill_steps=20), {}).seconds == 3.0
-        assert asked[-1] == (subject, PruningSettings(sparsity=0.9, distill_steps=steps))
+        assert asked[-1] == (subject, PruningSettings(sparsity=0.9, distill_steps=steps, seed=4))
 
 
 def test_autoencoder_is_scored_by_image_and_timed(tmp_path: Path) -> None:

@@ -212,7 +212,8 @@ def make(
     """
     if method == PIPELINE:
         steps = settings.distill_steps if help_kind == "both" else 0
-        return task.pipeline(subject, PruningSettings(sparsity=sparsity, tolerance=TOLERANCE, distill_steps=steps))
+        wanted = PruningSettings(sparsity=sparsity, tolerance=TOLERANCE, distill_steps=steps, seed=subject.seed)
+        return task.pipeline(subject, wanted)
     # The coefficients of ours are found for what comes after: with reconstruction, or honestly without.
     key = subject.seed, method in OURS and help_kind in ("ls", "on_policy", "both")
     if key not in found:

@@ -135,7 +135,7 @@ class ControllerTask(Task):
         bundle, report = work.prune(
             _bundle(self.directory),
             self._rollouts(subject.seed),
-            settings.model_copy(update={"seed": subject.seed}),
+            settings,
             environment=self.environment,
             progress=Progress(),
         )

@@ -184,7 +184,7 @@ def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: s
         yield (
             "The whole pipeline is what `nncontrol-prune prune` does where there is an environment: `gradient`, "
             "on-policy rounds (but for planners), choices and a search in closed loop, and where there is distillation "
-            "perhaps that of a second choice. It runs in episodes that the others do not have, and they are the same "
+            "perhaps that of up to two more. It runs in episodes that the others do not have, and they are the same "
             "for all calibration seeds."
         )
         yield ""
@@ -330,9 +330,8 @@ def _search_seconds(cells: Cells, method: str, sparsity: float) -> str:
     seconds = []
     for helps in (("none", "distill"), ("ls", "on_policy", "both")):
         found = [cells.get((method, sparsity, name)) for name in helps]
-        seconds += [f"{cell.search_seconds:.2g}" for cell in found if cell is not None and not math.isnan(cell.kept)][
-            :1
-        ]
+        known = [cell.search_seconds for cell in found if cell is not None and not math.isnan(cell.kept)]
+        seconds += [f"{value:.2g}" for value in known[:1]]
     if len(seconds) == 2 and method in OURS:
         return f"{seconds[0]}, with reconstruction {seconds[1]}"
     return seconds[0] if seconds else ""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
@@ -252,10 +252,9 @@ class CoefficientProblem(Generic[Module]):
         """Return the objective of what `build` makes of a choice."""
         return self.objective(self.build(kept))
 
-    def violated(self, pruned: Module) -> list[str]:
-        """Return the names of the terms whose limit is exceeded."""
-        _, means = self.errors(pruned)
-        return [t.label for t in self.terms if t.limit is not None and means[t.label] > t.limit]
+    def violated(self, errors: Mapping[str, float]) -> list[str]:
+        """Return the names of the terms whose limit is exceeded by these errors, of `errors`."""
+        return [t.label for t in self.terms if t.limit is not None and errors[t.label] > t.limit]
 
     def _distance(self, kept: Sequence[int]) -> float:
         return abs(self.sparsity_of(kept) - self.sparsity)

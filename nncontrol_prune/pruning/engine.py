@@ -226,7 +226,7 @@ def prune_network(
             return _chosen([chosen, candidates[-1]], choose, progress)
 
         def open_to_others() -> bool:
-            return choose is not None and not (enough and enough(chosen))
+            return choose is not None and not _is_enough(chosen, enough)
 
         # What is best without a gradient step need not be best after some.
         lowest = candidates[least_objective(candidates)]
@@ -325,7 +325,7 @@ def _candidate(
         sparsity=_removed(first, left),
         objective=objective,
         errors=errors,
-        exceeded=problem.violated(module),
+        exceeded=first.violated(errors),
         variation=variation,
         ranking=ranking,
     )
@@ -344,14 +344,14 @@ def _varied(
     seen = [candidate.groups]
     for number in range(1, wanted + 1):
         progress("closed-loop search", (number - 1) / wanted)
-        if enough is not None and enough(candidate):
+        if _is_enough(candidate, enough):
             return
         with contextlib.suppress(PruningError):  # near some coefficients no whole number of channels meets the budget
             other = candidate.vary(number, rng)
             if other.groups in seen or other.exceeded:
                 continue
             seen.append(other.groups)
-            if choose([candidate, other]) == 1:
+            if candidate.exceeded or choose([candidate, other]) == 1:
                 candidate = other
                 yield candidate
 
@@ -396,7 +396,7 @@ def _distilled(
 
 def _judged(problem: CoefficientProblem[Module], candidate: Candidate[Module]) -> Candidate[Module]:
     objective, errors = problem.errors(candidate.module)
-    return replace(candidate, objective=objective, errors=errors, exceeded=problem.violated(candidate.module))
+    return replace(candidate, objective=objective, errors=errors, exceeded=problem.violated(errors))
 
 
 def _chosen(candidates: Sequence[Candidate[Module]], choose: Choose | None, progress: Progress) -> Candidate[Module]:
@@ -404,6 +404,11 @@ def _chosen(candidates: Sequence[Candidate[Module]], choose: Choose | None, prog
     progress("choice", 0.0)
     candidates = [candidate for candidate in candidates if not candidate.exceeded] or candidates
     return candidates[(choose or least_objective)(candidates) if len(candidates) > 1 else 0]
+
+
+def _is_enough(candidate: Candidate[Any], enough: Enough | None) -> bool:
+    """Return whether no better one need be looked for: it keeps all limits, and does as the dense network does."""
+    return enough is not None and not candidate.exceeded and enough(candidate)
 
 
 def _removed(problem: CoefficientProblem[Module], left: Sequence[int]) -> float:

@@ -90,7 +90,7 @@ def prune_bundle(
         name: Of the new controller; by default the dense one's with the sparsity.
         choose: Picks among the candidates: the method's coefficients, uniform ones or those near the better of them,
             before or after distillation, and with another ranking of the channels. By default the held-out error does.
-        enough: Tells when coefficients need not be varied any more, and no other ranking be tried.
+        enough: Tells when coefficients need not be varied any more, nor anything else be distilled.
         observe: Runs a candidate in its environment, for on-policy rounds.
         progress: Told of every stage, and asked whether to stop.
 

@@ -81,8 +81,9 @@ def prune(
         latency: Returns the seconds that a network takes; for a budget on latency.
         choose: Takes the candidates and returns the index of the best, where something can tell that better than the
             terms, such as a closed loop. With it, uniform coefficients are a candidate beside those of the method,
-            and what is distilled is a second time, with its channels ranked by `fisher`.
-        enough: Takes a candidate and tells whether to end the varying, and to spare the other ranking.
+            and not only what it picks is distilled, but also the one with the least objective, and one with channels
+            ranked by `fisher`.
+        enough: Takes a candidate and tells whether to end the varying, and to spare what else would be distilled.
         variations: Choices near the best one's coefficients that `choose` is asked about.
         seed: Of all that is drawn.
         progress: Told of every stage, and asked whether to stop.

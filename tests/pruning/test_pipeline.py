@@ -169,6 +169,19 @@ def test_variations_that_exceed_a_limit_are_not_asked_about(small_bundle: Bundle
     assert list(report.errors) == ["uniform"]
 
 
+def test_a_variation_that_keeps_a_limit_is_taken_for_one_that_does_not(make_cartpole_bundle, rollouts) -> None:
+    dense = make_cartpole_bundle(hidden=(8, 40, 24))
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="uniform", variations=8, on_policy_rounds=0)
+    first = lambda candidates: 0  # noqa: E731
+    _, free = prune_bundle(dense, rollouts, settings, choose=first, enough=lambda candidate: True)
+    assert free.chosen == "uniform"
+    limited = settings.model_copy(update={"limits": {"action": 0.5 * free.terms["uniform"]["action"]}})
+    _, report = prune_bundle(dense, rollouts, limited, choose=first, enough=lambda candidate: True)
+    assert report.chosen != "uniform"
+    assert report.terms[report.chosen]["action"] <= limited.limits["action"]
+    assert not any("limit" in warning for warning in report.warnings)
+
+
 def test_variations_need_a_closed_loop(small_bundle: Bundle, rollouts) -> None:
     with pytest.raises(PruningError, match="variations of the coefficients need an environment"):
         prune_bundle(small_bundle, rollouts, PruningSettings(variations=2))
