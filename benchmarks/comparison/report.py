@@ -184,8 +184,8 @@ def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: s
         yield (
             "The whole pipeline is what `nncontrol-prune prune` does where there is an environment: `gradient`, "
             "on-policy rounds (but for planners), choices and a search in closed loop, and distillation of up to two "
-            "more candidates where that of one is not enough. It runs in episodes that the others do not have, and they "
-            "are the same for all calibration seeds."
+            "more candidates where that of one is not enough. It runs in episodes that the others do not have, and "
+            "they are the same for all calibration seeds."
         )
         yield ""
     yield "What was run of it and when, and what the tasks say together: [README.md](README.md)."
