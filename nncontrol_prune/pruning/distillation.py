@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration
-from nncontrol_prune.pruning.network import Network, rows_of, take
+from nncontrol_prune.pruning.network import Batch, Network, rows_of, take
 from nncontrol_prune.pruning.surgery import Module
 from nncontrol_prune.pruning.terms import Term, weighted_sum
 
@@ -30,9 +30,14 @@ def distill(
     steps: int,
     seed: int,
     progress: Progress,
+    more_data: Callable[[Any], Batch] | None = None,
+    rounds: int = 0,
     learning_rate: float = LEARNING_RATE,
 ) -> Module:
-    """Return a copy of `pruned`, trained by Adam; of all its states the one with the least held-out error.
+    """Return a copy of `pruned`, trained by Adam; of its states on all the data, the one with the least held-out error.
+
+    What learned on the teacher's states alone knows nothing of those that its own errors lead to. So on the way it is
+    run in rounds, and goes on with what it met as well (Ross et al. 2011).
 
     Args:
         pruned: The network after surgery and reconstruction.
@@ -42,18 +47,26 @@ def distill(
         steps: Gradient steps at the most; it stops early once the held-out error stays where it is.
         seed: Of the minibatches.
         progress: Told after every few steps.
+        more_data: Runs a network in its environment and returns the rows it met.
+        rounds: How often it is run, at even distances.
         learning_rate: Of the first step; it falls to zero along a cosine.
     """
     student = copy.deepcopy(pruned)
     with torch.no_grad():
         targets = teacher.run(teacher.module, calibration.fit)
         judged = teacher.run(teacher.module, calibration.held_out)
+    runs_at = [number * steps // (rounds + 1) for number in range(1, rounds + 1)] if more_data is not None else []
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     best, best_loss, stale = copy.deepcopy(student.state_dict()), float("inf"), 0
     for step in range(steps + 1):
+        if more_data is not None and step in runs_at:
+            calibration = calibration.with_more(more_data(student))
+            with torch.no_grad():
+                targets = teacher.run(teacher.module, calibration.fit)
+            best_loss = float("inf")  # what knows less does not count any more
         if step % JUDGED_EVERY == 0 or step == steps:
             progress("distillation", step / steps)
             with torch.no_grad():
@@ -62,7 +75,7 @@ def distill(
             stale += 1
             if float(loss) < best_loss:
                 best, best_loss, stale = copy.deepcopy(student.state_dict()), float(loss), 0
-            if stale > PATIENCE:
+            if stale > PATIENCE and step >= max(runs_at, default=0):
                 break
         if step < steps:
             rows = torch.randint(rows_of(calibration.fit), (BATCH_ROWS,), generator=generator)

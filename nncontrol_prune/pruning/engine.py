@@ -6,7 +6,6 @@ can be asked, it has the last word on the coefficients.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -85,7 +84,7 @@ class Candidate(Generic[Module]):
         exceeded: Names of the terms whose limit it exceeds.
         variation: Its number among those that were varied; 0 for what the method itself found.
         ranking: What its channels were ranked by, if not by what the settings say.
-        on_policy: Whether it was rebuilt with states that it, or what differs from it in ranking, gets into itself.
+        on_policy: Whether it was rebuilt, or learned, with states that a pruned network gets into itself.
         distilled: Whether gradient steps followed.
     """
 
@@ -205,10 +204,6 @@ def prune_network(
         warnings += notes
         search_seconds += seconds
     chosen = _chosen(candidates, choose, progress)
-    if choose is not None:
-        better = list(_varied(chosen, choose, enough, settings, progress))
-        candidates += better
-        chosen = [chosen, *better][-1]
     data = calibration
     if more_data is not None and settings.on_policy_rounds:
         module, data = refitted_on_policy(
@@ -216,13 +211,20 @@ def prune_network(
         )
         candidates.append(_judged(problem, replace(chosen, module=module, on_policy=True)))
         chosen = _chosen([chosen, candidates[-1]], choose, progress)
+
+    refit = chosen.on_policy
+
+    def finished(candidate: Candidate[Module]) -> Candidate[Module]:
+        """Do to a candidate, as it is after surgery and reconstruction, what is done to the others."""
+        if refit and not candidate.on_policy:
+            candidate = _judged(problem, replace(candidate, module=candidate.rebuild(data), on_policy=True))
+        return _distilled(problem, candidate, settings, progress, more_data) if settings.distill_steps else candidate
+
     if settings.distill_steps:
 
         def contend(candidate: Candidate[Module]) -> Candidate[Module]:
             """Distil a candidate, and return the better one of that and the best so far."""
-            if chosen.on_policy and not candidate.on_policy:
-                candidate = replace(candidate, module=candidate.rebuild(data), on_policy=True)
-            candidates.append(_distilled(problem, candidate, data, settings, progress))
+            candidates.append(finished(candidate))
             return _chosen([chosen, candidates[-1]], choose, progress)
 
         def open_to_others() -> bool:
@@ -237,6 +239,10 @@ def prune_network(
         if open_to_others() and settings.importance != OTHER_RANKING and settings.rounds == 1:
             progress("importance", 0.0)
             chosen = contend(chosen.rerank(OTHER_RANKING))
+    if choose is not None:
+        for better in _varied(chosen, finished, choose, enough, settings, progress):
+            candidates.append(better)
+            chosen = better
     if chosen.exceeded:
         warnings.append(f"the limit on {', '.join(chosen.exceeded)} is exceeded by every choice that was tried")
     return Pruned(
@@ -332,7 +338,12 @@ def _candidate(
 
 
 def _varied(
-    candidate: Candidate[Module], choose: Choose, enough: Enough | None, settings: PruningSettings, progress: Progress
+    candidate: Candidate[Module],
+    finish: Callable[[Candidate[Module]], Candidate[Module]],
+    choose: Choose,
+    enough: Enough | None,
+    settings: PruningSettings,
+    progress: Progress,
 ) -> Iterator[Candidate[Module]]:
     """Vary coefficients, one choice after the other, and yield each that is better than the best so far.
 
@@ -346,14 +357,17 @@ def _varied(
         progress("closed-loop search", (number - 1) / wanted)
         if _is_enough(candidate, enough):
             return
-        with contextlib.suppress(PruningError):  # near some coefficients no whole number of channels meets the budget
+        try:
             other = candidate.vary(number, rng)
-            if other.groups in seen or other.exceeded:
-                continue
-            seen.append(other.groups)
-            if candidate.exceeded or choose([candidate, other]) == 1:
-                candidate = other
-                yield candidate
+        except PruningError:
+            continue  # near some coefficients no whole number of channels meets the budget
+        if other.groups in seen:
+            continue
+        seen.append(other.groups)
+        other = finish(other)
+        if not other.exceeded and (candidate.exceeded or choose([candidate, other]) == 1):
+            candidate = other
+            yield candidate
 
 
 def refitted_on_policy(
@@ -378,20 +392,24 @@ def refitted_on_policy(
 def _distilled(
     problem: CoefficientProblem[Module],
     candidate: Candidate[Module],
-    data: Calibration,
     settings: PruningSettings,
     progress: Progress,
+    more_data: MoreData | None,
 ) -> Candidate[Module]:
+    rounds = settings.on_policy_rounds or 0 if more_data is not None else 0
     student = distill(
         candidate.module,
         problem.network,
-        data,
+        problem.calibration,
         problem.terms,
         steps=settings.distill_steps,
         seed=settings.seed,
         progress=progress,
+        more_data=more_data,
+        rounds=rounds,
     )
-    return _judged(problem, replace(candidate, module=student, distilled=True))
+    on_policy = candidate.on_policy or rounds > 0
+    return _judged(problem, replace(candidate, module=student, on_policy=on_policy, distilled=True))
 
 
 def _judged(problem: CoefficientProblem[Module], candidate: Candidate[Module]) -> Candidate[Module]:

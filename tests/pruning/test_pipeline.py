@@ -110,7 +110,7 @@ def test_nothing_more_is_distilled_where_the_closed_loop_has_enough(small_bundle
 
 
 def test_coefficients_are_varied_until_the_closed_loop_has_enough(make_cartpole_bundle, rollouts) -> None:
-    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="uniform", distill_steps=20)
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="uniform")
     dense = make_cartpole_bundle(hidden=(24, 24, 24))
     tried: list[Bundle] = []
 
@@ -122,18 +122,75 @@ def test_coefficients_are_varied_until_the_closed_loop_has_enough(make_cartpole_
         return len(tried) >= 2
 
     pruned, report = prune_bundle(dense, rollouts, settings, choose=choose, enough=enough)
-    worse, better, distilled = (bundle.manifest.architecture.hidden for bundle in tried)
-    assert worse != better == distilled == tuple(group.kept for group in report.groups)
+    worse, better = (bundle.manifest.architecture.hidden for bundle in tried)
+    assert worse != better == tuple(group.kept for group in report.groups)
     assert all(bundle.manifest.provenance.sparsity == pytest.approx(0.5, abs=0.03) for bundle in tried)
-    uniform, varied, last = report.errors
-    assert (uniform, last, report.chosen) == ("uniform", f"{varied}_distilled", last)
-    assert re.fullmatch(r"uniform_varied_\d+", varied)
+    assert list(report.errors) == ["uniform", report.chosen]
+    assert re.fullmatch(r"uniform_varied_\d+", report.chosen)
     tried.clear()
     again, _ = prune_bundle(dense, rollouts, settings, choose=choose, enough=enough)
     assert again.digest == pruned.digest
     tried.clear()
     prune_bundle(dense, rollouts, settings.model_copy(update={"variations": 1}), choose=choose, enough=enough)
-    assert len(tried) == 2, "one variation, and distillation"
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize(
+    ("on_policy", "steps", "name"),
+    [
+        (True, 0, r"uniform_varied_\d+_on_policy"),
+        (False, 0, r"uniform_varied_\d+"),
+        (True, 20, r"uniform_varied_\d+_on_policy_distilled"),
+        (False, 20, r"uniform_varied_\d+_on_policy_distilled"),
+    ],
+)
+def test_what_follows_the_choice_of_coefficients_follows_their_variations_too(
+    make_cartpole_bundle, rollouts, on_policy: bool, steps: int, name: str
+) -> None:
+    settings = PruningSettings(
+        sparsity=0.5, tolerance=0.03, method="uniform", importance="fisher", on_policy_rounds=2,
+        distill_steps=steps, variations=6,
+    )  # fmt: skip
+    dense = make_cartpole_bundle(hidden=(24, 24, 24))
+    far = 3.0 + np.random.default_rng(1).normal(size=(400, dense.manifest.observation.size))
+    made: list[str] = []
+
+    def choose(candidates) -> int:
+        provenance = candidates[1].manifest.provenance
+        made.append(f"{provenance.on_policy_rounds} {provenance.distill_steps}")
+        return int(on_policy or len(made) > 1)
+
+    _, report = prune_bundle(dense, rollouts, settings, choose=choose, observe=lambda bundle: far)
+    assert re.fullmatch(name, report.chosen)
+    finished = [f"2 {steps}"] if on_policy or steps else ["0 0"]
+    before = ["2 0", *(["2 20"] if steps else [])]
+    assert made[: len(before)] == before
+    assert len(made) > len(before)
+    assert set(made[len(before) :]) == set(finished)
+
+
+def test_a_variation_that_was_refitted_with_what_was_met_follows_it_better(make_cartpole_bundle, rollouts) -> None:
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="uniform", on_policy_rounds=1, variations=6)
+    dense = make_cartpole_bundle(hidden=(24, 24, 24))
+    far = 3.0 + np.random.default_rng(1).normal(size=(400, dense.manifest.observation.size))
+    wanted = dense.policy.batch(far.astype(np.float32))
+
+    def errors_of_variations(on_policy: bool) -> dict[tuple[int, ...], float]:
+        errors: dict[tuple[int, ...], float] = {}
+
+        def choose(candidates) -> int:
+            other = candidates[1]
+            found = np.square(other.policy.batch(far.astype(np.float32)) - wanted).mean()
+            errors[other.manifest.architecture.hidden] = found
+            return int(len(errors) == 1 and on_policy)  # variations of one choice, so that they are the same ones
+
+        prune_bundle(dense, rollouts, settings, choose=choose, observe=lambda bundle: far)
+        return errors
+
+    refitted, not_refitted = errors_of_variations(True), errors_of_variations(False)
+    common = [hidden for hidden in list(refitted)[1:] if hidden in not_refitted]
+    assert common
+    assert all(refitted[hidden] < 0.7 * not_refitted[hidden] for hidden in common)
 
 
 def test_channels_that_left_in_rounds_are_not_ranked_anew(small_bundle: Bundle, rollouts) -> None:
@@ -161,12 +218,29 @@ def test_no_candidate_is_chosen_that_exceeds_a_limit_which_another_keeps(small_b
     assert "the limit on action is exceeded by every choice that was tried" in report.warnings
 
 
-def test_variations_that_exceed_a_limit_are_not_asked_about(small_bundle: Bundle, rollouts) -> None:
-    settings = PruningSettings(
-        sparsity=0.5, tolerance=0.03, method="uniform", limits={"action": 1e-12}, variations=3, on_policy_rounds=0
-    )
-    _, report = prune_bundle(small_bundle, rollouts, settings, choose=lambda candidates: 1)
+def test_variations_that_exceed_a_limit_are_not_asked_about(make_cartpole_bundle, rollouts) -> None:
+    dense = make_cartpole_bundle(hidden=(24, 24, 24))
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="uniform", variations=3, on_policy_rounds=0)
+    _, free = prune_bundle(dense, rollouts, settings, choose=lambda candidates: 1)
+    assert free.chosen != "uniform"
+    limited = settings.model_copy(update={"limits": {"action": 1e-12}})
+    _, report = prune_bundle(dense, rollouts, limited, choose=lambda candidates: 1)
     assert list(report.errors) == ["uniform"]
+
+
+def test_no_choice_of_channels_is_asked_about_twice(make_cartpole_bundle, rollouts) -> None:
+    dense = make_cartpole_bundle(hidden=(6, 6))
+    settings = PruningSettings(sparsity=0.5, tolerance=0.05, method="uniform", variations=40, on_policy_rounds=0)
+    asked: list[tuple[int, ...]] = []
+
+    def choose(candidates) -> int:
+        asked.append(candidates[1].manifest.architecture.hidden)
+        return 0
+
+    _, report = prune_bundle(dense, rollouts, settings, choose=choose)
+    assert 1 < len(asked) < 40
+    assert len(set(asked)) == len(asked)
+    assert tuple(group.kept for group in report.groups) not in asked
 
 
 def test_a_variation_that_keeps_a_limit_is_taken_for_one_that_does_not(make_cartpole_bundle, rollouts) -> None:
@@ -235,6 +309,32 @@ def test_states_that_the_pruned_controller_meets_are_fitted_too(small_bundle: Bu
         small_bundle, rollouts, settings.model_copy(update={"on_policy_rounds": 0}), choose=last, observe=observe
     )
     assert report.chosen == "uniform"
+
+
+def test_what_cannot_be_deployed_on_the_way_meets_nothing(small_bundle: Bundle, rollouts, monkeypatch) -> None:
+    made = pipeline.make_bundle
+    refused: list[bool] = []
+
+    def fails_on_the_way(module, *, provenance, **others):
+        if provenance is None and len(refused) < 2:
+            refused.append(True)
+            raise BundleError("the exported policy and its torch module disagree")
+        return made(module, provenance=provenance, **others)
+
+    monkeypatch.setattr(pipeline, "make_bundle", fails_on_the_way)
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="uniform", distill_steps=20, on_policy_rounds=2)
+    far = np.random.default_rng(1).normal(size=(400, small_bundle.manifest.observation.size))
+    observed: list[Bundle] = []
+
+    def observe(bundle: Bundle):
+        observed.append(bundle)
+        return far
+
+    last = lambda candidates: len(candidates) - 1  # noqa: E731
+    _, report = prune_bundle(small_bundle, rollouts, settings, choose=last, observe=observe)
+    assert len(refused) == 2, "both rounds of least squares"
+    assert len(observed) == 4, "and those of the two that were distilled"
+    assert report.chosen == "uniform_fisher_on_policy_distilled"
 
 
 def test_on_policy_rounds_need_an_environment(small_bundle: Bundle, rollouts) -> None:
