@@ -11,9 +11,9 @@ own, run by the deployed policy. A cell is a method, a sparsity (share of the pa
 (least-squares reconstruction), `on_policy` (the same, repeated in rounds with states that the pruned network itself
 gets into), `distill`, or both (`ls` and `distill`), with as many steps for all. The coefficients of ours are found
 for what comes after them: with reconstruction in the objective, but for `none` and `distill`. `pipeline` is what
-`nncontrol-prune prune` does: it refits on policy (but for planners), chooses and searches in closed loop, and may
-distil up to two more, so it has episodes and steps that the others do not have. A cell's networks, one
-for each calibration seed, run as many evaluation episodes each, of seeds that calibration never sees and the dense
+`nncontrol-prune prune` does: it refits and distils on policy (but for planners), chooses and searches in closed loop,
+and may distil many networks to give one, so it has episodes and steps that the others do not have. A cell's networks,
+one for each calibration seed, run as many evaluation episodes each, of seeds that calibration never sees and the dense
 controller ran from too, until the 95 % interval of the return kept (comparison/intervals.py) has a half-width under
 2.5 % of the dense return, or lies wholly below 50 %, at most 500 over all networks; otherwise the cell is
 *unresolved*. The autoencoder is calibrated on training images; an episode is a test image, and its return the

@@ -35,3 +35,7 @@ class Progress:
             self._report(stage, share)
         if self._cancelled():
             raise Cancelled(f"cancelled during {stage}")
+
+    def part(self, stage: str, begin: float, end: float) -> Progress:
+        """Return the progress of work that takes a stage from one share to another, whatever its own stages are."""
+        return Progress(lambda _, share: self(stage, begin + share * (end - begin)))

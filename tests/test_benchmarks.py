@@ -293,6 +293,13 @@ def cell(method: str, sparsity: float, kept: float, status: Status = "resolved",
     return Cell(method, sparsity, help_kind, status, kept, 0.02, (kept,), 100, sparsity, 1.0, 9.0, 16.0, 8.0)
 
 
+def test_report_of_what_no_method_reached(tmp_path: Path) -> None:
+    cell = Cell("tp_taylor_global", 0.98, "ls", "unreachable")
+    page = write_report(tmp_path, TASKS["hopper_td3"], Settings(), DENSE, {cell.key: cell}).read_text()
+    assert "| Torch-Pruning Taylor, global | unreachable |" in page
+    assert "## Latency" not in page
+
+
 def test_summary_compares_only_what_all_were_measured_at(tmp_path: Path) -> None:
     others = ("tp_magnitude_local", "tp_magnitude_global", "tp_taylor_local", "tp_taylor_global")
     kept = {0.7: 1.0, 0.8: 0.96, 0.9: 0.94}

@@ -183,9 +183,10 @@ def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: s
     if PIPELINE in methods:
         yield (
             "The whole pipeline is what `nncontrol-prune prune` does where there is an environment: `gradient`, "
-            "on-policy rounds (but for planners), choices and a search in closed loop, and distillation of up to two "
-            "more candidates where that of one is not enough. It runs in episodes that the others do not have, and "
-            "they are the same for all calibration seeds."
+            "on-policy rounds (but for planners), in distillation too, and choices in closed loop; and where that is "
+            "not enough, up to two more candidates that are distilled, and a search of up to 12 choices of "
+            "coefficients, each treated like the others. It runs in episodes that the others do not have, and they are "
+            "the same for all calibration seeds."
         )
         yield ""
     yield "What was run of it and when, and what the tasks say together: [README.md](README.md)."
@@ -231,14 +232,17 @@ def _page(task: Task, settings: Settings, dense: Dense, cells: Cells, picture: s
     yield ""
     yield from _table(methods, sparsities, lambda m, s: _search_seconds(cells, m, s))
     yield ""
+    timed = [cell for cell in cells.values() if not math.isnan(cell.latency)]
+    if not timed:  # no method reached any share
+        return
     yield "## Latency"
     yield ""
-    floors = [cell.floor_latency for cell in cells.values() if not math.isnan(cell.floor_latency)]
-    denses = [cell.dense_latency for cell in cells.values() if not math.isnan(cell.dense_latency)]
     yield (
         "Median of the deployed network, and what is above the runtime's floor, a network of two channels a group, as "
-        f"a share of the same of the dense one. The dense takes {statistics.median(denses):.1f} µs and the floor "
-        f"{statistics.median(floors):.1f} µs (medians over all cells; each cell is measured in turns with both)."
+        "a share of the same of the dense one. The dense takes "
+        f"{statistics.median(cell.dense_latency for cell in timed):.1f} µs and the floor "
+        f"{statistics.median(cell.floor_latency for cell in timed):.1f} µs (medians over all cells; each cell is "
+        "measured in turns with both)."
     )
     yield ""
     yield from _table(methods, sparsities, lambda m, s: _latency(cells, m, s))

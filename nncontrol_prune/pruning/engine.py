@@ -164,12 +164,12 @@ def prune_network(
         settings: How much to remove and how. What concerns rollouts and terms is done with by now.
         progress: Told of every stage, and asked whether to stop.
         latency: Measures latency, where the budget is one.
-        more_data: For rebuilding in several rounds with states that the pruned network gets into.
+        more_data: For on-policy rounds, of reconstruction and of distillation.
         choose: Picks among candidates better than the objective can. With it, uniform coefficients are a candidate
-            beside those of the method. What it picks has its coefficients varied as often as the settings say, is
-            rebuilt on policy, and distilled, and it is asked each time whether that was for the better. So it is of two
-            more that are distilled: the one with the least objective, and (in one round) the best with its channels
-            ranked by `fisher`.
+            beside those of the method. What it picks is rebuilt on policy and distilled, and it is asked each time
+            whether that was for the better. So it is of two more that are distilled: the one with the least objective,
+            and (in one round) the best with its channels ranked by `fisher`. In the end the best one has its
+            coefficients varied as often as the settings say.
         enough: Ends the varying, and spares what else would be distilled; without, all of it is done.
 
     Raises:
@@ -214,7 +214,7 @@ def prune_network(
 
     refit = chosen.on_policy
 
-    def finished(candidate: Candidate[Module]) -> Candidate[Module]:
+    def finished(candidate: Candidate[Module], progress: Progress) -> Candidate[Module]:
         """Do to a candidate, as it is after surgery and reconstruction, what is done to the others."""
         if refit and not candidate.on_policy:
             candidate = _judged(problem, replace(candidate, module=candidate.rebuild(data), on_policy=True))
@@ -224,7 +224,7 @@ def prune_network(
 
         def contend(candidate: Candidate[Module]) -> Candidate[Module]:
             """Distil a candidate, and return the better one of that and the best so far."""
-            candidates.append(finished(candidate))
+            candidates.append(finished(candidate, progress))
             return _chosen([chosen, candidates[-1]], choose, progress)
 
         def open_to_others() -> bool:
@@ -339,7 +339,7 @@ def _candidate(
 
 def _varied(
     candidate: Candidate[Module],
-    finish: Callable[[Candidate[Module]], Candidate[Module]],
+    finish: Callable[[Candidate[Module], Progress], Candidate[Module]],
     choose: Choose,
     enough: Enough | None,
     settings: PruningSettings,
@@ -354,7 +354,8 @@ def _varied(
     rng = np.random.default_rng(settings.seed)
     seen = [candidate.groups]
     for number in range(1, wanted + 1):
-        progress("closed-loop search", (number - 1) / wanted)
+        part = (number - 1) / wanted, number / wanted
+        progress("closed-loop search", part[0])
         if _is_enough(candidate, enough):
             return
         try:
@@ -364,7 +365,7 @@ def _varied(
         if other.groups in seen:
             continue
         seen.append(other.groups)
-        other = finish(other)
+        other = finish(other, progress.part("closed-loop search", *part))
         if not other.exceeded and (candidate.exceeded or choose([candidate, other]) == 1):
             candidate = other
             yield candidate

@@ -39,11 +39,11 @@ class PruningSettings(Spec):
     distill_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Gradient steps of distillation; 0 for none."""
     on_policy_rounds: Annotated[int, Field(ge=0, le=20)] | None = None
-    """Times that the reconstruction is repeated with states the pruned controller itself gets into, in the environment;
-    None for some wherever that is possible."""
+    """Times that the reconstruction is repeated, and that distillation is told more, with states the pruned controller
+    itself gets into, in the environment; None for some wherever that is possible."""
     variations: Annotated[int, Field(ge=0, le=1000)] | None = None
-    """Choices of coefficients near the best one that are tried in closed loop, in the environment, while it does not do
-    as the dense controller does; None for some wherever that is possible."""
+    """Choices of coefficients near the best one that are tried in closed loop, in the environment and after all other
+    steps, while it does not do as the dense controller does; None for some wherever that is possible."""
     max_rows: Annotated[int, Field(ge=256, le=1_000_000)] = 8192
     """Transitions used at the most."""
     perturbation: Annotated[FiniteFloat, Field(ge=0.0, le=10.0)] = 1.0

@@ -169,6 +169,22 @@ def test_what_follows_the_choice_of_coefficients_follows_their_variations_too(
     assert set(made[len(before) :]) == set(finished)
 
 
+def test_the_search_is_one_stage_whatever_it_does_to_a_variation(make_cartpole_bundle, rollouts) -> None:
+    settings = PruningSettings(
+        sparsity=0.5, tolerance=0.03, method="uniform", importance="fisher", distill_steps=100, variations=3
+    )
+    told: list[tuple[str, float]] = []
+    dense = make_cartpole_bundle(hidden=(24, 24, 24))
+    progress = Progress(lambda stage, share: told.append((stage, share)))
+    prune_bundle(dense, rollouts, settings, choose=lambda candidates: 1, progress=progress)
+    search = told[[stage for stage, _ in told].index("closed-loop search") :]
+    assert {stage for stage, _ in search} == {"closed-loop search"}
+    shares = [share for _, share in search]
+    assert shares == sorted(shares)
+    assert len(set(shares)) == 3 * 2 + 1, "each is distilled, and judged twice on the way"
+    assert shares[-1] == 1.0
+
+
 def test_a_variation_that_was_refitted_with_what_was_met_follows_it_better(make_cartpole_bundle, rollouts) -> None:
     settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="uniform", on_policy_rounds=1, variations=6)
     dense = make_cartpole_bundle(hidden=(24, 24, 24))
