@@ -47,22 +47,23 @@ def distill(
         steps: Gradient steps at the most; it stops early once the held-out error stays where it is.
         seed: Of the minibatches.
         progress: Told after every few steps.
-        more_data: Runs a network in its environment and returns the rows it met.
-        rounds: How often it is run, at even distances.
+        more_data: Runs a network in its environment and returns the rows it met; needed for rounds.
+        rounds: How often the student is run so on the way, at even distances.
         learning_rate: Of the first step; it falls to zero along a cosine.
     """
     student = copy.deepcopy(pruned)
     with torch.no_grad():
         targets = teacher.run(teacher.module, calibration.fit)
         judged = teacher.run(teacher.module, calibration.held_out)
-    runs_at = [number * steps // (rounds + 1) for number in range(1, rounds + 1)] if more_data is not None else []
+    runs_at = [number * steps // (rounds + 1) for number in range(1, rounds + 1)]
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     best, best_loss, stale = copy.deepcopy(student.state_dict()), float("inf"), 0
     for step in range(steps + 1):
-        if more_data is not None and step in runs_at:
+        if step in runs_at:
+            assert more_data is not None
             calibration = calibration.with_more(more_data(student))
             with torch.no_grad():
                 targets = teacher.run(teacher.module, calibration.fit)
