@@ -159,10 +159,10 @@ def prune_bundle(
     def met_by(module: Any) -> Batch:
         assert observe is not None
         try:
-            met = observe(bundle_of(module))
+            bundle = bundle_of(module)
         except PruningError:  # what cannot be deployed meets nothing; in the middle of distillation it passes
-            met = np.empty((0, manifest.observation.size))
-        return rows_like(calibration.fit, met)
+            return rows_like(calibration.fit, np.empty((0, manifest.observation.size)))
+        return rows_like(calibration.fit, observe(bundle))
 
     pruned = prune_network(
         recipe.network,
