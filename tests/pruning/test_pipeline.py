@@ -353,6 +353,14 @@ def test_what_cannot_be_deployed_on_the_way_meets_nothing(small_bundle: Bundle, 
     assert report.chosen == "uniform_fisher_on_policy_distilled"
 
 
+def test_what_fails_in_the_environment_is_told(small_bundle: Bundle, rollouts) -> None:
+    def observe(bundle: Bundle):
+        raise PruningError("the environment went away")
+
+    with pytest.raises(PruningError, match="the environment went away"):
+        prune_bundle(small_bundle, rollouts, PruningSettings(sparsity=0.5, tolerance=0.03), observe=observe)
+
+
 def test_on_policy_rounds_need_an_environment(small_bundle: Bundle, rollouts) -> None:
     with pytest.raises(PruningError, match="on-policy rounds need an environment to run in"):
         prune_bundle(small_bundle, rollouts, PruningSettings(on_policy_rounds=2))
