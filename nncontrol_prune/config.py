@@ -96,7 +96,8 @@ class PruningServiceConfig(PruningSettings, GateSettings):
     """Bags to prune from, separated by colons: directories, MCAP files or folders of bags; empty for those that the
     controller node records (ROS 2)."""
     env: str = ""
-    """Gymnasium MuJoCo id that candidates are validated in; empty for what the controller was made for (ROS 2)."""
+    """Gymnasium MuJoCo id that candidates are validated in; empty for what the controller was made for (ROS 2 and
+    the commands `prune` and `validate`)."""
     candidate: str = ""
     """`name@digest` of what ~/validate validates; empty for the last job's (ROS 2)."""
     store: str = ""

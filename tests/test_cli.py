@@ -73,6 +73,27 @@ def test_where_its_environment_is_not_installed_rollouts_are_enough(
     assert "--env none prunes by the rollouts alone" in message
 
 
+def test_a_configuration_gives_what_no_option_does(bag: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    parameters = "sparsity: 0.5, method: uniform, on_policy_rounds: 0, variations: 0, limits: {action: 0.3}"
+    config.write_text(f"/**/pruning_service:\n  ros__parameters: {{{parameters}}}\n")
+    arguments = ["prune", "cartpole_swingup_sac", "--rollouts", bag, "--config", config, "--json"]
+    result = json_of(run(*arguments, "--out", tmp_path / "a"))
+    assert (round(result["sparsity"], 1), result["chosen"]) == (0.5, "uniform")
+    assert round(json_of(run(*arguments, "--sparsity", 0.6, "--out", tmp_path / "b"))["sparsity"], 1) == 0.6
+    limited = run(*arguments, "--limit", "action=1e-9", "--out", tmp_path / "c")
+    assert "the limit on action is exceeded" in json_of(limited)["warnings"][0]
+
+
+def test_a_task_that_does_not_fit_is_told_before_pruning(bag: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    task = "{signals: {height: {entry: 99, unit: m}}, goal: {height: 0.1}}"
+    config.write_text(f"/**/pruning_service:\n  ros__parameters: {{task: {task}}}\n")
+    result = run("prune", "cartpole_swingup_sac", "--rollouts", bag, "--config", config, "--out", tmp_path / "a")
+    assert result.exit_code == 1
+    assert f"the task does not fit {CARTPOLE}" in " ".join(result.stderr.split())
+
+
 def test_pruned_bundle_can_be_run_only_after_validation(pruned: Path, tmp_path: Path, port: int) -> None:
     store = tmp_path / "store"
     refused = run("sim", "--controller", pruned, "--store", store, "--out", tmp_path, "--port", port)

@@ -26,6 +26,7 @@ from nncontrol_prune.rollouts.reader import Rollouts
 from nncontrol_prune.service import work
 from nncontrol_prune.validation.evaluation import run_episodes
 from nncontrol_prune.validation.selection import OBSERVATION_EPISODES
+from nncontrol_prune.validation.settings import GateSettings
 
 TRAINED = Path(__file__).resolve().parents[1] / "controllers"
 CALIBRATION_EPISODES = 20
@@ -136,6 +137,7 @@ class ControllerTask(Task):
             _bundle(self.directory),
             self._rollouts(subject.seed),
             settings,
+            gate=GateSettings(),
             environment=self.environment,
             progress=Progress(),
         )

@@ -6,11 +6,13 @@ import functools
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
+
+from nncontrol_prune.controllers.specs import Spec
 
 if TYPE_CHECKING:
     from nncontrol_prune.controllers.bundle import Bundle
@@ -24,6 +26,9 @@ Port = Annotated[int, typer.Option(min=1024, max=65530, help="First of five cons
 Host = Annotated[str, typer.Option(help="Address; anything but loopback needs --keys.")]
 Keys = Annotated[Path | None, typer.Option(help="Directory with CURVE keys, made by `nncontrol-prune keys`.")]
 Sparsity = Annotated[float | None, typer.Option(help="Share of the parameters to remove, in [0, 1).")]
+Config = Annotated[
+    Path | None, typer.Option(help="Configuration file; its section pruning_service gives what no option does.")
+]
 DEFAULT_STORE = Path("out/store")
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -82,6 +87,18 @@ def environment_of(bundle: Bundle, asked: str | None) -> str:
     if environment is None:
         raise ConfigError(f"{bundle.manifest.name} does not say which environment it was made for; give one with --env")
     return environment
+
+
+def setting(defaults: Spec, name: str, text: str, **options: Any) -> Any:
+    """Return an option that takes the place of what a configuration, or else the default, says."""
+    value = getattr(defaults, name)
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
+    return typer.Option(help=text, show_default=False if value is None else shown, **options)
+
+
+def with_options(settings: Spec, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of settings, with those of the options that were given in their place."""
+    return {**settings.model_dump(), **{name: value for name, value in options.items() if value is not None}}
 
 
 def check_new(path: Path) -> None:

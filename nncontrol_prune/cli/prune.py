@@ -7,15 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nncontrol_prune.cli.common import DEFAULT_STORE, Json, Store, check_new, environment_of, handled, print_json
+from nncontrol_prune.cli.common import (
+    DEFAULT_STORE,
+    Config,
+    Json,
+    Store,
+    check_new,
+    environment_of,
+    handled,
+    print_json,
+    setting,
+    with_options,
+)
 from nncontrol_prune.pruning.settings import CostName, ImportanceName, Method, PruningSettings
-from nncontrol_prune.validation.settings import GateSettings
 
 if TYPE_CHECKING:
     from nncontrol_prune.controllers.bundle import Bundle
+    from nncontrol_prune.plants.tasks import Task
 
 PRUNING = PruningSettings()
-GATE = GateSettings()
 NOWHERE = "none"
 
 
@@ -31,13 +41,15 @@ def prune(
             f"`{NOWHERE}`: prune by the rollouts alone."
         ),
     ] = None,
+    config: Config = None,
     sparsity: Annotated[
-        str, typer.Option(help="Share to remove, in [0, 1); `auto` for the largest that passes validation.")
-    ] = "0.7",
-    tolerance: Annotated[float, typer.Option(help="How far the sparsity may be off.")] = PRUNING.tolerance,
-    cost: Annotated[CostName, typer.Option(help="What the sparsity is a share of.")] = PRUNING.cost,
-    method: Annotated[Method, typer.Option(help="Optimizer of the pruning coefficients.")] = PRUNING.method,
-    importance: Annotated[ImportanceName, typer.Option(help="Which channels leave first.")] = PRUNING.importance,
+        str | None,
+        setting(PRUNING, "sparsity", "Share to remove, in [0, 1); `auto` for the largest that passes validation."),
+    ] = None,
+    tolerance: Annotated[float | None, setting(PRUNING, "tolerance", "How far the sparsity may be off.")] = None,
+    cost: Annotated[CostName | None, setting(PRUNING, "cost", "What the sparsity is a share of.")] = None,
+    method: Annotated[Method | None, setting(PRUNING, "method", "Optimizer of the pruning coefficients.")] = None,
+    importance: Annotated[ImportanceName | None, setting(PRUNING, "importance", "Which channels leave first.")] = None,
     term: Annotated[
         list[str] | None,
         typer.Option(help="NAME=WEIGHT of what matters, such as action=1; may be given several times."),
@@ -46,47 +58,50 @@ def prune(
     component_weight: Annotated[
         list[str] | None, typer.Option(help="NAME=WEIGHT of a component, for the method threshold.")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Prune gradually, in so many rounds.")] = PRUNING.rounds,
-    distill_steps: Annotated[int, typer.Option(min=0, help="Gradient steps of distillation.")] = PRUNING.distill_steps,
+    rounds: Annotated[int | None, setting(PRUNING, "rounds", "Prune gradually, in so many rounds.")] = None,
+    distill_steps: Annotated[
+        int | None, setting(PRUNING, "distill_steps", "Gradient steps of distillation.", min=0)
+    ] = None,
     on_policy_rounds: Annotated[
         int | None,
         typer.Option(help="Rounds with states that the pruned controller meets in --env; by default 3 where possible."),
-    ] = PRUNING.on_policy_rounds,
+    ] = None,
     variations: Annotated[
         int | None,
         typer.Option(help="Choices of coefficients to try in --env, at the most; by default 12 where possible."),
-    ] = PRUNING.variations,
+    ] = None,
     perturbation: Annotated[
-        float, typer.Option(help="Noise on a second copy of the rollouts, in standard deviations.")
-    ] = PRUNING.perturbation,
-    max_rows: Annotated[int, typer.Option(help="Transitions that are used at the most.")] = PRUNING.max_rows,
-    jobs: Annotated[int, typer.Option(min=1, help="Workers, for the grid and in closed loop.")] = PRUNING.jobs,
-    seed: Annotated[int, typer.Option(min=0)] = PRUNING.seed,
+        float | None,
+        setting(PRUNING, "perturbation", "Noise on a second copy of the rollouts, in standard deviations."),
+    ] = None,
+    max_rows: Annotated[int | None, setting(PRUNING, "max_rows", "Transitions that are used at the most.")] = None,
+    jobs: Annotated[int | None, setting(PRUNING, "jobs", "Workers, for the grid and in closed loop.", min=1)] = None,
+    seed: Annotated[int | None, setting(PRUNING, "seed", "Of all that is left to chance.", min=0)] = None,
     name: Annotated[str | None, typer.Option(help="Name of the new controller.")] = None,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
     """Make a controller smaller from its rollouts. It cannot be run before `validate` has accepted it.
 
-    With `--sparsity auto` the sparsities tried are validated as they come, and the verdict about the result is kept
-    in the store.
+    Candidates are compared by what the gate asks, which --config may give. With `--sparsity auto` the sparsities tried
+    are validated as they come, and the verdict about the result is kept in the store.
     """
     from nncontrol_prune import display
-    from nncontrol_prune.config import ConfigError, validated
+    from nncontrol_prune.config import ConfigError, PruningServiceConfig, load_config, validated
     from nncontrol_prune.progress import Progress
     from nncontrol_prune.runtime.finding import find_bundle
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service import work
     from nncontrol_prune.service.boundary import prune_to_boundary
 
-    values: dict[str, Any] = {
+    options: dict[str, Any] = {
         "tolerance": tolerance,
         "cost": cost,
         "method": method,
         "importance": importance,
         "terms": _named_numbers(term, "--term") or None,
-        "limits": _named_numbers(limit, "--limit"),
-        "component_weights": _named_numbers(component_weight, "--component-weight"),
+        "limits": _named_numbers(limit, "--limit") or None,
+        "component_weights": _named_numbers(component_weight, "--component-weight") or None,
         "rounds": rounds,
         "distill_steps": distill_steps,
         "on_policy_rounds": on_policy_rounds,
@@ -97,15 +112,16 @@ def prune(
         "seed": seed,
     }
     auto = sparsity == "auto"
-    if not auto:
-        values["sparsity"] = _number(sparsity, "prune: --sparsity has to be a number or `auto`")
-    settings = validated(PruningSettings, values, "prune")
+    if sparsity is not None and not auto:
+        options["sparsity"] = _number(sparsity, "prune: --sparsity has to be a number or `auto`")
+    section = PruningServiceConfig() if config is None else load_config(config).pruning_service
+    settings = validated(PruningSettings, with_options(section.pruning, options), "prune")
     check_new(out)
     bundles = BundleStore(store)
     dense = find_bundle(bundles, controller)
-    if auto and cost != "parameters":
+    if auto and settings.cost != "parameters":
         raise ConfigError("prune: --sparsity auto goes by parameters; leave --cost out")
-    where = _environment(dense, env, needed=auto)
+    where = _environment(dense, env or section.env or None, section.gate.task, needed=auto)
     curve = None
     with display.progress_bar(as_json) as show:
         data = work.read(dense, tuple(rollouts), Progress(show))
@@ -115,7 +131,7 @@ def prune(
                 data,
                 settings,
                 environment=str(where),
-                gate=GATE,
+                gate=section.gate,
                 cache=work.episode_cache(bundles),
                 progress=Progress(show),
                 name=name,
@@ -125,7 +141,9 @@ def prune(
             bundles.add(bundle)
             bundles.write_verdict(found.verdict)
         else:
-            bundle, report = work.prune(dense, data, settings, environment=where, name=name, progress=Progress(show))
+            bundle, report = work.prune(
+                dense, data, settings, gate=section.gate, environment=where, name=name, progress=Progress(show)
+            )
     bundle.write(out)
     if as_json:
         summary = {"bundle": str(out), "reference": bundle.reference, **report.model_dump(mode="json")}
@@ -149,8 +167,8 @@ def prune(
     )
 
 
-def _environment(dense: Bundle, asked: str | None, *, needed: bool) -> str | None:
-    """Return where candidates are compared, after checking that the controller fits there; None for nowhere."""
+def _environment(dense: Bundle, asked: str | None, task: Task | None, *, needed: bool) -> str | None:
+    """Return where candidates are compared, after checking that controller and task fit there; None for nowhere."""
     from nncontrol_prune.config import ConfigError
     from nncontrol_prune.plants.environments import PlantError
     from nncontrol_prune.validation.evaluation import check_environment
@@ -162,7 +180,7 @@ def _environment(dense: Bundle, asked: str | None, *, needed: bool) -> str | Non
     environment = environment_of(dense, asked) if needed else asked or dense.manifest.environment
     if environment is not None:
         try:
-            check_environment(dense.manifest, environment)
+            check_environment(dense.manifest, environment, task)
         except PlantError as error:
             hint = "" if asked or needed else f"; --env {NOWHERE} prunes by the rollouts alone"
             raise PlantError(f"{error}{hint}") from error

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from nncontrol_prune.cli.common import DEFAULT_STORE, REJECTED, Env, Json, Store, environment_of, handled, print_json
+from nncontrol_prune.cli.common import (
+    DEFAULT_STORE,
+    REJECTED,
+    Config,
+    Env,
+    Json,
+    Store,
+    environment_of,
+    handled,
+    print_json,
+    setting,
+    with_options,
+)
 from nncontrol_prune.validation.settings import GateSettings
 
 GATE = GateSettings()
-
-
-def _gate_option(name: str, text: str) -> Any:
-    """Return an option that takes the place of what a configuration, or else the default, says."""
-    return typer.Option(help=text, show_default=f"{getattr(GATE, name):g}")
 
 
 @handled
@@ -27,35 +34,33 @@ def validate(
         list[Path] | None,
         typer.Option(help="Instead of a closed loop: bag it was not pruned from; may be given again."),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="Configuration file; its section pruning_service gives what no option does.")
-    ] = None,
+    config: Config = None,
     report: Annotated[Path | None, typer.Option(help="Directory for the report; default: in the store.")] = None,
     max_episodes: Annotated[
-        int | None, _gate_option("max_episodes", "Pairs of episodes after which it is inconclusive.")
+        int | None, setting(GATE, "max_episodes", "Pairs of episodes after which it is inconclusive.")
     ] = None,
-    min_episodes: Annotated[int | None, _gate_option("min_episodes", "Pairs before it may be accepted.")] = None,
+    min_episodes: Annotated[int | None, setting(GATE, "min_episodes", "Pairs before it may be accepted.")] = None,
     success_margin: Annotated[
-        float | None, _gate_option("success_margin", "How much less likely it may succeed than the dense one.")
+        float | None, setting(GATE, "success_margin", "How much less likely it may succeed than the dense one.")
     ] = None,
     return_ratio: Annotated[
-        float | None, _gate_option("return_ratio", "Smallest share of the dense return to keep.")
+        float | None, setting(GATE, "return_ratio", "Smallest share of the dense return to keep.")
     ] = None,
     action_rate_ratio: Annotated[
-        float | None, _gate_option("action_rate_ratio", "How much faster its commands may change.")
+        float | None, setting(GATE, "action_rate_ratio", "How much faster its commands may change.")
     ] = None,
     latency_share: Annotated[
         float | None,
-        _gate_option("latency_share", "Largest share of the control period that an action (p99) may take here."),
+        setting(GATE, "latency_share", "Largest share of the control period that an action (p99) may take here."),
     ] = None,
     margin_share: Annotated[
-        float | None, _gate_option("margin_share", "Smallest share of the dense one's delay and gain margins to keep.")
+        float | None, setting(GATE, "margin_share", "Smallest share of the dense one's delay and gain margins to keep.")
     ] = None,
     robustness: Annotated[
         bool, typer.Option(help="Whether to try pushes, noise, more delay, other masses, friction and starts too.")
     ] = True,
-    delay: Annotated[int | None, _gate_option("delay", "Ticks that a command takes to the plant.")] = None,
-    jobs: Annotated[int | None, _gate_option("jobs", "Workers; the verdict does not depend on it.")] = None,
+    delay: Annotated[int | None, setting(GATE, "delay", "Ticks that a command takes to the plant.")] = None,
+    jobs: Annotated[int | None, setting(GATE, "jobs", "Workers; the verdict does not depend on it.")] = None,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
@@ -65,7 +70,7 @@ def validate(
     the loop runs it only if its setting allow_offline is true.
     """
     from nncontrol_prune import display
-    from nncontrol_prune.config import ConfigError, load_config, validated
+    from nncontrol_prune.config import ConfigError, PruningServiceConfig, load_config, validated
     from nncontrol_prune.progress import Progress
     from nncontrol_prune.runtime.finding import stored_bundle
     from nncontrol_prune.runtime.store import BundleStore
@@ -87,15 +92,17 @@ def validate(
         "delay": delay,
         "jobs": jobs,
     }
-    values = GATE.model_dump() if config is None else load_config(config).pruning_service.gate.model_dump()
-    values.update((name, value) for name, value in options.items() if value is not None)
+    section = PruningServiceConfig() if config is None else load_config(config).pruning_service
+    values = with_options(section.gate, options)
     if not robustness:
         values["robustness"]["enabled"], values["attraction_starts"] = False, 0
     gate = validated(GateSettings, values, "validate")
     bundles = BundleStore(store)
     pruned, dense = stored_bundle(bundles, candidate), stored_bundle(bundles, against)
     with display.progress_bar(as_json) as show:
-        where = work.read(dense, tuple(rollouts), Progress(show)) if rollouts else environment_of(dense, env)
+        where = (
+            work.read(dense, tuple(rollouts), Progress(show)) if rollouts else environment_of(dense, env or section.env)
+        )
         verdict = work.decide(pruned, dense, bundles, where, gate, Progress(show))
     if not as_json:  # before the report, which takes longer than some decisions
         display.out.print(display.verdict_table(verdict))

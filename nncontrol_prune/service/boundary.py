@@ -97,7 +97,7 @@ def prune_to_boundary(
     Args:
         dense: The controller.
         rollouts: What to prune from.
-        settings: How to prune; its sparsity is not used.
+        settings: How to prune, and how many workers validate; its sparsity is not used.
         environment: Where candidates are validated.
         gate: What the gate asks.
         cache: Where the dense controller's episodes are kept.
@@ -111,14 +111,8 @@ def prune_to_boundary(
     from nncontrol_prune.pruning.pipeline import largest_sparsity
 
     tried: list[tuple[BoundaryPoint, Bundle | None, PruningReport | None]] = []
-    # Robustness takes the longest, and is looked at in the end.
-    searching = gate.model_copy(
-        update={
-            "first_seed": SEARCH_SEED,
-            "robustness": gate.robustness.model_copy(update={"enabled": False}),
-            "attraction_starts": 0,
-        }
-    )
+    gate = gate.model_copy(update={"jobs": settings.jobs})
+    searching = gate.model_copy(update={"first_seed": SEARCH_SEED})
 
     def passes(sparsity: float) -> bool:
         told = Progress(
@@ -126,7 +120,9 @@ def prune_to_boundary(
         )
         chosen = settings.model_copy(update={"sparsity": sparsity})
         try:
-            candidate, report = prune(dense, rollouts, chosen, environment=environment, name=name, progress=told)
+            candidate, report = prune(
+                dense, rollouts, chosen, gate=gate, environment=environment, name=name, progress=told
+            )
         except PruningError as error:
             tried.append((_unbuilt(sparsity, str(error)), None, None))
             return False

@@ -55,7 +55,9 @@ def carry_out(job: Job, progress: Progress, decided: Callable[[Outcome], None]) 
         if job.environment is None:
             last = round((1.0 - HELD_OUT) * len(rollouts))
             rollouts, where = rollouts.rows(slice(last)), rollouts.rows(slice(last, None))
-        candidate, pruning = prune(dense, rollouts, job.pruning, environment=job.environment, progress=progress)
+        candidate, pruning = prune(
+            dense, rollouts, job.pruning, gate=job.gate, environment=job.environment, progress=progress
+        )
         store.add(candidate)
     elif job.candidate is not None:
         candidate = store.load(job.candidate)
@@ -81,14 +83,18 @@ def prune(
     rollouts: Rollouts,
     settings: PruningSettings,
     *,
+    gate: GateSettings,
     environment: str | None,
     progress: Progress,
     name: str | None = None,
 ) -> tuple[Bundle, PruningReport]:
-    """Prune a controller; with an environment, candidates are chosen between in closed loop there."""
+    """Prune a controller; with an environment, candidates are chosen between in closed loop there.
+
+    What the gate will ask of the chosen one, its task and delay and other conditions, is looked at in choosing.
+    """
     from nncontrol_prune.pruning.pipeline import prune_bundle
 
-    loop = None if environment is None else ClosedLoop(environment, dense, jobs=settings.jobs)
+    loop = None if environment is None else ClosedLoop(environment, dense, gate, jobs=settings.jobs)
     return prune_bundle(
         dense,
         rollouts,

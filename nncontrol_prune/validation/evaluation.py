@@ -84,17 +84,25 @@ def run_episodes(
     return [known[seed] for seed in seeds]
 
 
-def trajectories(bundle: Bundle, environment: str, seeds: Sequence[int]) -> Iterator[Trajectory]:
+def trajectories(
+    bundle: Bundle, environment: str, seeds: Sequence[int], conditions: Conditions | None = None
+) -> Iterator[Trajectory]:
     """Run one episode for each seed, and yield them in the order of the seeds.
 
     Raises:
         PlantError: There is no such environment, or it raises.
     """
-    size = PLANNED_TOGETHER if _plans(bundle.manifest) else WIDTH
+    conditions = conditions or Conditions()
+    size = PLANNED_TOGETHER if plans(bundle.manifest) else WIDTH
     for first in range(0, len(seeds), size):
         some = seeds[first : first + size]
-        done = _trajectories(bundle.files[POLICY], bundle.manifest, environment, some, Conditions(), 1)
+        done = _trajectories(bundle.files[POLICY], bundle.manifest, environment, some, conditions, 1)
         yield from sorted(done, key=lambda trajectory: some.index(trajectory.seed))
+
+
+def plans(manifest: Manifest) -> bool:
+    """Return whether a controller plans, so that an action takes as long as many of a policy."""
+    return isinstance(manifest.architecture, TdMpcArchitecture)
 
 
 def summarize(bundle: Bundle, episodes: Sequence[Episode]) -> EpisodeSummary:
@@ -109,12 +117,8 @@ def summarize(bundle: Bundle, episodes: Sequence[Episode]) -> EpisodeSummary:
     )
 
 
-def _plans(manifest: Manifest) -> bool:
-    return isinstance(manifest.architecture, TdMpcArchitecture)
-
-
 def _runs_in_threads(manifest: Manifest, environment: str) -> bool:
-    return environment == CARTPOLE and not _plans(manifest)
+    return environment == CARTPOLE and not plans(manifest)
 
 
 def _in_processes(
@@ -167,7 +171,7 @@ def _trajectories(
 ) -> Iterator[Trajectory]:
     policy = load_policy(model, manifest.architecture, manifest.observation.size, manifest.action.size)
     wanted = set(seeds)
-    together = _batches(manifest, seeds) if _plans(manifest) else [seeds]
+    together = _batches(manifest, seeds) if plans(manifest) else [seeds]
     with _plants(environment, conditions, threads) as plants:
         for batch in together:
             for trajectory in run_closed_loop(policy, manifest, plants, batch, conditions):
@@ -194,7 +198,7 @@ _kept_plants: dict[tuple[str, int], list[PlantBatch]] = {}
 
 def _batches(manifest: Manifest, seeds: Sequence[int]) -> list[list[int]]:
     """Return which episodes are run as one batch whatever else is asked for; some of them may not have been."""
-    if not _plans(manifest):
+    if not plans(manifest):
         return [[seed] for seed in seeds]
     numbers = dict.fromkeys(seed // PLANNED_TOGETHER for seed in seeds)
     return [list(range(PLANNED_TOGETHER * number, PLANNED_TOGETHER * (number + 1))) for number in numbers]

@@ -8,21 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.controllers.verdict import EpisodeSummary
+from nncontrol_prune.plants.conditions import Conditions
+from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.pruning.pipeline import ON_POLICY_ROWS
-from nncontrol_prune.validation.evaluation import run_episodes, summarize, trajectories
+from nncontrol_prune.validation.evaluation import check_environment, plans, run_episodes, summarize, trajectories
 from nncontrol_prune.validation.metrics import Episode
+from nncontrol_prune.validation.robustness import conditions_of
+from nncontrol_prune.validation.settings import GateSettings
 
 SELECTION_SEED = 50_000
 SELECTION_EPISODES = 10
 FIRST_EPISODES = 5
 """Episodes after which candidates that succeeded less than half as often as the best in them are given up."""
+ROBUSTNESS_EPISODES = 5
+"""Episodes under each of the other conditions."""
 KEPT = 0.98
 """Share of the dense controller's return that no better candidate is looked for at."""
+LOSS_SHARE = 0.5
+"""Share of the gate's margin for robustness that may be lost: what loses all of it is not shown to pass."""
 OBSERVATION_SEED = 60_000
 OBSERVATION_EPISODES = 10
-
-Rank = tuple[int, float]
-"""Successes, then the mean return."""
 
 
 class ClosedLoop:
@@ -31,45 +37,91 @@ class ClosedLoop:
     Args:
         environment: A gymnasium id.
         dense: The controller that the candidates are to replace.
+        gate: What will be asked of the one that is chosen.
         jobs: Workers that share the episodes; what is found does not depend on it.
+
+    Raises:
+        PlantError: The controller does not fit the environment, or the gate's task does not, or there is none such.
     """
 
-    def __init__(self, environment: str, dense: Bundle, *, jobs: int = 1) -> None:
+    def __init__(self, environment: str, dense: Bundle, gate: GateSettings, *, jobs: int = 1) -> None:
+        check_environment(dense.manifest, environment, gate.task)
         self._environment = environment
         self._dense = dense
+        self._task = gate.task or task_of(environment)
+        self._usual = Conditions(delay=gate.delay)
+        # A planner's episodes under all of them take minutes for each candidate.
+        asked = gate.robustness.enabled and not plans(dense.manifest)
+        self._others = tuple(conditions_of(gate, dense).values()) if asked else ()
+        self._loss_allowed = LOSS_SHARE * gate.robustness.margin
         self._jobs = jobs
-        self._episodes: dict[str, list[Episode]] = {}
+        self._episodes: dict[tuple[str, Conditions], list[Episode]] = {}
 
     def best(self, candidates: Sequence[Bundle]) -> int:
-        """Return the index of the candidate with the most successes, then the highest mean return."""
-        successes = [self._rank(candidate, FIRST_EPISODES)[0] for candidate in candidates]
-        left = [index for index, count in enumerate(successes) if 2 * count >= max(successes)]
-        if len(left) == 1:
-            return left[0]
-        return max(left, key=lambda index: self._rank(candidates[index], SELECTION_EPISODES))
+        """Return the index of the candidate with the most successes.
+
+        Of several, it is the one that falls least short of the dense controller, and then the one with the highest mean
+        return.
+        """
+        early = [self._summary(candidate, FIRST_EPISODES).successes for candidate in candidates]
+        left = [index for index, count in enumerate(early) if 2 * count >= max(early)]
+        if len(left) > 1:
+            found = {index: self._summary(candidates[index], SELECTION_EPISODES) for index in left}
+            most = max(summary.successes for summary in found.values())
+            left = [index for index in left if found[index].successes == most]
+        if len(left) > 1:
+            short = {index: self._shortfall(candidates[index]) for index in left}
+            return min(left, key=lambda index: (short[index], -found[index].return_mean))
+        return left[0]
 
     def enough(self, candidate: Bundle) -> bool:
         """Return whether a candidate does as the dense controller does."""
-        successes, mean = self._rank(candidate, SELECTION_EPISODES)
-        wanted, dense_mean = self._rank(self._dense, SELECTION_EPISODES)
-        return successes >= wanted and mean >= dense_mean - (1 - KEPT) * abs(dense_mean)
+        successes = self._summary(candidate, SELECTION_EPISODES).successes
+        wanted = self._summary(self._dense, SELECTION_EPISODES).successes
+        return successes >= wanted and self._shortfall(candidate) == 0.0
 
     def observations(self, bundle: Bundle) -> NDArray[np.float64]:
         """Run a controller and return the observations (rows, n) it met."""
         met: list[NDArray[np.float64]] = []
         seeds = range(OBSERVATION_SEED, OBSERVATION_SEED + OBSERVATION_EPISODES)
-        for trajectory in trajectories(bundle, self._environment, seeds):
+        for trajectory in trajectories(bundle, self._environment, seeds, self._usual):
             met.extend(trajectory.observations[:-1])
             if len(met) >= ON_POLICY_ROWS:
                 break  # where episodes are long, a few are enough
         return np.array(met)
 
-    def _rank(self, bundle: Bundle, episodes: int) -> Rank:
-        known = self._episodes.setdefault(bundle.digest, [])
+    def _summary(self, bundle: Bundle, episodes: int) -> EpisodeSummary:
+        return summarize(bundle, self._first(bundle, self._usual, episodes, SELECTION_EPISODES))
+
+    def _shortfall(self, candidate: Bundle) -> float:
+        """Return what is missing of the return, as a share of the dense controller's, and of the successes elsewhere.
+
+        What the gate lets pass is not missed.
+        """
+        mean = self._summary(candidate, SELECTION_EPISODES).return_mean
+        wanted = self._summary(self._dense, SELECTION_EPISODES).return_mean
+        missing = max(0.0, (wanted - mean) / (abs(wanted) or 1.0) - (1.0 - KEPT))
+        if self._others:
+            lost = np.mean([self._successes(self._dense, c) - self._successes(candidate, c) for c in self._others])
+            missing += max(0.0, float(lost) / ROBUSTNESS_EPISODES - self._loss_allowed)
+        return missing
+
+    def _successes(self, bundle: Bundle, conditions: Conditions) -> int:
+        return sum(e.success for e in self._first(bundle, conditions, ROBUSTNESS_EPISODES, ROBUSTNESS_EPISODES))
+
+    def _first(self, bundle: Bundle, conditions: Conditions, episodes: int, at_once: int) -> list[Episode]:
+        """Return the first episodes of a controller, run where they are not known.
+
+        Args:
+            bundle: The controller.
+            conditions: What it is run under.
+            episodes: How many.
+            at_once: How many to run where several workers share them.
+        """
+        known = self._episodes.setdefault((bundle.digest, conditions), [])
         if len(known) < episodes:
             # The first episodes of a planner are one batch, and a second worker has nothing to do but the others.
-            count = episodes if self._jobs == 1 else SELECTION_EPISODES
+            count = episodes if self._jobs == 1 else at_once
             seeds = range(SELECTION_SEED + len(known), SELECTION_SEED + count)
-            known.extend(run_episodes(bundle, self._environment, seeds, jobs=self._jobs))
-        summary = summarize(bundle, known[:episodes])
-        return summary.successes, summary.return_mean
+            known.extend(run_episodes(bundle, self._environment, seeds, conditions, task=self._task, jobs=self._jobs))
+        return known[:episodes]

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
 from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.rollouts.reader import Rollouts, read_rollouts
-from nncontrol_prune.service.boundary import RESOLUTION, bisect, prune_to_boundary
+from nncontrol_prune.service.boundary import RESOLUTION, SEARCH_SEED, bisect, prune_to_boundary
 from nncontrol_prune.service.rollouts import record_episodes
 from nncontrol_prune.validation.settings import GateSettings, RobustnessSettings
 
@@ -63,6 +68,35 @@ def test_the_boundary_passes_and_everything_tried_is_reported(
     assert [point.sparsity for point in found.curve] == sorted(point.sparsity for point in found.curve)
     assert all(point.reason for point in found.curve if not point.accepted)
     assert any(stage.startswith("try 2, ") and stage.endswith(": validation") for stage in stages)
+
+
+def test_all_that_the_gate_asks_bounds_the_search_and_its_own_seeds_have_the_last_word(
+    shipped_bundle: Bundle,
+    small_bundle: Bundle,
+    make_verdict: Callable[..., Verdict],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[float] = []
+    asked: list[GateSettings] = []
+
+    def prune(*arguments: Any, **_: Any) -> tuple[Bundle, Any]:
+        tried.append(arguments[2].sparsity)
+        return small_bundle, SimpleNamespace(sparsity=tried[-1])
+
+    def judge(*arguments: Any, **_: Any) -> Verdict:
+        asked.append(arguments[3])
+        return make_verdict(small_bundle, accepted=tried[-1] < 0.9 or not arguments[3].robustness.enabled)
+
+    monkeypatch.setattr("nncontrol_prune.service.boundary.prune", prune)
+    monkeypatch.setattr("nncontrol_prune.service.boundary.judge", judge)
+    gate, rollouts = GateSettings(), cast(Rollouts, None)  # not looked at here
+    found = prune_to_boundary(
+        shipped_bundle, rollouts, PruningSettings(jobs=2), environment=CARTPOLE, gate=gate, progress=Progress()
+    )
+    assert max(point.sparsity for point in found.curve if point.accepted) > 0.85
+    with_jobs = gate.model_copy(update={"jobs": 2})
+    assert asked[:-1] == [with_jobs.model_copy(update={"first_seed": SEARCH_SEED})] * len(tried)
+    assert asked[-1] == with_jobs
 
 
 def test_nothing_that_passes_is_an_error_with_everything_tried(

@@ -13,6 +13,7 @@ from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.rollouts.reader import Rollouts
 from nncontrol_prune.service import work
 from nncontrol_prune.validation import selection
+from nncontrol_prune.validation.settings import GateSettings
 
 
 class Asked(Exception):
@@ -22,7 +23,7 @@ class Asked(Exception):
 def test_candidates_are_run_by_as_many_workers_as_the_settings_say(
     monkeypatch: pytest.MonkeyPatch, shipped_bundle: Bundle
 ) -> None:
-    def run_episodes(bundle: Bundle, environment: str, seeds: range, jobs: int) -> None:
+    def run_episodes(bundle: Bundle, environment: str, seeds: range, *_: Any, jobs: int, **__: Any) -> None:
         raise Asked(jobs)
 
     def prune_bundle(dense: Bundle, *_: Any, choose: Callable[[Sequence[Bundle]], int], **__: Any) -> None:
@@ -32,4 +33,11 @@ def test_candidates_are_run_by_as_many_workers_as_the_settings_say(
     monkeypatch.setattr(pipeline, "prune_bundle", prune_bundle)
     rollouts = cast(Rollouts, None)  # not looked at here
     with pytest.raises(Asked, match="3"):
-        work.prune(shipped_bundle, rollouts, PruningSettings(jobs=3), environment=CARTPOLE, progress=Progress())
+        work.prune(
+            shipped_bundle,
+            rollouts,
+            PruningSettings(jobs=3),
+            gate=GateSettings(),
+            environment=CARTPOLE,
+            progress=Progress(),
+        )

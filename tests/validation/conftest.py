@@ -1,4 +1,4 @@
-"""Episodes that tests share."""
+"""A planner and episodes that tests share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from collections.abc import Callable
 
 import pytest
 
+from nncontrol_prune.controllers.bundle import Bundle, load_bundle
+from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.validation.metrics import Episode
+
+
+@pytest.fixture(scope="session")
+def planner() -> Bundle:
+    """The TD-MPC agent that ships."""
+    return load_bundle(shipped_controllers()["cartpole_swingup_tdmpc"])
 
 
 @pytest.fixture(scope="session")

@@ -3,20 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncontrol_prune.controllers.bundle import Bundle, load_bundle
+from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.limits import ActionLimits
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.batch import make_batch
 from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.environments import make_environment
-from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.validation import closed_loop
 from nncontrol_prune.validation.closed_loop import Trajectory, run_closed_loop
-
-
-@pytest.fixture(scope="module")
-def planner() -> Bundle:
-    return load_bundle(shipped_controllers()["cartpole_swingup_tdmpc"])
 
 
 class Faulty:

@@ -5,9 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from nncontrol_prune.controllers.bundle import Bundle, load_bundle
+from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.plants import CARTPOLE
-from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.validation.decrease import quadratic_decrease, share_not_falling, value_decrease
 from nncontrol_prune.validation.evaluation import trajectories
 from nncontrol_prune.validation.stability import local_stability
@@ -48,8 +47,7 @@ def test_there_is_no_quadratic_function_of_an_unstable_loop(pendulum: Bundle) ->
     assert quadratic_decrease((pendulum, unstable), (pendulum, stable), PENDULUM) is None
 
 
-def test_value_of_a_planner_falls_where_it_fails() -> None:
-    planner = load_bundle(shipped_controllers()["cartpole_swingup_tdmpc"])
+def test_value_of_a_planner_falls_where_it_fails(planner: Bundle) -> None:
     short = [
         dataclasses.replace(done, observations=done.observations[:300])
         for done in trajectories(planner, CARTPOLE, [0, 1])

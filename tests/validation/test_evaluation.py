@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from nncontrol_prune.controllers.bundle import Bundle, load_bundle
+from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.environments import PlantError
-from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.validation import evaluation
 from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.evaluation import run_episodes, trajectories
@@ -54,9 +53,8 @@ def test_episodes_that_are_kept_are_not_run_again(
     assert asked == [[3]]
 
 
-def test_planner_gives_the_same_numbers_whatever_else_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planner_gives_the_same_numbers_whatever_else_is_run(monkeypatch: pytest.MonkeyPatch, planner: Bundle) -> None:
     monkeypatch.setattr(evaluation, "PLANNED_TOGETHER", 2)
-    planner = load_bundle(shipped_controllers()["cartpole_swingup_tdmpc"])
     both, one = run_episodes(planner, CARTPOLE, [4, 3]), run_episodes(planner, CARTPOLE, [3])
     assert [episode.seed for episode in both] == [4, 3]
     assert one == both[1:]

@@ -4,9 +4,8 @@ import math
 
 import pytest
 
-from nncontrol_prune.controllers.bundle import Bundle, load_bundle
+from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.plants import CARTPOLE
-from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.validation.growth import perturbation_growth
 from nncontrol_prune.validation.stability import local_stability
 from tests.validation.changes import amplify, changed
@@ -28,5 +27,5 @@ def test_perturbations_grow_in_an_unstable_loop(pendulum: Bundle) -> None:
     assert found.interval[0] > 0.0
 
 
-def test_plan_is_a_state_that_is_not_perturbed() -> None:
-    assert perturbation_growth(load_bundle(shipped_controllers()["cartpole_swingup_tdmpc"]), CARTPOLE) is None
+def test_plan_is_a_state_that_is_not_perturbed(planner: Bundle) -> None:
+    assert perturbation_growth(planner, CARTPOLE) is None

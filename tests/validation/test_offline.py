@@ -5,10 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from nncontrol_prune.controllers.bundle import Bundle, load_bundle
+from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.plants import CARTPOLE
-from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.rollouts.reader import Rollouts, read_rollouts
 from nncontrol_prune.service.rollouts import record_episodes
 from nncontrol_prune.validation.gate import GateError
@@ -98,8 +97,7 @@ def test_candidate_of_another_layout_is_refused(shipped_bundle: Bundle, pendulum
         check_offline(pendulum, shipped_bundle, rollouts, GateSettings())
 
 
-def test_planner_is_checked_without_gains(rollouts: Rollouts) -> None:
-    planner = load_bundle(shipped_controllers()["cartpole_swingup_tdmpc"])
+def test_planner_is_checked_without_gains(rollouts: Rollouts, planner: Bundle) -> None:
     verdict = check_offline(planner, planner, rollouts.rows(slice(500)), GateSettings())
     assert verdict.accepted
     assert "gains" not in outcomes(verdict)

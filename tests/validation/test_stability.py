@@ -8,7 +8,6 @@ import pytest
 from nncontrol_prune.controllers.bundle import Bundle, load_bundle
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.state_space import Linearization
-from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.validation.settings import GateSettings
 from nncontrol_prune.validation.stability import (
     NoEquilibriumError,
@@ -81,11 +80,11 @@ def test_candidate_with_the_same_margins_passes_and_one_with_too_little_left_fai
     assert "necessary, and not sufficient" in worse.reason
 
 
-def test_it_is_not_applicable_where_nothing_rests_and_to_planners(shipped_bundle: Bundle) -> None:
+def test_it_is_not_applicable_where_nothing_rests_and_to_planners(shipped_bundle: Bundle, planner: Bundle) -> None:
     with pytest.raises(NoEquilibriumError, match="not asymptotically stable where it comes to rest"):
         margin_criterion(shipped_bundle, shipped_bundle, CARTPOLE, GateSettings())
     walker = Path(__file__).resolve().parents[2] / "benchmarks" / "controllers" / "walker2d_ppo"
     with pytest.raises(NoEquilibriumError, match="does not come to rest"):
         local_stability(load_bundle(walker), "Walker2d-v5")
     with pytest.raises(NoEquilibriumError, match="planner"):
-        local_stability(load_bundle(shipped_controllers()["cartpole_swingup_tdmpc"]), CARTPOLE)
+        local_stability(planner, CARTPOLE)
