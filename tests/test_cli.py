@@ -16,7 +16,10 @@ from typer.testing import CliRunner, Result
 from nncontrol_prune.cli import app
 from nncontrol_prune.controllers.bundle import Bundle, load_bundle
 from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.rollouts.writer import BagWriter
+from nncontrol_prune.service import work
+from nncontrol_prune.validation.settings import GateSettings
 
 
 def run(*arguments: object) -> Result:
@@ -85,13 +88,44 @@ def test_a_configuration_gives_what_no_option_does(bag: Path, tmp_path: Path) ->
     assert "the limit on action is exceeded" in json_of(limited)["warnings"][0]
 
 
-def test_a_task_that_does_not_fit_is_told_before_pruning(bag: Path, tmp_path: Path) -> None:
+def test_what_a_configuration_asks_of_the_gate_is_what_candidates_are_compared_by(
+    bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[GateSettings] = []
+
+    def prune(*_: Any, gate: GateSettings, **__: Any) -> None:
+        asked.append(gate)
+        raise PruningError("that is all")
+
+    monkeypatch.setattr(work, "prune", prune)
     config = tmp_path / "config.yaml"
-    task = "{signals: {height: {entry: 99, unit: m}}, goal: {height: 0.1}}"
-    config.write_text(f"/**/pruning_service:\n  ros__parameters: {{task: {task}}}\n")
-    result = run("prune", "cartpole_swingup_sac", "--rollouts", bag, "--config", config, "--out", tmp_path / "a")
+    config.write_text("/**/pruning_service:\n  ros__parameters: {delay: 7}\n")
+    run("prune", "cartpole_swingup_sac", "--rollouts", bag, "--config", config, "--out", tmp_path / "a")
+    assert asked == [GateSettings(delay=7)]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (
+            "task: {signals: {height: {entry: 99, unit: m}}, goal: {height: 0.1}}",
+            f"the task does not fit {CARTPOLE}",
+        ),
+        ("env: Hopper-v5", "does not fit Hopper-v5"),
+    ],
+)
+@pytest.mark.parametrize("command", ["prune", "validate"])
+def test_where_a_configuration_does_not_fit_is_told_at_once(
+    bag: Path, pruned: Path, tmp_path: Path, command: str, parameters: str, message: str
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"/**/pruning_service:\n  ros__parameters: {{{parameters}}}\n")
+    arguments = ["cartpole_swingup_sac", "--rollouts", bag, "--out", tmp_path / "a"]
+    if command == "validate":
+        arguments = [pruned, "--against", "cartpole_swingup_sac", "--store", tmp_path / "store"]
+    result = run(command, *arguments, "--config", config)
     assert result.exit_code == 1
-    assert f"the task does not fit {CARTPOLE}" in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.split())
 
 
 def test_pruned_bundle_can_be_run_only_after_validation(pruned: Path, tmp_path: Path, port: int) -> None:

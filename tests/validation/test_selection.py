@@ -140,6 +140,17 @@ def test_what_the_gate_lets_pass_is_not_missed(
     assert not ClosedLoop(CARTPOLE, shipped_bundle, HEAVIER).enough(small_bundle)
 
 
+@pytest.mark.parametrize(("elsewhere", "enough"), [(4, True), (3, False)])
+def test_half_of_the_margin_for_robustness_may_be_lost(
+    run, small_bundle: Bundle, shipped_bundle: Bundle, elsewhere: int, enough: bool
+) -> None:
+    _, script = run
+    script(shipped_bundle, ALL, 800.0)
+    script(small_bundle, ALL, 800.0, elsewhere)
+    wide = HEAVIER.model_copy(update={"robustness": HEAVIER.robustness.model_copy(update={"margin": 0.4})})
+    assert ClosedLoop(CARTPOLE, shipped_bundle, wide).enough(small_bundle) is enough
+
+
 def test_what_fails_as_it_is_need_not_be_tried_elsewhere(
     run, small_bundle: Bundle, pendulum: Bundle, shipped_bundle: Bundle
 ) -> None:
