@@ -172,7 +172,7 @@ def _trajectories(
     policy = load_policy(model, manifest.architecture, manifest.observation.size, manifest.action.size)
     wanted = set(seeds)
     together = _batches(manifest, seeds) if plans(manifest) else [seeds]
-    with _plants(environment, conditions, threads) as plants:
+    with _plants(environment, conditions, threads, max(map(len, together))) as plants:
         for batch in together:
             for trajectory in run_closed_loop(policy, manifest, plants, batch, conditions):
                 if trajectory.seed in wanted:
@@ -180,10 +180,10 @@ def _trajectories(
 
 
 @contextmanager
-def _plants(environment: str, conditions: Conditions, threads: int) -> Iterator[PlantBatch]:
+def _plants(environment: str, conditions: Conditions, threads: int, number: int) -> Iterator[PlantBatch]:
     """Lend a batch, kept from the last time if there is one: compiling its models takes as long as some episodes."""
     if (conditions.mass, conditions.friction) != (1.0, 1.0):
-        plants = make_batch(environment, WIDTH, conditions, threads=threads)
+        plants = make_batch(environment, min(number, WIDTH), conditions, threads=threads)
         yield plants
         plants.close()
         return

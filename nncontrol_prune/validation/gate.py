@@ -9,7 +9,7 @@ largest number of pairs is inconclusive, which no controller is staged on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 
 import numpy as np
@@ -26,7 +26,7 @@ from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.evaluation import check_environment, run_episodes, summarize
 from nncontrol_prune.validation.latency_criterion import latency_criterion
 from nncontrol_prune.validation.metrics import Episode
-from nncontrol_prune.validation.robustness import ROUNDS, RobustnessTest, conditions_of
+from nncontrol_prune.validation.robustness import ROUNDS, RobustnessTest, Trial, trials_of
 from nncontrol_prune.validation.settings import GateSettings
 from nncontrol_prune.validation.stability import NoEquilibriumError, margin_criterion
 
@@ -109,9 +109,11 @@ class _Gate:
         self._progress("validation", 0.0)
         criteria = self._as_it_is()
         robustness: tuple[ConditionSummary, ...] = ()
-        for test, conditions, largest in self._tests():
+        if self._task.starts is None and self._settings.attraction_starts:
+            self._notes.append("region of attraction: not looked at, the task knows no box of starts")
+        for trial in trials_of(self._settings, self._dense, self._task):
             if decision_of(criteria) == "accept":
-                self._run_test(test, conditions, largest)
+                test = self._tried(trial)
                 criteria.append(test.criterion())
                 robustness += test.summaries()
         settings = self._settings
@@ -176,26 +178,14 @@ class _Gate:
             self._notes.append(f"local stability: not applicable, {error}")
             return []
 
-    def _tests(self) -> Iterator[tuple[RobustnessTest, dict[str, Conditions], int]]:
-        """Yield the tests beside the environment as it is: their conditions, and how many rounds there may be."""
-        settings, levels = self._settings, self._settings.robustness
-        conditions = conditions_of(settings, self._dense) if levels.enabled else {}
-        if conditions:
-            yield RobustnessTest("robustness", conditions, levels.margin), conditions, levels.max_rounds
-        box = self._task.starts
-        if box is not None and settings.attraction_starts:
-            anywhere = {"starts from anywhere": self._usual.model_copy(update={"starts": box.bounds})}
-            test = RobustnessTest("region of attraction", anywhere, settings.attraction_margin)
-            yield test, anywhere, settings.attraction_starts
-        elif settings.attraction_starts:
-            self._notes.append("region of attraction: not looked at, the task knows no box of starts")
-
-    def _run_test(self, test: RobustnessTest, conditions: Mapping[str, Conditions], largest: int) -> None:
+    def _tried(self, trial: Trial) -> RobustnessTest:
         """Run rounds until what they show is certain, or there were as many as there may be."""
-        while not test.decided and test.rounds < largest:
-            self._progress("robustness", max(test.share, test.rounds / largest))
-            number = min(ROUNDS, largest - test.rounds)
-            test.add({name: self._run(given, test.rounds, number) for name, given in conditions.items()})
+        test = RobustnessTest(trial)
+        while not test.decided and test.rounds < trial.rounds:
+            self._progress("robustness", max(test.share, test.rounds / trial.rounds))
+            number = min(ROUNDS, trial.rounds - test.rounds)
+            test.add({name: self._run(given, test.rounds, number) for name, given in trial.conditions.items()})
+        return test
 
     def _run(self, conditions: Conditions, done: int, number: int) -> list[tuple[Episode, Episode]]:
         """Run so many pairs, the candidate's episode and the dense one's, after those that are done."""

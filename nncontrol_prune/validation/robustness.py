@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
@@ -10,6 +11,7 @@ from scipy import stats
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.verdict import ConditionSummary, Criterion
 from nncontrol_prune.plants.conditions import Conditions
+from nncontrol_prune.plants.tasks import Task
 from nncontrol_prune.validation.criteria import MeanCriterion, Pairs
 from nncontrol_prune.validation.metrics import Episode
 from nncontrol_prune.validation.settings import GateSettings
@@ -39,21 +41,49 @@ def conditions_of(settings: GateSettings, dense: Bundle) -> dict[str, Conditions
     return found
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What a candidate is put through beside the environment as it is.
+
+    Attributes:
+        name: What the criterion about it is called.
+        conditions: What it is run under, by a name for people.
+        margin: How much less often than the dense controller it may succeed, averaged over the conditions.
+        rounds: Of one pair under each condition, after which it is inconclusive.
+    """
+
+    name: str
+    conditions: Mapping[str, Conditions]
+    margin: float
+    rounds: int
+
+
+def trials_of(settings: GateSettings, dense: Bundle, task: Task) -> list[Trial]:
+    """Return the trials that settings ask for; starts from anywhere are one where the task knows a box of them."""
+    trials, levels = [], settings.robustness
+    conditions = conditions_of(settings, dense) if levels.enabled else {}
+    if conditions:
+        trials.append(Trial("robustness", conditions, levels.margin, levels.max_rounds))
+    if task.starts is not None and settings.attraction_starts:
+        anywhere = {"starts from anywhere": Conditions(delay=settings.delay, starts=task.starts.bounds)}
+        trial = Trial("region of attraction", anywhere, settings.attraction_margin, settings.attraction_starts)
+        trials.append(trial)
+    return trials
+
+
 class RobustnessTest:
     """Whether the mean difference of success, over rounds of one pair under each condition, is above a margin.
 
     A round's value is its mean over the conditions: rounds are alike, and conditions are not.
 
     Args:
-        name: What the criterion is called.
-        conditions: Their names.
-        margin: How much may be lost.
+        trial: The conditions, and how much may be lost.
     """
 
-    def __init__(self, name: str, conditions: Iterable[str], margin: float) -> None:
-        self._margin = margin
-        self._pairs: dict[str, list[tuple[Episode, Episode]]] = {name: [] for name in conditions}
-        self._mean = MeanCriterion(name, -margin)
+    def __init__(self, trial: Trial) -> None:
+        self._margin = trial.margin
+        self._pairs: dict[str, list[tuple[Episode, Episode]]] = {name: [] for name in trial.conditions}
+        self._mean = MeanCriterion(trial.name, -trial.margin)
         self.rounds = 0
         """How many there were."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,19 +15,19 @@ from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.pruning.pipeline import ON_POLICY_ROWS
 from nncontrol_prune.validation.evaluation import check_environment, plans, run_episodes, summarize, trajectories
 from nncontrol_prune.validation.metrics import Episode
-from nncontrol_prune.validation.robustness import conditions_of
+from nncontrol_prune.validation.robustness import Trial, trials_of
 from nncontrol_prune.validation.settings import GateSettings
 
 SELECTION_SEED = 50_000
 SELECTION_EPISODES = 10
 FIRST_EPISODES = 5
 """Episodes after which candidates that succeeded less than half as often as the best in them are given up."""
-ROBUSTNESS_EPISODES = 5
-"""Episodes under each of the other conditions."""
+TRIAL_EPISODES = 40
+"""Episodes of each of the gate's trials, shared out among its conditions."""
 KEPT = 0.98
 """Share of the dense controller's return that no better candidate is looked for at."""
 LOSS_SHARE = 0.5
-"""Share of the gate's margin for robustness that may be lost: what loses all of it is not shown to pass."""
+"""Share of a trial's margin that may be lost: what loses all of it is not shown to pass."""
 OBSERVATION_SEED = 60_000
 OBSERVATION_EPISODES = 10
 
@@ -50,10 +51,8 @@ class ClosedLoop:
         self._dense = dense
         self._task = gate.task or task_of(environment)
         self._usual = Conditions(delay=gate.delay)
-        # A planner's episodes under all of them take minutes for each candidate.
-        asked = gate.robustness.enabled and not plans(dense.manifest)
-        self._others = tuple(conditions_of(gate, dense).values()) if asked else ()
-        self._loss_allowed = LOSS_SHARE * gate.robustness.margin
+        # A planner's episodes of all of them take minutes for each candidate.
+        self._trials = [] if plans(dense.manifest) else trials_of(gate, dense, self._task)
         self._jobs = jobs
         self._episodes: dict[tuple[str, Conditions], list[Episode]] = {}
 
@@ -69,10 +68,15 @@ class ClosedLoop:
             found = {index: self._summary(candidates[index], SELECTION_EPISODES) for index in left}
             most = max(summary.successes for summary in found.values())
             left = [index for index in left if found[index].successes == most]
-        if len(left) > 1:
-            short = {index: self._shortfall(candidates[index]) for index in left}
-            return min(left, key=lambda index: (short[index], -found[index].return_mean))
-        return left[0]
+        if len(left) == 1:
+            return left[0]
+        left.sort(key=lambda index: -found[index].return_mean)
+        short = list[float]()
+        for index in left:
+            short.append(self._shortfall(candidates[index]))
+            if short[-1] == 0.0:
+                return index  # what those with a lower return do elsewhere need not be known
+        return left[short.index(min(short))]
 
     def enough(self, candidate: Bundle) -> bool:
         """Return whether a candidate does as the dense controller does."""
@@ -101,13 +105,15 @@ class ClosedLoop:
         mean = self._summary(candidate, SELECTION_EPISODES).return_mean
         wanted = self._summary(self._dense, SELECTION_EPISODES).return_mean
         missing = max(0.0, (wanted - mean) / (abs(wanted) or 1.0) - (1.0 - KEPT))
-        if self._others:
-            lost = np.mean([self._successes(self._dense, c) - self._successes(candidate, c) for c in self._others])
-            missing += max(0.0, float(lost) / ROBUSTNESS_EPISODES - self._loss_allowed)
+        for trial in self._trials:
+            lost = self._success_share(self._dense, trial) - self._success_share(candidate, trial)
+            missing += max(0.0, lost - LOSS_SHARE * trial.margin)
         return missing
 
-    def _successes(self, bundle: Bundle, conditions: Conditions) -> int:
-        return sum(e.success for e in self._first(bundle, conditions, ROBUSTNESS_EPISODES, ROBUSTNESS_EPISODES))
+    def _success_share(self, bundle: Bundle, trial: Trial) -> float:
+        each = math.ceil(TRIAL_EPISODES / len(trial.conditions))
+        run = [self._first(bundle, conditions, each, each) for conditions in trial.conditions.values()]
+        return float(np.mean([[episode.success for episode in episodes] for episodes in run]))
 
     def _first(self, bundle: Bundle, conditions: Conditions, episodes: int, at_once: int) -> list[Episode]:
         """Return the first episodes of a controller, run where they are not known.

@@ -7,7 +7,7 @@ from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.validation.evaluation import run_episodes
-from nncontrol_prune.validation.robustness import RobustnessTest, conditions_of
+from nncontrol_prune.validation.robustness import RobustnessTest, Trial, conditions_of
 from nncontrol_prune.validation.settings import GateSettings, RobustnessSettings
 
 
@@ -32,7 +32,7 @@ def test_conditions_are_those_of_the_levels_on_top_of_the_loops_delay(shipped_bu
 def test_a_round_counts_its_mean_over_the_conditions(make_episode) -> None:
     good, bad = make_episode(), make_episode(success=False)
 
-    test = RobustnessTest("robustness", ["a", "b"], 0.1)
+    test = RobustnessTest(Trial("robustness", {"a": Conditions(), "b": Conditions()}, 0.1, 150))
     test.add({"a": [(good, good)] * 10, "b": [(bad, good), *[(good, good)] * 9]})
     assert not test.decided
     assert [(found.condition, found.pairs, found.regressions) for found in test.summaries()] == [

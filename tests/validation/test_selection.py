@@ -12,15 +12,18 @@ from nncontrol_prune.validation.metrics import Episode
 from nncontrol_prune.validation.selection import (
     FIRST_EPISODES,
     OBSERVATION_EPISODES,
-    ROBUSTNESS_EPISODES,
     SELECTION_EPISODES,
+    TRIAL_EPISODES,
     ClosedLoop,
 )
 from nncontrol_prune.validation.settings import GateSettings, RobustnessSettings
 
-NO_OTHERS = GateSettings(robustness=RobustnessSettings(enabled=False))
-HEAVIER = GateSettings(robustness=RobustnessSettings(push=0.0, noise=0.0, more_delay=0, mass=0.2, friction=0.0))
+NO_OTHERS = GateSettings(robustness=RobustnessSettings(enabled=False), attraction_starts=0)
+HEAVIER = NO_OTHERS.model_copy(
+    update={"robustness": RobustnessSettings(push=0.0, noise=0.0, more_delay=0, mass=0.2, friction=0.0)}
+)
 """Asks for two conditions: more mass, and less."""
+ANYWHERE = NO_OTHERS.model_copy(update={"attraction_starts": 256})
 
 
 @pytest.fixture
@@ -29,7 +32,8 @@ def run(monkeypatch: pytest.MonkeyPatch, make_episode):
     asked: list[tuple[int, int, Conditions]] = []
     scripts: dict[str, tuple[list[bool], float, int]] = {}
 
-    def script(bundle: Bundle, successes: list[bool], mean: float, elsewhere: int = ROBUSTNESS_EPISODES) -> None:
+    def script(bundle: Bundle, successes: list[bool], mean: float, elsewhere: int = 5) -> None:
+        """Elsewhere it succeeds in so many of every five episodes."""
         scripts[bundle.digest] = successes, mean, elsewhere
 
     def run_episodes(
@@ -38,7 +42,7 @@ def run(monkeypatch: pytest.MonkeyPatch, make_episode):
         asked.append((len(seeds), jobs, conditions))
         successes, mean, elsewhere = scripts[bundle.digest]
         if conditions != Conditions():
-            successes = [number < elsewhere for number in range(ROBUSTNESS_EPISODES)]
+            successes = [number % 5 < elsewhere for number in range(len(seeds))]
         first = seeds[0] - selection.SELECTION_SEED
         return [
             make_episode(seed=seed, success=successes[first + number], episode_return=mean)
@@ -149,6 +153,15 @@ def test_half_of_the_margin_for_robustness_may_be_lost(
     script(small_bundle, ALL, 800.0, elsewhere)
     wide = HEAVIER.model_copy(update={"robustness": HEAVIER.robustness.model_copy(update={"margin": 0.4})})
     assert ClosedLoop(CARTPOLE, shipped_bundle, wide).enough(small_bundle) is enough
+
+
+def test_starts_from_anywhere_count_too(run, small_bundle: Bundle, shipped_bundle: Bundle) -> None:
+    asked, script = run
+    script(shipped_bundle, ALL, 800.0)
+    script(small_bundle, ALL, 800.0, 4)
+    assert not ClosedLoop(CARTPOLE, shipped_bundle, ANYWHERE).enough(small_bundle)
+    starts = [(count, conditions.starts) for count, _, conditions in asked if conditions != Conditions()]
+    assert starts == [(TRIAL_EPISODES, task_of(CARTPOLE).starts.bounds)] * 2
 
 
 def test_what_fails_as_it_is_need_not_be_tried_elsewhere(
