@@ -179,6 +179,17 @@ def test_what_fails_as_it_is_need_not_be_tried_elsewhere(
     assert {conditions.mass for *_, conditions in asked} == {0.8, 1.0, 1.2}
 
 
+def test_what_returns_less_than_one_that_misses_nothing_need_not_be_tried_elsewhere(
+    run, small_bundle: Bundle, pendulum: Bundle, shipped_bundle: Bundle
+) -> None:
+    asked, script = run
+    for bundle, mean in ((shipped_bundle, 800.0), (small_bundle, 790.0), (pendulum, 795.0)):
+        script(bundle, ALL, mean)
+    assert ClosedLoop(CARTPOLE, shipped_bundle, HEAVIER).best([small_bundle, pendulum]) == 1
+    elsewhere = [conditions for *_, conditions in asked if conditions != Conditions()]
+    assert len(elsewhere) == 4, "the dense controller and one candidate, two conditions each"
+
+
 def test_planners_are_not_tried_elsewhere(run, planner: Bundle) -> None:
     asked, script = run
     script(planner, ALL, 800.0)
