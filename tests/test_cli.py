@@ -115,7 +115,7 @@ def test_what_a_configuration_asks_of_the_gate_is_what_candidates_are_compared_b
     ],
 )
 @pytest.mark.parametrize("command", ["prune", "validate"])
-def test_where_a_configuration_does_not_fit_is_told_at_once(
+def test_where_a_configuration_does_not_fit_is_told(
     bag: Path, pruned: Path, tmp_path: Path, command: str, parameters: str, message: str
 ) -> None:
     config = tmp_path / "config.yaml"

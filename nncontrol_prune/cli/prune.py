@@ -23,7 +23,6 @@ from nncontrol_prune.pruning.settings import CostName, ImportanceName, Method, P
 
 if TYPE_CHECKING:
     from nncontrol_prune.controllers.bundle import Bundle
-    from nncontrol_prune.plants.tasks import Task
 
 PRUNING = PruningSettings()
 NOWHERE = "none"
@@ -121,7 +120,7 @@ def prune(
     dense = find_bundle(bundles, controller)
     if auto and settings.cost != "parameters":
         raise ConfigError("prune: --sparsity auto goes by parameters; leave --cost out")
-    where = _environment(dense, env or section.env or None, section.gate.task, needed=auto)
+    where = _environment(dense, env or section.env or None, needed=auto)
     curve = None
     with display.progress_bar(as_json) as show:
         data = work.read(dense, tuple(rollouts), Progress(show))
@@ -167,8 +166,8 @@ def prune(
     )
 
 
-def _environment(dense: Bundle, asked: str | None, task: Task | None, *, needed: bool) -> str | None:
-    """Return where candidates are compared, after checking that controller and task fit there; None for nowhere."""
+def _environment(dense: Bundle, asked: str | None, *, needed: bool) -> str | None:
+    """Return where candidates are compared, after checking that the controller fits there; None for nowhere."""
     from nncontrol_prune.config import ConfigError
     from nncontrol_prune.plants.environments import PlantError
     from nncontrol_prune.validation.evaluation import check_environment
@@ -180,7 +179,7 @@ def _environment(dense: Bundle, asked: str | None, task: Task | None, *, needed:
     environment = environment_of(dense, asked) if needed else asked or dense.manifest.environment
     if environment is not None:
         try:
-            check_environment(dense.manifest, environment, task)
+            check_environment(dense.manifest, environment)
         except PlantError as error:
             hint = "" if asked or needed else f"; --env {NOWHERE} prunes by the rollouts alone"
             raise PlantError(f"{error}{hint}") from error
