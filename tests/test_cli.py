@@ -86,6 +86,8 @@ def test_a_configuration_gives_what_no_option_does(bag: Path, tmp_path: Path) ->
     assert round(json_of(run(*arguments, "--sparsity", 0.6, "--out", tmp_path / "b"))["sparsity"], 1) == 0.6
     limited = run(*arguments, "--limit", "action=1e-9", "--out", tmp_path / "c")
     assert "the limit on action is exceeded" in json_of(limited)["warnings"][0]
+    told = run(*arguments[:-1], "--out", tmp_path / "d").stdout
+    assert f"--against cartpole_swingup_sac --config {config}" in " ".join(told.split())
 
 
 def test_what_a_configuration_asks_of_the_gate_is_what_candidates_are_compared_by(

@@ -161,7 +161,8 @@ def prune(
     display.out.print(
         f"{out}: {report.pruned_parameters:,} of {report.dense_parameters:,} parameters left."
         + (" It is accepted." if auto else f" Next: nncontrol-prune validate {out} --against {controller}")
-        + (f" --env {where}" if where not in (None, dense.manifest.environment) and not auto else ""),
+        + (f" --env {where}" if where not in (None, dense.manifest.environment) and not auto else "")
+        + (f" --config {config}" if config is not None and not auto else ""),
         soft_wrap=True,
     )
 
