@@ -60,9 +60,10 @@ def test_candidates_are_compared_where_the_controller_was_made_for(
 ) -> None:
     result = run(
         *("prune", "cartpole_swingup_sac", "--rollouts", bag, "--sparsity", 0.9, "--method", "uniform"),
-        *("--variations", 0, "--out", tmp_path / "out", "--json", *arguments),
+        *("--variations", 0, "--out", tmp_path / "out", "--store", tmp_path / "store", "--json", *arguments),
     )
     assert set(json_of(result)["errors"]) == candidates
+    assert (tmp_path / "store" / "episodes").exists() == (not arguments), "the dense controller's are kept"
 
 
 def test_where_its_environment_is_not_installed_rollouts_are_enough(

@@ -141,7 +141,14 @@ def prune(
             bundles.write_verdict(found.verdict)
         else:
             bundle, report = work.prune(
-                dense, data, settings, gate=section.gate, environment=where, name=name, progress=Progress(show)
+                dense,
+                data,
+                settings,
+                gate=section.gate,
+                environment=where,
+                cache=work.episode_cache(bundles),
+                name=name,
+                progress=Progress(show),
             )
     bundle.write(out)
     if as_json:

@@ -121,7 +121,14 @@ def prune_to_boundary(
         chosen = settings.model_copy(update={"sparsity": sparsity})
         try:
             candidate, report = prune(
-                dense, rollouts, chosen, gate=gate, environment=environment, name=name, progress=told
+                dense,
+                rollouts,
+                chosen,
+                gate=gate,
+                environment=environment,
+                cache=cache,
+                name=name,
+                progress=told,
             )
         except PruningError as error:
             tried.append((_unbuilt(sparsity, str(error)), None, None))

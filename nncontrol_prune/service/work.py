@@ -56,7 +56,13 @@ def carry_out(job: Job, progress: Progress, decided: Callable[[Outcome], None]) 
             last = round((1.0 - HELD_OUT) * len(rollouts))
             rollouts, where = rollouts.rows(slice(last)), rollouts.rows(slice(last, None))
         candidate, pruning = prune(
-            dense, rollouts, job.pruning, gate=job.gate, environment=job.environment, progress=progress
+            dense,
+            rollouts,
+            job.pruning,
+            gate=job.gate,
+            environment=job.environment,
+            cache=episode_cache(store),
+            progress=progress,
         )
         store.add(candidate)
     elif job.candidate is not None:
@@ -85,6 +91,7 @@ def prune(
     *,
     gate: GateSettings,
     environment: str | None,
+    cache: EpisodeCache | None = None,
     progress: Progress,
     name: str | None = None,
 ) -> tuple[Bundle, PruningReport]:
@@ -94,7 +101,7 @@ def prune(
     """
     from nncontrol_prune.pruning.pipeline import prune_bundle
 
-    loop = None if environment is None else ClosedLoop(environment, dense, gate, jobs=settings.jobs)
+    loop = None if environment is None else ClosedLoop(environment, dense, gate, jobs=settings.jobs, cache=cache)
     return prune_bundle(
         dense,
         rollouts,

@@ -13,6 +13,7 @@ from nncontrol_prune.controllers.verdict import EpisodeSummary
 from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.pruning.pipeline import ON_POLICY_ROWS
+from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.evaluation import check_environment, plans, run_episodes, summarize, trajectories
 from nncontrol_prune.validation.metrics import Episode
 from nncontrol_prune.validation.robustness import Trial, trials_of
@@ -40,12 +41,21 @@ class ClosedLoop:
         dense: The controller that the candidates are to replace.
         gate: What will be asked of the one that is chosen.
         jobs: Workers that share the episodes; what is found does not depend on it.
+        cache: Where the dense controller's episodes are kept.
 
     Raises:
         PlantError: The controller does not fit the environment, or the gate's task does not, or there is none such.
     """
 
-    def __init__(self, environment: str, dense: Bundle, gate: GateSettings, *, jobs: int = 1) -> None:
+    def __init__(
+        self,
+        environment: str,
+        dense: Bundle,
+        gate: GateSettings,
+        *,
+        jobs: int = 1,
+        cache: EpisodeCache | None = None,
+    ) -> None:
         check_environment(dense.manifest, environment, gate.task)
         self._environment = environment
         self._dense = dense
@@ -53,7 +63,7 @@ class ClosedLoop:
         self._usual = Conditions(delay=gate.delay)
         # A planner's episodes of all of them take minutes for each candidate.
         self._trials = [] if plans(dense.manifest) else trials_of(gate, dense, self._task)
-        self._jobs = jobs
+        self._jobs, self._cache = jobs, cache
         self._episodes: dict[tuple[str, Conditions], list[Episode]] = {}
 
     def best(self, candidates: Sequence[Bundle]) -> int:
@@ -129,5 +139,8 @@ class ClosedLoop:
             # The first episodes of a planner are one batch, and a second worker has nothing to do but the others.
             count = episodes if self._jobs == 1 else at_once
             seeds = range(SELECTION_SEED + len(known), SELECTION_SEED + count)
-            known.extend(run_episodes(bundle, self._environment, seeds, conditions, task=self._task, jobs=self._jobs))
+            cache = self._cache if bundle.digest == self._dense.digest else None
+            known += run_episodes(
+                bundle, self._environment, seeds, conditions, task=self._task, jobs=self._jobs, cache=cache
+            )
         return known[:episodes]

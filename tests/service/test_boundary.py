@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,12 +10,16 @@ import pytest
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.plants.conditions import Conditions
+from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.rollouts.reader import Rollouts, read_rollouts
 from nncontrol_prune.service.boundary import RESOLUTION, SEARCH_SEED, bisect, prune_to_boundary
 from nncontrol_prune.service.rollouts import record_episodes
+from nncontrol_prune.validation.episode_cache import EpisodeCache
+from nncontrol_prune.validation.selection import SELECTION_SEED
 from nncontrol_prune.validation.settings import GateSettings, RobustnessSettings
 
 
@@ -49,9 +54,10 @@ def rollouts(tmp_path_factory: pytest.TempPathFactory, shipped_bundle: Bundle) -
 
 
 def test_the_boundary_passes_and_everything_tried_is_reported(
-    shipped_bundle: Bundle, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
+    shipped_bundle: Bundle, rollouts: Rollouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nncontrol_prune.service.boundary.RESOLUTION", 4.0)
+    cache = EpisodeCache(tmp_path)
     stages: list[str] = []
     found = prune_to_boundary(
         shipped_bundle,
@@ -59,6 +65,7 @@ def test_the_boundary_passes_and_everything_tried_is_reported(
         PruningSettings(method="uniform", max_rows=4000),
         environment=CARTPOLE,
         gate=GateSettings(robustness=RobustnessSettings(enabled=False), attraction_starts=0),
+        cache=cache,
         progress=Progress(lambda stage, _: stages.append(stage)),
     )
     assert found.verdict.accepted
@@ -68,6 +75,8 @@ def test_the_boundary_passes_and_everything_tried_is_reported(
     assert [point.sparsity for point in found.curve] == sorted(point.sparsity for point in found.curve)
     assert all(point.reason for point in found.curve if not point.accepted)
     assert any(stage.startswith("try 2, ") and stage.endswith(": validation") for stage in stages)
+    kept = cache.read(shipped_bundle, CARTPOLE, Conditions(), task_of(CARTPOLE))
+    assert {SELECTION_SEED, SEARCH_SEED, GateSettings().first_seed} <= kept.keys()
 
 
 def test_all_that_the_gate_asks_bounds_the_search_and_its_own_seeds_have_the_last_word(

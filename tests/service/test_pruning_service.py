@@ -10,6 +10,8 @@ import pytest
 
 from nncontrol_prune.controllers.bundle import Bundle, load_bundle
 from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.plants.conditions import Conditions
+from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError
@@ -17,6 +19,8 @@ from nncontrol_prune.service import pruning_service
 from nncontrol_prune.service.jobs import Job
 from nncontrol_prune.service.pruning_service import JobStatus, PruningService, ServiceError
 from nncontrol_prune.service.rollouts import record_episodes
+from nncontrol_prune.service.work import episode_cache
+from nncontrol_prune.validation.selection import SELECTION_SEED
 from nncontrol_prune.validation.settings import GateSettings, OfflineSettings, RobustnessSettings
 
 
@@ -69,7 +73,10 @@ def test_job_prunes_validates_and_keeps_the_result(service: PruningService, stor
     assert status.outcome is not None
     candidate = store.load(status.outcome.candidate)
     store.check_accepted(candidate)
-    assert candidate.manifest.parameters < 0.31 * store.load(job.controller).manifest.parameters
+    dense = store.load(job.controller)
+    assert candidate.manifest.parameters < 0.31 * dense.manifest.parameters
+    kept = episode_cache(store).read(dense, CARTPOLE, Conditions(), task_of(CARTPOLE))
+    assert {SELECTION_SEED, job.gate.first_seed} <= kept.keys()
     assert job.report is not None
     assert status.outcome.report == job.report
     assert status.outcome.candidate in (job.report / "report.json").read_text()

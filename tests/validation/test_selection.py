@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from nncontrol_prune.controllers.bundle import Bundle
@@ -8,6 +10,7 @@ from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.environments import PlantError
 from nncontrol_prune.plants.tasks import Signal, Task, task_of
 from nncontrol_prune.validation import selection
+from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.metrics import Episode
 from nncontrol_prune.validation.selection import (
     FIRST_EPISODES,
@@ -37,7 +40,14 @@ def run(monkeypatch: pytest.MonkeyPatch, make_episode):
         scripts[bundle.digest] = successes, mean, elsewhere
 
     def run_episodes(
-        bundle: Bundle, environment: str, seeds: range, conditions: Conditions, *, task: Task, jobs: int
+        bundle: Bundle,
+        environment: str,
+        seeds: range,
+        conditions: Conditions,
+        *,
+        task: Task,
+        jobs: int,
+        cache: EpisodeCache | None,
     ) -> list[Episode]:
         asked.append((len(seeds), jobs, conditions))
         successes, mean, elsewhere = scripts[bundle.digest]
@@ -188,6 +198,17 @@ def test_what_returns_less_than_one_that_misses_nothing_need_not_be_tried_elsewh
     assert ClosedLoop(CARTPOLE, shipped_bundle, HEAVIER).best([small_bundle, pendulum]) == 1
     elsewhere = [conditions for *_, conditions in asked if conditions != Conditions()]
     assert len(elsewhere) == 4, "the dense controller and one candidate, two conditions each"
+
+
+def test_the_dense_controllers_episodes_are_kept_and_no_candidates(
+    shipped_bundle: Bundle, small_bundle: Bundle, tmp_path: Path
+) -> None:
+    cache = EpisodeCache(tmp_path)
+    loop = ClosedLoop(CARTPOLE, shipped_bundle, NO_OTHERS, cache=cache)
+    assert loop.enough(shipped_bundle)
+    assert not loop.enough(small_bundle)
+    read = [cache.read(bundle, CARTPOLE, Conditions(), task_of(CARTPOLE)) for bundle in (shipped_bundle, small_bundle)]
+    assert [len(episodes) for episodes in read] == [SELECTION_EPISODES, 0]
 
 
 def test_planners_are_not_tried_elsewhere(run, planner: Bundle) -> None:
