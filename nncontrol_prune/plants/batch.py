@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -91,11 +93,16 @@ class GymnasiumBatch:
         self._seeds = [0] * plants
 
     def reset(self, plant: int, seed: int, state: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        """Start an episode of one plant."""
+        """Start an episode of one plant.
+
+        Raises:
+            PlantError: The environment raised something.
+        """
         self._seeds[plant] = seed
         if self._envs[plant] is None:
             self._envs[plant] = self._made()
-        return _started(self._envs[plant], seed, state)
+        with self._told(plant):
+            return _started(self._envs[plant], seed, state)
 
     def step(self, plants: NDArray[np.intp], actions: NDArray[np.float64]) -> Steps:
         """Step the plants, one after the other.
@@ -119,9 +126,15 @@ class GymnasiumBatch:
         return env
 
     def _step(self, plant: int, action: NDArray[np.float64]) -> tuple[Any, ...]:
+        with self._told(plant):
+            return tuple(self._envs[plant].step(action)[:4])
+
+    @contextmanager
+    def _told(self, plant: int) -> Iterator[None]:
+        """Turn whatever somebody's environment raises into a sentence."""
         try:
-            return self._envs[plant].step(action)[:4]
-        except Exception as error:  # whatever somebody's environment raises
+            yield
+        except Exception as error:
             what, seed = type(error).__name__, self._seeds[plant]
             raise PlantError(f"{self._environment} raised {what} in the episode with seed {seed}: {error}") from error
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
+import hashlib
+import inspect
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import mujoco
+import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 
 from nncontrol_prune.controllers.specs import ActionSpec, Manifest, ObservationSpec, ObservationTerm
@@ -58,12 +64,13 @@ def make_environment(environment: str, **kwargs: Any) -> gymnasium.Env[Any, Any]
         kwargs: Passed on to it, such as `render_mode`.
 
     Raises:
-        PlantError: There is no such environment, or it is not a MuJoCo one.
+        PlantError: There is no such environment, it cannot be made, or it is not a MuJoCo one.
     """
     try:
         env = gymnasium.make(environment, **kwargs)
-    except (gymnasium.error.UnregisteredEnv, gymnasium.error.Error, ModuleNotFoundError) as error:
-        # Unknown ids, namespaces and versions, and malformed ids, each have an error of their own.
+    except Exception as error:  # whatever somebody's environment raises
+        if not _is_unknown(environment, error):
+            raise PlantError(f"{environment} cannot be made, {type(error).__name__}: {error}") from error
         known = sorted(gymnasium.registry)
         near = difflib.get_close_matches(environment, known, n=3, cutoff=0.5) or [CARTPOLE, "Hopper-v5"]
         raise PlantError(f"there is no environment {environment!r}; did you mean {' or '.join(near)}?") from error
@@ -71,6 +78,40 @@ def make_environment(environment: str, **kwargs: Any) -> gymnasium.Env[Any, Any]
         env.close()
         raise PlantError(f"{environment} is not a MuJoCo environment; only those can be run as a plant")
     return env
+
+
+def _is_unknown(environment: str, error: Exception) -> bool:
+    """Return whether an error says that there is no such environment: what it imports may be missing as well."""
+    if isinstance(error, ModuleNotFoundError):
+        module = environment.partition(":")[0]
+        return error.name is not None and (module == error.name or module.startswith(f"{error.name}."))
+    # Unknown ids, namespaces and versions have errors of their own, malformed ids gymnasium's general one.
+    return isinstance(error, gymnasium.error.UnregisteredEnv) or type(error) is gymnasium.error.Error
+
+
+@functools.cache
+def environment_digest(environment: str) -> str:
+    """Return a digest of what an environment does: how it is registered, its compiled model and the code of its class.
+
+    Raises:
+        PlantError: There is no such environment, it cannot be made, or it is not a MuJoCo one.
+    """
+    env = make_environment(environment)
+    try:
+        base: Any = env.unwrapped
+        spec = env.spec
+        assert spec is not None
+        registered = (gymnasium.__version__, spec.max_episode_steps, spec.kwargs, spec.additional_wrappers)
+        digest = hashlib.sha256(repr(registered).encode())
+        model = np.empty(mujoco.mj_sizeModel(base.model), np.uint8)
+        mujoco.mj_saveModel(base.model, None, model)
+        digest.update(model.tobytes())
+        for part in type(base).__mro__:
+            with contextlib.suppress(TypeError, OSError):  # built in, or typed at a prompt: it has no file
+                digest.update(Path(inspect.getfile(part)).read_bytes())
+        return digest.hexdigest()
+    finally:
+        env.close()
 
 
 def environment_specs(environment: str) -> EnvironmentSpecs:

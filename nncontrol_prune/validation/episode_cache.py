@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.plants.conditions import Conditions
+from nncontrol_prune.plants.environments import environment_digest
 from nncontrol_prune.plants.tasks import Task
 from nncontrol_prune.validation.metrics import Episode
 
@@ -23,6 +24,8 @@ VERSION = 2
 
 class EpisodeCache:
     """A directory of episodes by controller and environment; any number of processes may use it at once.
+
+    Where an environment's model, its class or its registration changes, nothing is found of what was kept before.
 
     Args:
         root: The directory; made on the first write.
@@ -63,6 +66,7 @@ class EpisodeCache:
     def _file(self, bundle: Bundle, environment: str, conditions: Conditions, task: Task) -> Path:
         # What an episode follows from, the libraries that compute it included.
         settings = (conditions.model_dump(), task.model_dump())
-        key = [VERSION, environment, *settings, mujoco.__version__, onnxruntime.__version__]
+        plant = (environment, environment_digest(environment))
+        key = [VERSION, *plant, *settings, mujoco.__version__, onnxruntime.__version__]
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         return self._root / bundle.digest / f"{name}.jsonl"

@@ -61,6 +61,9 @@ def test_what_an_environment_raises_is_told_with_the_seed(monkeypatch: pytest.Mo
     monkeypatch.setattr(batch._envs[1].unwrapped, "step", broken)
     with pytest.raises(PlantError, match="Hopper-v5 raised ZeroDivisionError in the episode with seed 17: by hand"):
         batch.step(np.array([1]), np.zeros((1, 3)))
+    monkeypatch.setattr(batch._envs[0].unwrapped, "reset_model", broken)
+    with pytest.raises(PlantError, match="Hopper-v5 raised ZeroDivisionError in the episode with seed 18: by hand"):
+        batch.reset(0, 18)
     batch.close()
 
 

@@ -1,11 +1,23 @@
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium
 import pytest
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.specs import ActionSpec, ObservationSpec, ObservationTerm
 from nncontrol_prune.plants import CARTPOLE
-from nncontrol_prune.plants.environments import PlantError, check_controller, check_rate, environment_specs
+from nncontrol_prune.plants.environments import (
+    PlantError,
+    check_controller,
+    check_rate,
+    environment_digest,
+    environment_specs,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +50,64 @@ def test_unknown_environment_suggests_known_ones() -> None:
 def test_malformed_environment_is_refused(environment: str) -> None:
     with pytest.raises(PlantError, match="no environment"):
         environment_specs(environment)
+
+
+ROBOT = """
+import gymnasium
+from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
+
+class MyRobotEnv(InvertedPendulumEnv):
+    def __init__(self, **kwargs):
+        {first}
+        super().__init__(**kwargs)
+        {then}
+
+gymnasium.register(id="MyRobot-v0", entry_point=MyRobotEnv, {options})
+"""
+
+
+@pytest.fixture
+def write_robot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Return a function that writes a module of somebody's own and returns the id of the environment in it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    count = 0
+
+    def write(first: str = "pass", then: str = "pass", options: str = "max_episode_steps=100") -> str:
+        nonlocal count
+        count += 1  # Python imports each module once
+        gymnasium.registry.pop("MyRobot-v0", None)
+        monkeypatch.delitem(sys.modules, f"robot_{count}", raising=False)
+        (tmp_path / f"robot_{count}.py").write_text(ROBOT.format(first=first, then=then, options=options))
+        importlib.invalidate_caches()
+        environment_digest.cache_clear()
+        return f"robot_{count}:MyRobot-v0"
+
+    yield write
+    gymnasium.registry.pop("MyRobot-v0", None)
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        ("raise ValueError('XML Error')", "robot_1:MyRobot-v0 cannot be made, ValueError: XML Error"),
+        ("import not_there", "robot_1:MyRobot-v0 cannot be made, ModuleNotFoundError: No module named 'not_there'"),
+    ],
+)
+def test_environment_that_cannot_be_made_says_why(write_robot: Callable[..., str], first: str, message: str) -> None:
+    with pytest.raises(PlantError, match=f"^{message}$"):
+        environment_specs(write_robot(first))
+
+
+def test_digest_is_of_all_that_an_environment_does(write_robot: Callable[..., str]) -> None:
+    same = environment_digest(write_robot())
+    assert environment_digest(write_robot()) == same
+    others = [
+        write_robot(then="self.model.body_mass[1] *= 1.1"),
+        write_robot(options="max_episode_steps=50"),
+        write_robot(options="max_episode_steps=100, kwargs={'frame_skip': 4}"),
+        write_robot(then="0.5"),  # what it does may be another thing
+    ]
+    assert len({same, *map(environment_digest, others)}) == 5
 
 
 def test_environment_without_mujoco_is_refused() -> None:
