@@ -54,6 +54,11 @@ class Signal(Spec):
         assert self.cosine is not None
         return np.asarray(np.arctan2(observations[..., self.sine], observations[..., self.cosine]))
 
+    def deviation(self, observations: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return how far it is from its reference (...); an angle goes the short way around."""
+        found = self.of(observations) - self.reference
+        return found if self.entry is not None else found - 2 * math.pi * np.round(found / (2 * math.pi))
+
 
 class StartBox(Spec):
     """A box of states that a good controller should start from."""
@@ -129,8 +134,7 @@ class Task(Spec):
         """Return which of the observations (..., n) are at the goal; all, if there is none."""
         found = np.ones(observations.shape[:-1], dtype=bool)
         for name, within in self.goal.items():
-            signal = self.signals[name]
-            found &= np.abs(signal.of(observations) - signal.reference) < within
+            found &= np.abs(self.signals[name].deviation(observations)) < within
         return found
 
     def mismatch(self, observation_size: int, states: int) -> str | None:

@@ -139,14 +139,15 @@ def prune_to_boundary(
 
     for _ in bisect(passes, largest_sparsity(dense)):
         pass
-    curve = tuple(sorted((point for point, _, _ in tried), key=lambda point: point.sparsity))
+    tried.sort(key=lambda attempt: attempt[0].sparsity)
     # From the smallest on: chance may have let one pass in the search that does not pass on seeds of its own.
-    for point, candidate, report in sorted(tried, key=lambda attempt: -attempt[0].sparsity):
+    for number, (point, candidate, report) in reversed([*enumerate(tried)]):
         if point.accepted and candidate is not None and report is not None:
             verdict = judge(candidate, dense, environment, gate, progress, cache=cache)
+            tried[number] = _point(report.sparsity, verdict), candidate, report
             if verdict.accepted:
-                return Boundary(candidate, report, verdict, curve)
-    raise PruningError(f"nothing that was tried passes validation: {_tried(curve)}")
+                return Boundary(candidate, report, verdict, tuple(point for point, _, _ in tried))
+    raise PruningError(f"nothing that was tried passes validation: {_tried([point for point, _, _ in tried])}")
 
 
 def _point(sparsity: float, verdict: Verdict) -> BoundaryPoint:

@@ -126,7 +126,8 @@ def gather(
     task = settings.task or task_of(environment)
     progress("report", 0.0)
     seeds = range(settings.first_seed, settings.first_seed + EPISODES)
-    ours, theirs = ([*trajectories(bundle, environment, seeds)] for bundle in (candidate, dense))
+    usual = Conditions(delay=settings.delay)
+    ours, theirs = ([*trajectories(bundle, environment, seeds, usual)] for bundle in (candidate, dense))
     drawn = zip(ours[:RESPONSES], theirs[:RESPONSES], strict=True)
     responses = [_response(mine, their, task, dense) for mine, their in drawn]
     progress("report", 0.2)
@@ -138,6 +139,8 @@ def gather(
         decrease = quadratic_decrease((candidate, local[0]), (dense, local[1]), environment, delay=settings.delay)
     progress("report", 0.8)
     growths = [None, None] if decrease else [_growth(bundle, environment) for bundle in (candidate, dense)]
+    if settings.delay and any(growths):
+        notes.append(f"how fast perturbations grow: without the delay of {settings.delay} ticks")
     progress("report", 0.9)
     seconds = [np.sort(latencies(bundle, LATENCY_RUNS)) for bundle in (candidate, dense)]
     return Evidence(

@@ -95,7 +95,7 @@ def signal_metrics(signal: Signal, observations: NDArray[np.float64], rate: floa
         observations: Of an episode, (steps + 1, n).
         rate: Control rate in Hz.
     """
-    deviation = signal.of(observations) - signal.reference
+    deviation = signal.deviation(observations)
     error = np.abs(deviation)
     band = BAND * signal.scale
     outside = np.flatnonzero(error > band)

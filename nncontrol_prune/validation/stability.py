@@ -12,6 +12,7 @@ than before. (Åström and Wittenmark, Computer-Controlled Systems, 1997, for de
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -284,7 +285,7 @@ def _lyapunov(linear: Linearization, gain: Array) -> tuple[tuple[float, ...], ..
 def _pole(value: complex, period: float) -> Pole:
     magnitude = abs(value)
     # z = 0 dies away at once; its logarithm is no number.
-    rate = complex(np.log(value)) / period if magnitude > 1e-12 else complex(-math.inf)
+    rate = cmath.log(value) / period if magnitude > 1e-12 else complex(-math.inf)
     frequency = abs(rate)
     return Pole(
         real=float(np.real(value)),

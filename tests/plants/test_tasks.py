@@ -20,6 +20,16 @@ def test_signal_is_an_entry_of_the_observation_or_the_angle_of_two() -> None:
     np.testing.assert_allclose(Signal(sine=1, cosine=2).of(observations), [math.pi / 2, math.pi])
 
 
+def test_an_angle_is_as_far_from_its_reference_as_the_short_way_around() -> None:
+    angle = Signal(sine=0, cosine=1, unit="rad", reference=3.0)
+    angles = np.array([3.1, -3.1, -0.2, 0.0])
+    observations = np.stack([np.sin(angles), np.cos(angles)], axis=1)
+    np.testing.assert_allclose(angle.deviation(observations), [0.1, 2 * math.pi - 6.1, 2 * math.pi - 3.2, -3.0])
+    hanging = Task(signals={"angle": angle}, goal={"angle": 0.3})
+    np.testing.assert_array_equal(hanging.at_goal(observations), [True, True, False, False])
+    np.testing.assert_array_equal(Signal(entry=0, reference=8.0).deviation(np.array([[-8.0]])), [-16.0])
+
+
 @pytest.mark.parametrize("values", [{}, {"sine": 1}, {"entry": 0, "sine": 1, "cosine": 2}, {"entry": 0, "cosine": 2}])
 def test_signal_of_no_source_or_several_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="either one entry of the observation, or the angle"):

@@ -16,7 +16,7 @@ from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.rollouts.reader import Rollouts, read_rollouts
-from nncontrol_prune.service.boundary import RESOLUTION, SEARCH_SEED, bisect, prune_to_boundary
+from nncontrol_prune.service.boundary import RESOLUTION, SEARCH_SEED, Boundary, bisect, prune_to_boundary
 from nncontrol_prune.service.rollouts import record_episodes
 from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.selection import SELECTION_SEED
@@ -103,9 +103,54 @@ def test_all_that_the_gate_asks_bounds_the_search_and_its_own_seeds_have_the_las
         shipped_bundle, rollouts, PruningSettings(jobs=2), environment=CARTPOLE, gate=gate, progress=Progress()
     )
     assert max(point.sparsity for point in found.curve if point.accepted) > 0.85
+    assert found.report.sparsity == max(point.sparsity for point in found.curve if point.accepted)
     with_jobs = gate.model_copy(update={"jobs": 2})
     assert asked[:-1] == [with_jobs.model_copy(update={"first_seed": SEARCH_SEED})] * len(tried)
     assert asked[-1] == with_jobs
+
+
+def test_what_its_own_seeds_reject_has_not_passed(
+    shipped_bundle: Bundle,
+    small_bundle: Bundle,
+    make_verdict: Callable[..., Verdict],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried, asked = list[float](), list[float]()
+    confirmed = 0.5
+
+    def prune(*arguments: Any, **_: Any) -> tuple[Bundle, Any]:
+        tried.append(arguments[2].sparsity)
+        return small_bundle, SimpleNamespace(sparsity=tried[-1])
+
+    def judge(*arguments: Any, **_: Any) -> Verdict:
+        searching = arguments[3].first_seed == SEARCH_SEED
+        sparsity = tried[-1] if searching else sorted(tried)[-1 - len(asked)]
+        if not searching:
+            asked.append(sparsity)
+        return make_verdict(small_bundle, accepted=searching or sparsity < confirmed)
+
+    def boundary() -> Boundary:
+        return prune_to_boundary(
+            shipped_bundle,
+            cast(Rollouts, None),
+            PruningSettings(),
+            environment=CARTPOLE,
+            gate=GateSettings(),
+            progress=Progress(),
+        )
+
+    monkeypatch.setattr("nncontrol_prune.service.boundary.prune", prune)
+    monkeypatch.setattr("nncontrol_prune.service.boundary.judge", judge)
+    monkeypatch.setattr("nncontrol_prune.service.boundary.bisect", lambda passes, _: map(passes, (0.4, 0.6, 0.8)))
+    found = boundary()
+    assert found.report.sparsity == 0.4
+    assert [(point.sparsity, point.accepted) for point in found.curve] == [(0.4, True), (0.6, False), (0.8, False)]
+    assert all(point.reason for point in found.curve[1:])
+    tried.clear()
+    asked.clear()
+    confirmed = 0.0
+    with pytest.raises(PruningError, match=r"40.0%: .+; 60.0%: .+; 80.0%: .+"):
+        boundary()
 
 
 def test_nothing_that_passes_is_an_error_with_everything_tried(

@@ -5,8 +5,10 @@ import pytest
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.progress import Cancelled, Progress
 from nncontrol_prune.validation import evidence
+from nncontrol_prune.validation.evaluation import run_episodes
 from nncontrol_prune.validation.evidence import Evidence, gather, numbers
 from nncontrol_prune.validation.settings import GateSettings
 from nncontrol_prune.validation.stability import NoEquilibriumError
@@ -63,6 +65,15 @@ def test_latencies_ascend_and_are_of_this_machine(swingup: Evidence) -> None:
     for latencies in (swingup.dense_latencies, swingup.pruned_latencies):
         assert list(latencies) == sorted(latencies)
         assert 0.0 < latencies[0] < 1e-3
+
+
+def test_what_is_shown_has_the_delay_that_was_judged(shipped_bundle: Bundle, swingup: Evidence) -> None:
+    settings = GateSettings(attraction_starts=0, delay=4)
+    found = gather(shipped_bundle, shipped_bundle, CARTPOLE, settings)
+    late = run_episodes(shipped_bundle, CARTPOLE, [100_000], Conditions(delay=4))[0]
+    assert found.responses[0].dense.episode_return == pytest.approx(late.episode_return, rel=1e-4)
+    assert found.responses[0].dense.episode_return != swingup.responses[0].dense.episode_return
+    assert found.notes[-1] == "how fast perturbations grow: without the delay of 4 ticks"
 
 
 def test_it_can_be_cancelled(shipped_bundle: Bundle) -> None:

@@ -45,6 +45,17 @@ def test_angle_that_swings_through_pi_has_not_crossed_its_reference() -> None:
     assert metrics([3.1, -3.1, -2.0, -1.0, 0.0, 0.0], angle).overshoot == pytest.approx(0.0, abs=1e-12)
 
 
+def test_angle_held_around_pi_is_held() -> None:
+    angles = np.array([3.1, -3.1] * 10)
+    found = signal_metrics(
+        Signal(sine=0, cosine=1, unit="rad", scale=np.pi, reference=np.pi),
+        np.stack([np.sin(angles), np.cos(angles)], axis=1),
+        RATE,
+    )
+    assert found.settling_time == 0.0
+    assert found.steady_state_error == pytest.approx(np.pi - 3.1)
+
+
 def test_steady_state_error_and_itae() -> None:
     found = metrics([1.0] * 10 + [1.9])
     assert found.steady_state_error == pytest.approx(0.1)

@@ -11,6 +11,7 @@ from nncontrol_prune.plants.state_space import Linearization
 from nncontrol_prune.validation.settings import GateSettings
 from nncontrol_prune.validation.stability import (
     NoEquilibriumError,
+    _pole,
     closed_loop_matrix,
     delay_margin,
     gain_margins,
@@ -35,6 +36,12 @@ def test_margins_of_a_loop_that_can_be_worked_out_by_hand() -> None:
     assert delay_margin(UNSTABLE, gain, 0) == 1
     assert delay_margin(UNSTABLE, gain, 1) == 0
     assert delay_margin(UNSTABLE, np.array([[-0.1]]), 0) == -1
+
+
+def test_pole_on_the_negative_axis_alternates_at_half_the_rate() -> None:
+    pole = _pole(np.float64(-0.5), period=0.05)
+    assert pole.frequency == pytest.approx(np.hypot(np.log(0.5), np.pi) / (2 * np.pi) / 0.05)
+    assert pole.damping == pytest.approx(-np.log(0.5) / np.hypot(np.log(0.5), np.pi))
 
 
 def test_delayed_commands_arrive_in_their_order() -> None:
