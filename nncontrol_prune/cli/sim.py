@@ -80,7 +80,7 @@ def sim(
             setup.mujoco_sim.real_time_factor,
         )
         written += [bag, picture]
-    if result.job.outcome is not None:
+    if result.job.outcome is not None and result.job.outcome.report is not None:
         written.append(result.job.outcome.report / PAGE)
     if as_json:
         print_json({**result.model_dump(mode="json"), "written": [str(path) for path in written]})

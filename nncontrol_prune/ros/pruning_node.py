@@ -89,18 +89,21 @@ class PruningNode(Node):
 
     def _prune(self, _: Trigger.Request) -> str:
         self._claim.check()
-        config = self._settings.config
-        rollouts = tuple(Path(path).expanduser() for path in config.rollouts.split(":") if path)
-        for path in rollouts:
-            if not path.exists():
-                raise ServiceError(f"there are no rollouts at {path}")
-        job = self._coordinator.prune(config, rollouts or None)
+        job = self._coordinator.prune(self._settings.config, self._named_rollouts())
         self._deployment = ""
         return f"job {job} has started"
 
+    def _named_rollouts(self) -> tuple[Path, ...] | None:
+        """Return the bags that a parameter names; None for what the loop records."""
+        named = tuple(Path(path).expanduser() for path in self._settings.config.rollouts.split(":") if path)
+        for path in named:
+            if not path.exists():
+                raise ServiceError(f"there are no rollouts at {path}")
+        return named or None
+
     def _validate(self, _: Trigger.Request) -> str:
         self._claim.check()
-        job = self._coordinator.validate(self._settings.config.candidate or None)
+        job = self._coordinator.validate(self._settings.config.candidate or None, self._named_rollouts())
         self._deployment = ""
         return f"job {job} has started"
 
@@ -139,7 +142,7 @@ class PruningNode(Node):
             {
                 **status.model_dump(mode="json", exclude={"outcome"}),
                 "candidate": "" if status.outcome is None else status.outcome.candidate,
-                "report": "" if status.outcome is None else str(status.outcome.report),
+                "report": "" if status.outcome is None else str(status.outcome.report or ""),
                 "deployment": self._deployment,
             }
         )

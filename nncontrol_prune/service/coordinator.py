@@ -98,11 +98,16 @@ class Coordinator:
         self._auto_deploy = config.auto_deploy
         return self._service.start(job)
 
-    def validate(self, reference: str | None = None) -> int:
+    def validate(self, reference: str | None = None, rollouts: tuple[Path, ...] | None = None) -> int:
         """Run the gate on a candidate of the store, by default the last job's; return the job's number.
 
+        Args:
+            reference: `name@digest` of the candidate.
+            rollouts: Bags to check it on where there is no environment; by default those that the loop records.
+
         Raises:
-            ServiceError: A job is running, there is no candidate, or it has nothing to be validated against.
+            ServiceError: A job is running, there is no candidate, it has nothing to be validated against, or there is
+                no environment and the loop records nothing and no rollouts are named.
             ControllerError: It, or the controller it was pruned from, cannot be had.
         """
         self._service.check_idle()
@@ -118,7 +123,7 @@ class Coordinator:
         self._have(parent)
         job = self._job(parent, self.config).model_copy(update={"candidate": candidate.reference})
         if job.environment is None:
-            job = job.model_copy(update={"rollouts": _recorded(self._loop.state())})
+            job = job.model_copy(update={"rollouts": rollouts or _recorded(self._loop.state())})
         self._auto_deploy = self.config.auto_deploy
         return self._service.start(job)
 

@@ -42,7 +42,7 @@ class Outcome(BaseModel):
     candidate: str
     """`name@digest`."""
     verdict: Verdict
-    report: Path
-    """The report's directory; it is there once the job's progress is 1."""
+    report: Path | None
+    """The report's directory; it is there once the job's progress is 1. None where it could not be written."""
     pruning: dict[str, object] | None = None
     """The pruning report, where the job pruned."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -39,8 +40,13 @@ STAGES = {
 }
 """Where each stage begins and ends in the progress of a whole job; it does not go back where a stage comes again."""
 
+CANCELLED = "cancelled"
+"""How a job ended that was cancelled."""
 HAMPERED = 0.5
 """Share of its time that a job waits for a processor from which on it is told."""
+
+
+_log = logging.getLogger(__name__)
 
 
 class ServiceError(Exception):
@@ -114,20 +120,23 @@ class PruningService:
         """Start a job and return its number at once.
 
         Raises:
-            ServiceError: Another one is running.
+            ServiceError: Another one is running, or no process can be started.
         """
         with self._lock:
             self._check_idle()
             self._store.remove_unfinished()  # what a job that was killed had half written
+            try:
+                # A session of its own, so that a Ctrl-C in the terminal does not reach it behind the service's back.
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "nncontrol_prune.service.worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,
+                )
+            except OSError as error:  # as for want of memory
+                raise ServiceError(f"no process can be started to do the work: {error}") from error
             self._busy, self._cancelled = True, False
-            # A session of its own, so that a Ctrl-C in the terminal does not reach it behind the service's back.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "nncontrol_prune.service.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
             self._wait = ProcessorWait(self._process.pid)
             self._status = JobStatus(job=self._status.job + 1, state="running", stage="starting")
             self._follower = threading.Thread(target=self._follow, args=(self._process, job), daemon=True)
@@ -187,13 +196,14 @@ class PruningService:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
         with self._lock:
+            self._wait, self._busy = None, False
+            if self._cancelled:
+                problem = CANCELLED
+            _end(self._status, "" if done else problem or f"the worker process ended with status {code} and no result")
+            self._remember()
             self._store.remove_unfinished()
             if job.report is not None:
                 remove_unfinished(job.report.parent)
-            self._wait = None
-            self._end("" if done else problem or f"the worker process ended with status {code} and no result")
-            self._busy = False
-            self._remember()
 
     def _decide(self, outcome: Outcome) -> None:
         with self._lock:
@@ -202,25 +212,16 @@ class PruningService:
             self._status.outcome = outcome
             self._remember()
 
-    def _end(self, problem: str) -> None:
-        """Say how the job ended; `problem` is empty if it was done to its end."""
-        status = self._status
-        if problem and self._cancelled:
-            problem = "cancelled"
-        if status.outcome is None:
-            status.state, status.message = "cancelled" if self._cancelled else "failed", problem
-        else:
-            status.progress = 1.0
-            if problem:
-                status.message += f"; there is no report: {problem}"
-
     def _check_idle(self) -> None:
         if self._busy:
             raise ServiceError(f"busy: job {self._status.job} is in stage {self._status.stage}; cancel it or wait")
 
     def _remember(self) -> None:
         if self._journal is not None:
-            write_atomically(self._journal, self._status.model_dump_json(indent=1).encode())
+            try:
+                write_atomically(self._journal, self._status.model_dump_json(indent=1).encode())
+            except OSError as error:  # as on a full disk; the job goes on
+                _log.warning("job %d will not be known to the next service: %s", self._status.job, error)
 
     def _update(self, stage: str, progress: float) -> None:
         with self._lock:
@@ -236,9 +237,20 @@ def _remembered(journal: Path) -> JobStatus:
         return JobStatus()
     except ValidationError:
         return JobStatus(message=f"{journal} is not a job's status; what was done before is forgotten")
-    if status.state == "running":
-        return status.model_copy(update={"state": "failed", "message": "the pruning service ended during this job"})
+    if not status.finished:
+        _end(status, "the pruning service ended during this job")
     return status
+
+
+def _end(status: JobStatus, problem: str) -> None:
+    """Say how a job ended; `problem` is empty if it was done to its end."""
+    if status.outcome is None:
+        status.state, status.message = "cancelled" if problem == CANCELLED else "failed", problem
+        return
+    status.progress = 1.0
+    if problem:
+        status.outcome.report = None
+        status.message += f"; there is no report: {problem}"
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

@@ -53,8 +53,7 @@ def carry_out(job: Job, progress: Progress, decided: Callable[[Outcome], None]) 
         rollouts = read(dense, job.rollouts, progress)
         where = job.environment or ""
         if job.environment is None:
-            last = round((1.0 - HELD_OUT) * len(rollouts))
-            rollouts, where = rollouts.rows(slice(last)), rollouts.rows(slice(last, None))
+            rollouts, where = _parted(rollouts)
         candidate, pruning = prune(
             dense,
             rollouts,
@@ -67,7 +66,8 @@ def carry_out(job: Job, progress: Progress, decided: Callable[[Outcome], None]) 
         store.add(candidate)
     elif job.candidate is not None:
         candidate = store.load(job.candidate)
-        where = job.environment or read(dense, job.rollouts, progress)
+        # A bag may have grown since, and its last part is still none that the candidate was pruned from.
+        where = job.environment or _parted(read(dense, job.rollouts, progress))[1]
     else:
         raise StoreError("the job names neither how to prune nor a candidate to validate")
     verdict = decide(candidate, dense, store, where, job.gate, progress)
@@ -75,6 +75,12 @@ def carry_out(job: Job, progress: Progress, decided: Callable[[Outcome], None]) 
     directory = job.report or default_report(store, candidate)
     decided(Outcome(candidate=candidate.reference, verdict=verdict, report=directory, pruning=details))
     report_on(verdict, candidate, dense, store, job.gate, progress, directory, pruning=details)
+
+
+def _parted(rollouts: Rollouts) -> tuple[Rollouts, Rollouts]:
+    """Return what to prune from, and what to check the candidate on, where there is no simulator."""
+    last = round((1.0 - HELD_OUT) * len(rollouts))
+    return rollouts.rows(slice(last)), rollouts.rows(slice(last, None))
 
 
 def read(dense: Bundle, rollouts: tuple[Path, ...], progress: Progress) -> Rollouts:

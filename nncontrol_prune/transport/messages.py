@@ -102,6 +102,8 @@ class Validate(Spec):
 
     request: Literal["validate"] = "validate"
     reference: str
+    rollouts: tuple[Path, ...] | None = None
+    """Bags to check it on where there is no environment; by default those that the running controller records."""
 
 
 class Cancel(Spec):

@@ -76,7 +76,7 @@ def start(settings: PruningProcessSettings) -> tuple[Callable[[], None], Callabl
         return {"job": coordinator.prune(config, request.rollouts)}
 
     def validate(request: Validate) -> dict[str, Any]:
-        return {"job": coordinator.validate(request.reference)}
+        return {"job": coordinator.validate(request.reference, request.rollouts)}
 
     server = RequestServer(
         settings.network,

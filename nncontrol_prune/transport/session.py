@@ -133,6 +133,8 @@ def run_session(
             job = JobStatus.model_validate(simulation.pruning.request(Status()))
     except (TransportError, RequestFailedError) as error:
         notes.append(str(error))
+    if job.outcome is not None and job.outcome.report is None:
+        notes.append(f"pruning ended {job.state}: {job.message}")
     return _result(simulation, job, notes)
 
 

@@ -13,7 +13,7 @@ from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError
 from nncontrol_prune.service.coordinator import Coordinator, LoopState
-from nncontrol_prune.service.jobs import Outcome
+from nncontrol_prune.service.jobs import Job, Outcome
 from nncontrol_prune.service.pruning_service import JobStatus, ServiceError
 
 
@@ -74,6 +74,22 @@ def test_loops_controller_is_fetched_and_one_job_runs_at_a_time(
     with pytest.raises(ServiceError, match="busy: job 1"):
         coordinator.validate()
     assert coordinator.cancel() == 1
+
+
+def test_bags_are_those_that_are_named_or_else_what_the_loop_records(
+    coordinator: Coordinator, loop: FarLoop, make_cartpole_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned = make_cartpole_bundle(hidden=(8, 8), parent=loop.store.load(loop.active), name="pruned", environment=None)
+    started: list[Job] = []
+    monkeypatch.setattr(coordinator._service, "start", lambda job: started.append(job) or len(started))
+    monkeypatch.setattr(coordinator, "_environment", None)
+    reference = coordinator._store.add(pruned)
+    loop.bag, named = tmp_path / "bag", (tmp_path / "other",)
+    coordinator.prune()
+    coordinator.prune(rollouts=named)
+    coordinator.validate(reference)
+    coordinator.validate(reference, named)
+    assert [job.rollouts for job in started] == [(loop.bag,), named] * 2
 
 
 def test_nothing_to_validate_or_deploy_before_the_first_job(coordinator: Coordinator) -> None:

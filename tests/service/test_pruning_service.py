@@ -16,7 +16,7 @@ from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError
 from nncontrol_prune.service import pruning_service
-from nncontrol_prune.service.jobs import Job
+from nncontrol_prune.service.jobs import Job, Outcome
 from nncontrol_prune.service.pruning_service import JobStatus, PruningService, ServiceError
 from nncontrol_prune.service.rollouts import record_episodes
 from nncontrol_prune.service.work import episode_cache
@@ -106,6 +106,7 @@ def test_verdict_is_told_before_the_report_is_written(service: PruningService, s
     assert (status.state, status.finished) == ("accepted", False), status.message
     assert status.outcome is not None
     store.check_accepted(store.load(status.outcome.candidate))
+    assert status.outcome.report is not None
     assert not status.outcome.report.exists()
     with pytest.raises(ServiceError, match="busy: job 1 is in stage report"):
         service.start(job)
@@ -120,6 +121,8 @@ def test_job_that_is_cancelled_while_it_reports_stays_accepted(service: PruningS
     status = service.status
     assert (status.state, status.finished) == ("accepted", True)
     assert status.message.endswith("; there is no report: cancelled")
+    assert status.outcome is not None
+    assert status.outcome.report is None
     assert job.report is not None
     assert not job.report.exists()
     assert not list(job.report.parent.glob(".writing-*"))
@@ -301,6 +304,50 @@ def test_service_started_again_knows_the_last_job(store: BundleStore, job: Job, 
     assert PruningService(store, journal).status.message == "the pruning service ended during this job"
     again.close()
     assert PruningService(store, journal).status.state == "cancelled"
+
+
+def test_report_that_a_service_did_not_live_to_write_is_not_promised(
+    store: BundleStore, job: Job, small_bundle: Bundle, make_verdict, tmp_path: Path
+) -> None:
+    outcome = Outcome(candidate=small_bundle.reference, verdict=make_verdict(small_bundle), report=job.report)
+    status = JobStatus(job=4, state="accepted", stage="report", progress=0.95, message="it said so", outcome=outcome)
+    journal = tmp_path / "last.json"
+    journal.write_text(status.model_dump_json())
+    again = PruningService(store, journal).status
+    assert (again.state, again.finished) == ("accepted", True)
+    assert again.message == "it said so; there is no report: the pruning service ended during this job"
+    assert again.outcome is not None
+    assert again.outcome.report is None
+
+
+def test_job_that_no_process_can_be_started_for_leaves_the_service_idle(
+    service: PruningService, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pruning_service.subprocess, "Popen", fail)
+        with pytest.raises(ServiceError, match="no process can be started to do the work: Cannot allocate memory"):
+            service.start(job)
+    with pytest.raises(ServiceError, match="no running job"):
+        service.cancel()
+    service.check_idle()
+
+
+def test_journal_that_cannot_be_written_stops_nothing(
+    store: BundleStore, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(pruning_service, "write_atomically", full)
+    service = PruningService(store, tmp_path / "last.json")
+    service.start(job)
+    wait_for(service, "coefficients")
+    service.cancel()
+    assert service.status.state == "cancelled"
+    assert "job 1 will not be known to the next service: No space left on device" in caplog.text
 
 
 def test_damaged_journal_is_told_and_stops_nothing(store: BundleStore, tmp_path: Path) -> None:
