@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from nncontrol_prune.controllers.bundle import Bundle, short
 from nncontrol_prune.controllers.specs import Manifest
-from nncontrol_prune.controllers.verdict import Verdict
+from nncontrol_prune.controllers.verdict import Verdict, share_kept
 from nncontrol_prune.runtime.statistics import Quantiles
 from nncontrol_prune.service.boundary import BoundaryPoint
 from nncontrol_prune.service.mnist_report import MnistReport
@@ -53,6 +54,11 @@ def progress_bar(quiet: bool = False) -> Iterator[Any]:
             last = stage
 
         yield show
+
+
+def note(sentence: str) -> None:
+    """Show what the user should know."""
+    err.print(f"[yellow]note:[/] {escape(sentence)}")
 
 
 def bundle_table(bundle: Bundle) -> Table:
@@ -100,14 +106,14 @@ def boundary_table(curve: Sequence[BoundaryPoint]) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("reason")
     for point in curve:
-        kept = point.return_mean / point.dense_return_mean if point.dense_return_mean else float("nan")
+        kept = share_kept(point.return_mean, point.dense_return_mean)
         table.add_row(
             f"{point.sparsity:.1%}",
             f"{point.successes} of {point.episodes}",
             f"{point.return_mean:.4g}",
             f"{kept:.1%}",
             "passed" if point.accepted else "[bold red]failed[/]",
-            point.reason,
+            escape(point.reason),
         )
     return table
 
@@ -122,9 +128,9 @@ def verdict_table(verdict: Verdict) -> Table:
     for criterion in verdict.criteria:
         # The name stands in the first column already.
         reason = criterion.reason.removeprefix(criterion.name).lstrip(": ")
-        table.add_row(criterion.name, OUTCOMES[criterion.outcome], reason)
-    for note in verdict.notes:
-        table.add_row("", "", note)
+        table.add_row(criterion.name, OUTCOMES[criterion.outcome], escape(reason))
+    for told in verdict.notes:
+        table.add_row("", "", escape(told))
     return table
 
 

@@ -87,8 +87,9 @@ def test_a_configuration_gives_what_no_option_does(bag: Path, tmp_path: Path) ->
     assert round(json_of(run(*arguments, "--sparsity", 0.6, "--out", tmp_path / "b"))["sparsity"], 1) == 0.6
     limited = run(*arguments, "--limit", "action=1e-9", "--out", tmp_path / "c")
     assert "the limit on action is exceeded" in json_of(limited)["warnings"][0]
-    told = run(*arguments[:-1], "--out", tmp_path / "d").stdout
-    assert f"--against cartpole_swingup_sac --config {config}" in " ".join(told.split())
+    store = tmp_path / "my_store"
+    told = run(*arguments[:-1], "--out", tmp_path / "d", "--store", store).stdout
+    assert f"--against cartpole_swingup_sac --config {config} --store {store}" in " ".join(told.split())
 
 
 def test_what_a_configuration_asks_of_the_gate_is_what_candidates_are_compared_by(
@@ -173,13 +174,18 @@ def test_inspect_shows_bundles_and_bags(bag: Path, pruned: Path) -> None:
     assert (contents["transitions"], contents["episodes"]) == (3000, 3)
 
 
-def test_import_of_a_stable_baselines3_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("model", "model"), ("1000000", "controller_1000000"), ("x" * 110, "x" * 100), ("my robot", "my_robot")],
+)
+def test_import_of_a_stable_baselines3_file(tmp_path: Path, file: str, name: str) -> None:
     stable_baselines3 = pytest.importorskip("stable_baselines3")
     model = stable_baselines3.SAC("MlpPolicy", CARTPOLE, policy_kwargs={"net_arch": [16]}, learning_starts=1)
-    model.save(tmp_path / "model.zip")
-    result = run("import", "sb3", tmp_path / "model.zip", "--env", CARTPOLE, "--out", tmp_path / "bundle", "--json")
+    model.save(tmp_path / f"{file}.zip")
+    result = run("import", "sb3", tmp_path / f"{file}.zip", "--env", CARTPOLE, "--out", tmp_path / "bundle", "--json")
     assert result.exit_code == 0, result.stderr
-    assert load_bundle(tmp_path / "bundle").manifest.architecture.hidden == (16,)
+    manifest = load_bundle(tmp_path / "bundle").manifest
+    assert (manifest.architecture.hidden, manifest.name) == ((16,), name)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +218,7 @@ def test_import_of_a_stable_baselines3_file(tmp_path: Path) -> None:
         (["prune", "nobody"], 1, "no controller 'nobody'"),
         (["prune", "nobody@0123456789"], 1, "no bundle nobody@0123456789"),
         (["prune", "cartpole_swingup_sac", "--method", "magic"], 2, "magic"),
+        (["prune", "cartpole_swingup_sac", "--name", "my robot"], 2, "'my robot' is no name of a controller"),
     ],
 )
 def test_wrong_arguments_of_prune(bag: Path, tmp_path: Path, arguments: list[object], code: int, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,16 +13,27 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from nncontrol_prune.controllers.specs import Spec
+from nncontrol_prune.controllers.specs import NAME_PATTERN, Spec
 
 if TYPE_CHECKING:
     from nncontrol_prune.controllers.bundle import Bundle
 
 FAILED, USAGE, REJECTED, INTERRUPTED = 1, 2, 3, 130
 
+
+def _checked_name(name: str | None) -> str | None:
+    """Refuse a name that no bundle may have before the work is done, not after."""
+    if name is not None and re.fullmatch(NAME_PATTERN, name) is None:
+        raise typer.BadParameter(f"{name!r} is no name of a controller: a letter, then up to 99 letters, digits, _ . -")
+    return name
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Env = Annotated[str | None, typer.Option(help="Gymnasium MuJoCo id; default: what the controller was made for.")]
 Store = Annotated[Path, typer.Option(help="The bundle store.", envvar="NNCONTROL_PRUNE_STORE")]
+Name = Annotated[
+    str | None, typer.Option(help="Name of the new controller; default: after the old one.", callback=_checked_name)
+]
 Port = Annotated[int, typer.Option(min=1024, max=65530, help="First of five consecutive TCP ports.")]
 Host = Annotated[str, typer.Option(help="Address; anything but loopback needs --keys.")]
 Keys = Annotated[Path | None, typer.Option(help="Directory with CURVE keys, made by `nncontrol-prune keys`.")]

@@ -12,7 +12,7 @@ from nncontrol_prune.controllers.specs import Activation
 if TYPE_CHECKING:
     from nncontrol_prune.controllers.bundle import Bundle
 
-from nncontrol_prune.cli.common import Json, check_new, handled, print_json
+from nncontrol_prune.cli.common import Json, Name, check_new, handled, print_json
 
 importer = typer.Typer(help="Import controllers from other libraries.", no_args_is_help=True)
 
@@ -25,7 +25,7 @@ def import_sb3(
     out: Annotated[Path, typer.Option(help="The bundle to write; a new directory.")],
     vecnormalize: Annotated[Path | None, typer.Option(help="VecNormalize statistics saved beside it.")] = None,
     activation: Annotated[Activation | None, typer.Option(help="Needed only if the file does not say.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the controller; default: the file's.")] = None,
+    name: Name = None,
     as_json: Json = False,
 ) -> None:
     """Import a Stable-Baselines3 zip. Nothing in the file is executed."""
@@ -42,7 +42,7 @@ def import_tdmpc2(
     file: Annotated[Path, typer.Argument(help="Checkpoint of one task with state observations.")],
     env: Annotated[str, typer.Option(help="The environment it was trained for.")],
     out: Annotated[Path, typer.Option(help="The bundle to write; a new directory.")],
-    name: Annotated[str | None, typer.Option(help="Name of the controller; default: the file's.")] = None,
+    name: Name = None,
     horizon: Annotated[int | None, typer.Option(help="Steps planned ahead; official: 3.")] = None,
     samples: Annotated[int | None, typer.Option(help="Sequences drawn around the plan; official: 488.")] = None,
     policy_samples: Annotated[int | None, typer.Option(help="Sequences the policy proposes; official: 24.")] = None,
@@ -90,7 +90,7 @@ def import_tdmpc2(
         v_min=v_min,
         v_max=v_max,
         discount=discount,
-        note=lambda sentence: display.err.print(f"[yellow]note:[/] {sentence}"),
+        note=display.note,
     )
     _write_imported(bundle, out, as_json)
 

@@ -63,5 +63,5 @@ def mnist(
         return
     display.out.print(display.mnist_table(report))
     for note in report.notes:
-        display.err.print(f"[yellow]note:[/] {note}")
+        display.note(note)
     display.out.print(display.written(written), soft_wrap=True)

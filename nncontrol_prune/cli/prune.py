@@ -11,6 +11,7 @@ from nncontrol_prune.cli.common import (
     DEFAULT_STORE,
     Config,
     Json,
+    Name,
     Store,
     check_new,
     environment_of,
@@ -76,7 +77,7 @@ def prune(
     max_rows: Annotated[int | None, setting(PRUNING, "max_rows", "Transitions that are used at the most.")] = None,
     jobs: Annotated[int | None, setting(PRUNING, "jobs", "Workers, for the grid and in closed loop.", min=1)] = None,
     seed: Annotated[int | None, setting(PRUNING, "seed", "Of all that is left to chance.", min=0)] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the new controller.")] = None,
+    name: Name = None,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
@@ -164,12 +165,13 @@ def prune(
     errors = ", ".join(f"{name} {error:.2e}" for name, error in report.errors.items())
     display.out.print(f"held-out error: {errors}; chosen: {report.chosen}")
     for warning in report.warnings:
-        display.err.print(f"[yellow]note:[/] {warning}")
+        display.note(warning)
     display.out.print(
         f"{out}: {report.pruned_parameters:,} of {report.dense_parameters:,} parameters left."
         + (" It is accepted." if auto else f" Next: nncontrol-prune validate {out} --against {controller}")
         + (f" --env {where}" if where not in (None, dense.manifest.environment) and not auto else "")
-        + (f" --config {config}" if config is not None and not auto else ""),
+        + (f" --config {config}" if config is not None and not auto else "")
+        + (f" --store {store}" if store != DEFAULT_STORE and not auto else ""),
         soft_wrap=True,
     )
 

@@ -87,7 +87,7 @@ def sim(
     else:
         display.out.print(display.session_table(result))
         for note in result.notes:
-            display.err.print(f"[yellow]note:[/] {note}")
+            display.note(note)
         display.out.print(display.written(written), soft_wrap=True)
     if result.job.state == "rejected":
         raise typer.Exit(REJECTED)

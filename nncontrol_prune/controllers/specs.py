@@ -18,7 +18,8 @@ BUNDLE_FILES = (WEIGHTS, POLICY, REFERENCE)
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """No file of a bundle may declare more than this."""
 
-NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_.-]{0,99}$"
+LONGEST_NAME = 100
+NAME_PATTERN = rf"^[A-Za-z][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}$"
 
 Activation = Literal["relu", "tanh", "elu", "silu", "gelu", "leaky_relu"]
 

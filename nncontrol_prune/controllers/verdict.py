@@ -114,3 +114,9 @@ class Verdict(Spec):
             if found:
                 return found
         return [criterion.reason for criterion in self.criteria]
+
+
+def share_kept(pruned: float, dense: float) -> float:
+    """Return the share of a return that is kept; NaN of none."""
+    # Where returns are below zero, such as costs, the plain ratio would grow with the loss.
+    return 1.0 + (pruned - dense) / abs(dense) if dense else float("nan")

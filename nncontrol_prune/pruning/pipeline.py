@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from nncontrol_prune.controllers.bundle import Bundle, make_bundle
 from nncontrol_prune.controllers.errors import BundleError
 from nncontrol_prune.controllers.latency import latencies
-from nncontrol_prune.controllers.specs import Provenance, Spec
+from nncontrol_prune.controllers.mlp import parameter_count
+from nncontrol_prune.controllers.specs import LONGEST_NAME, Provenance, Spec
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.architectures import Recipe, recipe_for, sample_batch
 from nncontrol_prune.pruning.calibration import Calibration, calibration_from
@@ -121,7 +122,7 @@ def prune_bundle(
         try:
             return make_bundle(
                 module,
-                name=name or f"{manifest.name}_{round(100 * (provenance.sparsity if provenance else 0))}",
+                name=name or _name_after(manifest.name, provenance.sparsity if provenance else 0.0),
                 observation=manifest.observation,
                 action=manifest.action,
                 rate=manifest.rate,
@@ -140,7 +141,7 @@ def prune_bundle(
     def deployed(candidate: Candidate[Any]) -> Bundle | PruningError:
         if candidate.name not in bundles:
             try:
-                bundles[candidate.name] = bundle_of(candidate.module, _provenance(rollouts, settings, candidate))
+                bundles[candidate.name] = bundle_of(candidate.module, _provenance(dense, rollouts, settings, candidate))
             except PruningError as error:
                 bundles[candidate.name] = error
         return bundles[candidate.name]
@@ -239,13 +240,20 @@ def latency_of(bundle: Bundle) -> float:
     return float(np.median(latencies(bundle, LATENCY_RUNS)))
 
 
-def _provenance(rollouts: Rollouts, settings: PruningSettings, candidate: Candidate[Any]) -> Provenance:
+def _name_after(name: str, sparsity: float) -> str:
+    """Return the dense controller's name, cut where it has to be, with the sparsity in percent."""
+    percent = f"_{round(100 * sparsity)}"
+    return name[: LONGEST_NAME - len(percent)] + percent
+
+
+def _provenance(dense: Bundle, rollouts: Rollouts, settings: PruningSettings, candidate: Candidate[Any]) -> Provenance:
     return Provenance(
         rollouts=rollouts.digest,
         method=candidate.method,
         importance=candidate.ranking or settings.importance,
         coefficients={outcome.group.name: outcome.coefficient for outcome in candidate.groups},
-        sparsity=candidate.sparsity,
+        # Of the parameters, whatever the budget is of.
+        sparsity=1.0 - parameter_count(candidate.module) / dense.manifest.parameters,
         on_policy_rounds=settings.on_policy_rounds or 0 if candidate.on_policy else 0,
         distill_steps=settings.distill_steps if candidate.distilled else 0,
         seed=settings.seed,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nncontrol_prune.controllers.bundle import Bundle, make_bundle
 from nncontrol_prune.controllers.policy import load_policy
-from nncontrol_prune.controllers.specs import Activation
+from nncontrol_prune.controllers.specs import LONGEST_NAME, Activation
 from nncontrol_prune.plants.environments import EnvironmentSpecs, environment_specs, make_environment
 
 if TYPE_CHECKING:
@@ -130,13 +130,19 @@ def _slow_planner(module: TdMpc, specs: EnvironmentSpecs) -> str | None:
 def _bundle(module: ControllerModule, specs: EnvironmentSpecs, name: str | None, file: Path) -> Bundle:
     return make_bundle(
         module,
-        name=name or re.sub(r"[^A-Za-z0-9_.-]", "_", file.stem),
+        name=name or _name_of(file),
         observation=specs.observation,
         action=specs.action,
         rate=specs.rate,
         environment=specs.environment,
         reference_observations=_observations(module, specs.environment),
     )
+
+
+def _name_of(file: Path) -> str:
+    """Return a name for what a file holds; files may be called by numbers alone, bundles may not."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", file.stem)
+    return (name if name[0].isalpha() else f"controller_{name}")[:LONGEST_NAME]
 
 
 def _observations(module: ControllerModule, environment: str) -> NDArray[np.float64]:

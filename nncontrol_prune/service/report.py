@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.controllers.specs import Spec
-from nncontrol_prune.controllers.verdict import Decision, Verdict
+from nncontrol_prune.controllers.verdict import Decision, Verdict, share_kept
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.group_report import GroupReport
 from nncontrol_prune.runtime.store import BundleStore
@@ -138,7 +138,7 @@ def curve(verdict: Verdict, dense: Bundle, store: BundleStore) -> tuple[CurvePoi
             CurvePoint(
                 reference=other.candidate,
                 sparsity=1.0 - manifest.parameters / dense.manifest.parameters,
-                return_ratio=_kept(other.pruned.return_mean, other.dense.return_mean),
+                return_ratio=share_kept(other.pruned.return_mean, other.dense.return_mean),
                 success=other.pruned.successes / other.pruned.episodes,
                 dense_success=other.dense.successes / other.dense.episodes,
                 pairs=other.pruned.episodes,
@@ -146,8 +146,3 @@ def curve(verdict: Verdict, dense: Bundle, store: BundleStore) -> tuple[CurvePoi
             )
         )
     return tuple(sorted(points, key=lambda point: point.sparsity))
-
-
-def _kept(pruned: float, dense: float) -> float:
-    # Where returns are below zero, such as costs, the plain ratio would grow with the loss.
-    return 1.0 + (pruned - dense) / abs(dense)

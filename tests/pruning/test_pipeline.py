@@ -32,6 +32,19 @@ def test_pruned_bundle_knows_where_it_comes_from(small_bundle: Bundle, rollouts,
     assert (manifest.observation, manifest.action) == (small_bundle.manifest.observation, small_bundle.manifest.action)
 
 
+def test_sparsity_and_name_of_a_bundle_go_by_its_parameters_whatever_the_budget_is_of(
+    make_cartpole_bundle, rollouts
+) -> None:
+    dense = make_cartpole_bundle(hidden=(64, 64), name="a" * 100)
+    settings = PruningSettings(sparsity=0.5, cost="multiplications", tolerance=0.02, method="uniform")
+    pruned, report = prune_bundle(dense, rollouts, settings)
+    assert pruned.manifest.provenance is not None
+    sparsity = 1 - pruned.manifest.parameters / dense.manifest.parameters
+    assert pruned.manifest.provenance.sparsity == pytest.approx(sparsity)
+    assert report.sparsity != pytest.approx(sparsity, abs=1e-4)
+    assert pruned.manifest.name == f"{'a' * 97}_{round(100 * sparsity)}"
+
+
 def test_uniform_coefficients_distillation_and_another_ranking_are_candidates_and_the_choice_is_asked(
     small_bundle: Bundle, rollouts
 ) -> None:

@@ -81,7 +81,12 @@ def test_bags_are_those_that_are_named_or_else_what_the_loop_records(
 ) -> None:
     pruned = make_cartpole_bundle(hidden=(8, 8), parent=loop.store.load(loop.active), name="pruned", environment=None)
     started: list[Job] = []
-    monkeypatch.setattr(coordinator._service, "start", lambda job: started.append(job) or len(started))
+
+    def start(job: Job) -> int:
+        started.append(job)
+        return len(started)
+
+    monkeypatch.setattr(coordinator._service, "start", start)
     monkeypatch.setattr(coordinator, "_environment", None)
     reference = coordinator._store.add(pruned)
     loop.bag, named = tmp_path / "bag", (tmp_path / "other",)
