@@ -227,7 +227,7 @@ def parse_manifest(data: bytes | None) -> Manifest:
         raise BundleError(f"{MANIFEST} is missing; a bundle is a directory with {', '.join((MANIFEST, *BUNDLE_FILES))}")
     try:
         raw = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{MANIFEST} is not JSON: {error}") from error
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
@@ -309,7 +309,9 @@ def _read_reference(data: bytes, manifest: Manifest) -> tuple[NDArray[np.float32
                 if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
                     raise BundleError(f"{REFERENCE}: {name} is not a finite float32 array of shape {shape}")
                 arrays[name] = array
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+    except BundleError:
+        raise
+    except Exception as error:  # an archive can be wrong in more ways than anyone has listed
         raise BundleError(f"{REFERENCE} is not an npz file with observation and action: {error}") from error
     return arrays["observation"], arrays["action"]
 

@@ -202,10 +202,12 @@ def _clipped(weights: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _held_out(episode: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Hold out whole episodes; blocks in turn where there are too few of them."""
+    """Hold out whole episodes; blocks in turn where there are too few of them, or one is longer than all others."""
     episodes = np.unique(episode)
     if len(episodes) >= FEW_EPISODES:
-        return np.isin(episode, episodes[:: round(1 / HELD_OUT_SHARE)])
+        whole = np.isin(episode, episodes[:: round(1 / HELD_OUT_SHARE)])
+        if HELD_OUT_SHARE / 2 <= whole.mean() <= HELD_OUT_SHARE * 2:
+            return whole
     # Blocks in turn, so that both parts see the transients of the few episodes there are.
     block = max(1, len(episode) // 40)
     return (np.arange(len(episode)) // block) % 4 == 3

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,37 @@ def test_huge_array_declared_in_the_reference_is_refused(directory: Path) -> Non
     np.savez_compressed(buffer, observation=np.zeros((5000, 5000), np.float32), action=np.zeros((256, 1), np.float32))
     replace(directory, REFERENCE, buffer.getvalue())
     assert "observation declares" in refusal(directory)
+
+
+def damaged_reference(how: str) -> bytes:
+    """An archive that names the right files and cannot be read."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED if how == "rows" else zipfile.ZIP_DEFLATED) as archive:
+        array = io.BytesIO()
+        header = {"descr": "<f4", "fortran_order": False, "shape": (10**13 if how == "rows" else 2, 5)}
+        np.lib.format.write_array_header_1_0(array, header)
+        for name in ("observation", "action"):
+            archive.writestr(f"{name}.npy", array.getvalue() + bytes(40))
+        first = archive.infolist()[0]
+    data = bytearray(buffer.getvalue())
+    if how == "deflate":
+        start = first.header_offset + 30 + len(first.filename)
+        data[start : start + first.compress_size] = b"\xff" * first.compress_size
+    elif how == "encrypted":
+        data[first.header_offset + 6] |= 1
+        data[data.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize("how", ["deflate", "encrypted", "rows"])
+def test_reference_that_cannot_be_read_is_refused(directory: Path, how: str) -> None:
+    replace(directory, REFERENCE, damaged_reference(how))
+    assert "not an npz file" in refusal(directory)
+
+
+def test_manifest_without_end_is_refused(directory: Path) -> None:
+    (directory / MANIFEST).write_text("[" * 100_000)
+    assert "not JSON" in refusal(directory)
 
 
 def test_pickle_in_the_reference_is_never_loaded(directory: Path) -> None:

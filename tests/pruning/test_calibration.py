@@ -16,6 +16,16 @@ def test_whole_episodes_are_held_out(make_rollouts) -> None:
     assert len(data.held_out["observation"]) == 100
 
 
+@pytest.mark.parametrize("lengths", [(1000, 20, 25, 18), (20, 1000, 20, 20, 20, 1000, 1000)])
+def test_episodes_of_unlike_lengths_leave_enough_to_learn_from_and_to_judge_by(
+    make_rollouts, lengths: tuple[int, ...]
+) -> None:
+    episode = np.repeat(np.arange(len(lengths)), lengths)
+    rollouts = make_rollouts(np.random.default_rng(0).normal(size=(len(episode), 3)), episode)
+    data = calibration_from(rollouts, perturbation=0.0)
+    assert len(data.held_out["observation"]) / len(episode) == pytest.approx(0.25, abs=0.03)
+
+
 def test_few_episodes_are_split_in_blocks(make_rollouts) -> None:
     data = calibration_from(make_rollouts(np.random.default_rng(0).normal(size=(400, 3))), perturbation=0.0)
     assert len(data.fit["observation"]) == 300
