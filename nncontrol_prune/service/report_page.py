@@ -213,7 +213,7 @@ def _no_robustness(verdict: Verdict) -> str:
         return NO_LOOP
     if verdict.accepted:
         return "The gate was not told to look at it."
-    return "The gate looks at it last, and only for candidates that have passed everything else."
+    return "The gate looks at it last, where it is told to, and only for candidates that have passed everything else."
 
 
 def _latency(report: Report) -> Section:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -83,6 +84,6 @@ def values_needed(allowed: float) -> int:
     def shown(values: int) -> bool:
         return float(np.logaddexp.reduce(np.log(WEIGHTS) + values * growth)) >= math.log(1.0 / ERROR_RATE)
 
-    # The largest stake alone does it with this many.
-    enough = math.ceil(math.log(1.0 / (ERROR_RATE * WEIGHTS[0])) / float(growth[0]))
+    # The largest stake alone does it with this many; no range is longer than the largest size.
+    enough = min(math.ceil(math.log(1.0 / (ERROR_RATE * WEIGHTS[0])) / float(growth[0])), sys.maxsize)
     return bisect.bisect_left(range(enough), True, key=shown)

@@ -79,11 +79,21 @@ class GateSettings(Spec):
     def _enough_episodes(self) -> GateSettings:
         if self.min_episodes > self.max_episodes:
             raise ValueError(f"min_episodes {self.min_episodes} is more than max_episodes {self.max_episodes}")
-        for name, allowed in (("success_margin", self.success_margin), ("return_ratio", 1.0 - self.return_ratio)):
-            needed = values_needed(allowed)
-            if needed > self.max_episodes:
-                raise ValueError(
-                    f"max_episodes {self.max_episodes} cannot show a {name} of {getattr(self, name):g}, even of a "
-                    f"controller that is the same; ask for at least {needed}, or for less"
-                )
+        levels, margin = self.robustness, self.attraction_margin
+        _check_shown("max_episodes", self.max_episodes, "success_margin", self.success_margin, self.success_margin)
+        _check_shown("max_episodes", self.max_episodes, "return_ratio", self.return_ratio, 1.0 - self.return_ratio)
+        if levels.enabled:
+            _check_shown("robustness.max_rounds", levels.max_rounds, "robustness.margin", levels.margin, levels.margin)
+        if self.attraction_starts:
+            _check_shown("attraction_starts", self.attraction_starts, "attraction_margin", margin, margin)
         return self
+
+
+def _check_shown(limit: str, most: int, name: str, asked: float, allowed: float) -> None:
+    """Check that `most` values can show that no more than `allowed` is lost."""
+    needed = values_needed(allowed)
+    if needed > most:
+        raise ValueError(
+            f"{limit} {most} cannot show {name} {asked:g}, even of a controller that is the same; "
+            f"ask for at least {needed}, or for less"
+        )

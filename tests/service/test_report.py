@@ -37,7 +37,7 @@ def full(shipped_bundle: Bundle, make_verdict: MakeVerdict, tmp_path_factory: py
     """Everything there is to show, of a controller that fails."""
     store = BundleStore(tmp_path_factory.mktemp("full"))
     candidate = changed(shipped_bundle, amplify(-1.0))
-    evidence = gather(candidate, shipped_bundle, CARTPOLE, GateSettings(attraction_starts=20))
+    evidence = gather(candidate, shipped_bundle, CARTPOLE, GateSettings(attraction_starts=36))
     verdict = make_verdict(candidate, accepted=False).model_copy(update={"against": shipped_bundle.reference})
     store.add(candidate)
     store.write_verdict(verdict)

@@ -20,7 +20,7 @@ PENDULUM = "InvertedDoublePendulum-v5"
 @pytest.fixture(scope="module")
 def swingup(shipped_bundle: Bundle) -> Evidence:
     """A controller that pushes the wrong way, beside the one that ships."""
-    settings = GateSettings(attraction_starts=20)
+    settings = GateSettings(attraction_starts=36)
     return gather(changed(shipped_bundle, amplify(-1.0)), shipped_bundle, CARTPOLE, settings)
 
 
@@ -41,7 +41,7 @@ def test_attraction_is_looked_at_in_the_plane_of_the_task(swingup: Evidence) -> 
     angles, speeds = np.array(swingup.attraction.starts).T
     assert 0.0 <= angles.min() < 1.0 < 5.0 < angles.max() <= 2 * np.pi
     assert -8.0 <= speeds.min() < -5.0 < 5.0 < speeds.max() <= 8.0
-    assert sum(swingup.attraction.dense) == 20
+    assert sum(swingup.attraction.dense) == 36
     assert sum(swingup.attraction.pruned) < 5
 
 

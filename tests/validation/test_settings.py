@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
-from nncontrol_prune.validation.settings import GateSettings
+from nncontrol_prune.validation.settings import GateSettings, RobustnessSettings
 
 
 def test_defaults_are_enough_to_accept_something() -> None:
@@ -16,12 +18,22 @@ def test_defaults_are_enough_to_accept_something() -> None:
         ({"min_episodes": 700}, "min_episodes 700 is more than max_episodes 600"),
         (
             {"max_episodes": 60},
-            "max_episodes 60 cannot show a success_margin of 0.05, even of a controller that is the same; ask for at "
+            "max_episodes 60 cannot show success_margin 0.05, even of a controller that is the same; ask for at "
             "least 73",
         ),
-        ({"return_ratio": 0.999}, "cannot show a return_ratio of 0.999"),
+        ({"return_ratio": 0.999}, "cannot show return_ratio 0.999"),
+        ({"success_margin": 1e-20}, "cannot show success_margin 1e-20"),
+        ({"attraction_starts": 30}, "attraction_starts 30 cannot show attraction_margin 0.1"),
+        (
+            {"robustness": {"max_rounds": 30}},
+            r"robustness.max_rounds 30 cannot show robustness.margin 0.1, .* ask for at least 36",
+        ),
     ],
 )
-def test_thresholds_that_contradict_each_other_are_refused(values: dict[str, float], message: str) -> None:
+def test_thresholds_that_contradict_each_other_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         GateSettings(**values)
+
+
+def test_what_is_left_out_need_not_be_shown() -> None:
+    GateSettings(robustness=RobustnessSettings(enabled=False, max_rounds=1), attraction_starts=0)
