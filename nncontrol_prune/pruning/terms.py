@@ -138,8 +138,13 @@ def check_terms(terms: Sequence[Term], outputs: Outputs, batch: Batch) -> None:
     """Check that the terms look at what there is.
 
     Raises:
-        PruningError: One names an output or an entry of the batch that there is not, or none has a weight.
+        PruningError: One names an output or an entry of the batch that there is not, two go by the same name, or none
+            has a weight.
     """
+    labels = [term.label for term in terms]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise PruningError(f"{labels.count(label)} terms go by the name {label!r}; give each a name of its own")
     for term in terms:
         if term.output not in outputs:
             raise PruningError(f"a term looks at the output {term.output!r}; the run gives {', '.join(outputs)}")

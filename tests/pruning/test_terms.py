@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,6 +79,14 @@ def test_a_term_has_to_look_at_what_there_is() -> None:
     ):
         with pytest.raises(PruningError, match=message):
             check_terms(terms, outputs, batch)
+
+
+def test_terms_need_names_that_tell_them_apart() -> None:
+    outputs = {"y": torch.zeros(2)}
+    alike = [Term("y"), Term("y", error=mean_squared, limit=0.1)]
+    with pytest.raises(PruningError, match="2 terms go by the name 'y'; give each a name of its own"):
+        check_terms(alike, outputs, {})
+    check_terms([alike[0], replace(alike[1], name="bounded")], outputs, {})
 
 
 def test_users_choose_terms_by_name() -> None:
