@@ -254,7 +254,9 @@ class _SoftLayers:
             layer = module.get_submodule(name)
             dim = int(is_regression(layer) and not isinstance(layer, nn.ConvTranspose2d))
             weight: Any = layer.weight
-            group, channel = places_in(groups, f"{name}.weight", dim, weight.shape[dim])
+            # A norm gives out as many channels as it takes in, and may have no weight.
+            size = weight.shape[dim] if is_regression(layer) else responses(layer, targets[name]).shape[1]
+            group, channel = places_in(groups, f"{name}.weight", dim, size)
             if is_regression(layer):
                 group, channel = group.repeat_interleave(taps(layer)), channel.repeat_interleave(taps(layer))
             self._places[name] = group, channel
@@ -330,19 +332,22 @@ class _SoftLayers:
         mask: Tensor,
         fitted: dict[str, tuple[Tensor, Tensor]],
     ) -> Tensor:
+        weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
         if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
             share = mask / mask.sum()
             centred = inputs - (inputs @ share)[..., None] if isinstance(layer, nn.LayerNorm) else inputs
             eps = layer.eps if layer.eps is not None else torch.finfo(inputs.dtype).eps
-            output = centred * torch.rsqrt(centred.square() @ share + eps)[..., None] * layer.weight
-            bias = getattr(layer, "bias", None)
+            output = centred * torch.rsqrt(centred.square() @ share + eps)[..., None]
+            output = output if weight is None else output * weight
             output = output if bias is None else output + bias
+        if weight is None:
+            return output
         if name not in fitted:
             fitted[name] = affine_fit(
                 responses(layer, output),
                 responses(layer, self._targets[name]),
                 self._weights,
-                intercept=getattr(layer, "bias", None) is not None,
+                intercept=bias is not None,
             )
         scale, offset = fitted[name]
         shape = [

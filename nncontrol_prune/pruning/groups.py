@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ Components = Mapping[str, Sequence[str]]
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 NORMED_ENTRIES: Mapping[type[nn.Module], int] = {nn.LayerNorm: 3, nn.RMSNorm: 2}
 """Entries that a norm over channels has to have. Of one less it leaves signs, +1 and -1 whatever the inputs: what comes
@@ -33,7 +35,7 @@ class Member:
     """Where the channels of a group lie in one dimension of one tensor.
 
     Attributes:
-        tensor: Name of the parameter or buffer.
+        tensor: Name of the parameter or buffer; in a norm that has no parameters, of the weight that it could have.
         dim: The dimension.
         positions: Entries (channels, width) along it: channel j takes the entries `positions[j]`.
     """
@@ -113,6 +115,11 @@ def find_groups(module: nn.Module, components: Components, run: Callable[[nn.Mod
             fit the module.
     """
     check_components(module, components)
+    with weighted_norms(module):
+        return _find_groups(module, components, run)
+
+
+def _find_groups(module: nn.Module, components: Components, run: Callable[[nn.Module], Any]) -> list[Group]:
     order: list[str] = []
     hooks = [
         submodule.register_forward_pre_hook(lambda *_, name=name: order.append(name))
@@ -140,6 +147,30 @@ def find_groups(module: nn.Module, components: Components, run: Callable[[nn.Mod
     if not groups:
         raise NothingToPrune("the network has no hidden layer, so there is nothing to prune")
     return sorted(groups, key=lambda group: position.get(group.name, len(position)))
+
+
+@contextmanager
+def weighted_norms(module: nn.Module) -> Iterator[None]:
+    """Within the block, norms without parameters have a weight of ones: it tells how many channels they norm."""
+    norms: list[Any] = [norm for norm in module.modules() if _size_of_norm(norm)]
+    bare = [norm for norm in norms if norm.weight is None]
+    like = next(module.parameters(), torch.ones(()))
+    for norm in bare:
+        norm.weight = nn.Parameter(like.new_ones(_size_of_norm(norm)), requires_grad=False)
+    try:
+        yield
+    finally:
+        for norm in bare:
+            norm.weight = None
+
+
+def _size_of_norm(module: nn.Module) -> tuple[int, ...]:
+    """Return the shape of the weight that a norm has or could have; empty for other modules."""
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        return tuple(module.normalized_shape)
+    if isinstance(module, BATCH_NORMS):
+        return (module.num_features,)
+    return (module.num_channels,) if isinstance(module, nn.GroupNorm) else ()
 
 
 def check_components(module: nn.Module, components: Components) -> None:

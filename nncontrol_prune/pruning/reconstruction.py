@@ -117,7 +117,8 @@ def reconstruct(
             stays[gone] = False
             target = target.index_select(channel, torch.nonzero(stays)[:, 0])
         if isinstance(layer, NORMS):
-            _refit_norm(layer, layer(held), target, weights)
+            if layer.weight is not None:
+                _refit_norm(layer, layer(held), target, weights)
             return
         columns = solution_of(layer).shape[0]
         rows = regression_rows(layer, held)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from nncontrol_prune.pruning.groups import LINEAR, TRANSPOSED, Group, leaving_entries
+from nncontrol_prune.pruning.groups import BATCH_NORMS, LINEAR, TRANSPOSED, Group, leaving_entries, weighted_norms
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -31,9 +31,16 @@ def remove_channels(module: Module, groups: Sequence[Group], keep: Sequence[Tens
         keep: Sorted indices of the channels that stay, by group.
     """
     pruned = copy.deepcopy(module)
+    with weighted_norms(pruned):
+        _remove(pruned, leaving_entries(groups, keep))
+    return pruned
+
+
+def _remove(pruned: nn.Module, entries: Mapping[tuple[str, int], Tensor]) -> None:
+    """Remove entries of tensors, by (tensor, dimension), from a module."""
     tensors = {**dict(pruned.named_parameters()), **dict(pruned.named_buffers())}
     smaller: dict[str, Tensor] = {}
-    for (name, dim), leaving in leaving_entries(groups, keep).items():
+    for (name, dim), leaving in entries.items():
         tensor = smaller.get(name, tensors[name]).detach()
         stays = torch.ones(tensor.shape[dim], dtype=torch.bool)
         stays[leaving] = False
@@ -52,7 +59,6 @@ def remove_channels(module: Module, groups: Sequence[Group], keep: Sequence[Tens
             if id(buffer) in replacements:
                 setattr(submodule, name, replacements[id(buffer)])
         _correct_sizes(submodule)
-    return pruned
 
 
 def _correct_sizes(module: nn.Module) -> None:
@@ -67,12 +73,10 @@ def _correct_sizes(module: nn.Module) -> None:
         module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
     elif isinstance(module, TRANSPOSED):
         module.in_channels, module.out_channels = weight.shape[:2]
-    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         module.normalized_shape = tuple(weight.shape)
-    elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
-        known = weight if weight is not None else module.running_mean
-        if known is not None:
-            module.num_features = known.shape[0]
-    elif isinstance(module, nn.GroupNorm) and weight is not None:
+    elif isinstance(module, BATCH_NORMS):
+        module.num_features = weight.shape[0]
+    elif isinstance(module, nn.GroupNorm):
         module.num_groups = module.num_groups * weight.shape[0] // module.num_channels
         module.num_channels = weight.shape[0]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional
 
-from nncontrol_prune.pruning.groups import LINEAR, TRANSPOSED, Group
+from nncontrol_prune.pruning.groups import LINEAR, TRANSPOSED, Group, weighted_norms
 
 
 class SimNorm(nn.Module):
@@ -136,6 +136,12 @@ class StackedEnsemble(nn.Module):
 @contextmanager
 def masked(module: nn.Module, groups: Sequence[Group], keep: Sequence[Tensor]) -> Iterator[None]:
     """Within the block the dense module ignores the channels that are not kept; norms do so in their statistics."""
+    with weighted_norms(module), _masked(module, groups, keep):
+        yield
+
+
+@contextmanager
+def _masked(module: nn.Module, groups: Sequence[Group], keep: Sequence[Tensor]) -> Iterator[None]:
     gone: dict[tuple[str, int], Tensor] = {}
     for group, indices in zip(groups, keep, strict=True):
         leaves = torch.ones(group.channels, dtype=torch.bool).index_fill(0, indices, False)

@@ -58,6 +58,16 @@ def test_a_norm_over_channels_keeps_as_many_as_it_needs_to_tell_inputs_apart(
     assert group.fewest == fewest
 
 
+def test_channels_pass_through_a_norm_without_parameters_and_it_stays_without() -> None:
+    norm = nn.LayerNorm(12, elementwise_affine=False)
+    module = nn.Sequential(nn.Linear(5, 12), norm, nn.Tanh(), nn.Linear(12, 2))
+    (group,) = find_groups(module, {"all": [""]}, lambda m: m(torch.randn(3, 5)))
+    assert (group.channels, group.fewest, group.consumers) == (12, 3, ("3",))
+    assert group.parameters_per_channel(module) == 5 + 1 + 2
+    assert norm.weight is None
+    assert not norm.state_dict()
+
+
 @pytest.mark.parametrize(("norm", "fewest"), [(nn.LayerNorm, 3), (nn.RMSNorm, 2)])
 def test_with_one_channel_less_a_norm_would_leave_signs(norm: type[nn.Module], fewest: int) -> None:
     outputs = norm(fewest - 1, eps=0.0)(torch.randn(20, fewest - 1))

@@ -109,6 +109,27 @@ def test_no_method_leaves_a_layer_norm_fewer_channels_than_it_needs(method: Any)
         prune(model, budget=0.97, **arguments)  # one channel in either layer would do
 
 
+@pytest.mark.parametrize("method", ["uniform", "gradient"])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm1d(16, affine=False),
+        nn.BatchNorm1d(16, affine=False, track_running_stats=False),
+        nn.LayerNorm(16, elementwise_affine=False),
+        nn.RMSNorm(16, elementwise_affine=False),
+        nn.GroupNorm(4, 16, affine=False),
+    ],
+    ids=str,
+)
+def test_norms_without_parameters_are_no_obstacle(norm: nn.Module, method: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), norm, nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    result = prune(model, data=torch.randn(300, 6), budget=Budget(0.5, tolerance=0.05), components={"all": [""]},
+                   method=method, importance="obs", rounds=2)  # fmt: skip
+    assert result.chosen.errors["output"] < 0.5
+    assert result.chosen.module[0].out_features < 16
+
+
 def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
     data = torch.randn(600, 6)
     sizes = {

@@ -77,6 +77,34 @@ def test_layers_of_all_kinds(layers: list[nn.Module]) -> None:
     check_equals_masked(nn.Sequential(*layers), {"all": [""]}, lambda m: m(inputs))
 
 
+BARE_NORMS = {
+    "layer": [nn.Linear(8, 12), nn.LayerNorm(12, elementwise_affine=False), nn.Tanh(), nn.Linear(12, 2)],
+    "rms": [nn.Linear(8, 12), nn.Tanh(), nn.RMSNorm(12, elementwise_affine=False), nn.Linear(12, 2)],
+    "group": [nn.Linear(8, 12), nn.GroupNorm(4, 12, affine=False), nn.ReLU(), nn.Linear(12, 2)],
+    "batch": [nn.Linear(8, 12), nn.BatchNorm1d(12, affine=False), nn.ReLU(), nn.Linear(12, 2)],
+    "images": [nn.Conv1d(2, 12, 3), nn.BatchNorm1d(12, affine=False), nn.GroupNorm(6, 12, affine=False),
+               nn.ReLU(), nn.Conv1d(12, 2, 3)],
+    "forgetful": [nn.Linear(8, 12), nn.BatchNorm1d(12, affine=False, track_running_stats=False), nn.Linear(12, 2)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BARE_NORMS)
+def test_norms_without_parameters_norm_the_channels_that_are_left(kind: str) -> None:
+    torch.manual_seed(3)
+    module = nn.Sequential(*BARE_NORMS[kind])
+    inputs = torch.randn(5, 2, 8) if isinstance(module[0], nn.Conv1d) else torch.randn(5, 8)
+    for layer in module:
+        if isinstance(layer, nn.BatchNorm1d) and layer.track_running_stats:
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2.0)
+    pruned = check_equals_masked(module, {"all": [""]}, lambda m: m(inputs))
+    sizes = ("normalized_shape", "num_features", "num_channels")
+    remembered = [getattr(layer, size) for layer in pruned.modules() for size in sizes if hasattr(layer, size)]
+    assert remembered
+    assert set(remembered) <= {6, (6,)}
+    assert list(pruned.state_dict()) == list(module.state_dict())
+
+
 def test_a_tensor_that_two_layers_share_stays_shared() -> None:
     module = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
     module[2].weight = module[1].weight
