@@ -29,8 +29,9 @@ TRIALS = 60
 def threshold(problem: CoefficientProblem[Module], progress: Progress) -> list[int]:
     """Keep, in all groups, the channels above one threshold on the normalized importance (global pruning)."""
     progress("coefficients", 0.0)
+    # The channels of tied groups have nothing in common but their rank.
     scores = [
-        np.sort(sum(problem.scores[member].double().numpy() for member in members) / len(members))
+        np.mean([np.sort(problem.scores[member].double().numpy()) for member in members], axis=0)
         for members in problem.ties
     ]
     everything = np.unique(np.concatenate(scores))

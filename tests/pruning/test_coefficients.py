@@ -17,7 +17,7 @@ from nncontrol_prune.pruning.coefficients import CoefficientProblem, uniform
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.network import Network
 from nncontrol_prune.pruning.problem import coefficient_problem, optimizer_of
-from nncontrol_prune.pruning.search import tpe
+from nncontrol_prune.pruning.search import threshold, tpe
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.pruning.terms import Term, chosen_terms
 from tests.pruning.networks import WorldModel
@@ -163,18 +163,33 @@ def test_threshold_keeps_more_of_a_component_that_weighs_more(calibration: Calib
     assert kept[5.0][1] > kept[0.2][1]
 
 
-def test_tied_groups_keep_as_many_channels_as_each_other() -> None:
+def with_tied_members(settings: PruningSettings) -> CoefficientProblem[WorldModel]:
     torch.manual_seed(0)
     module = WorldModel().eval()
     batch = {"o": torch.randn(200, 5), "a": torch.rand(200, 2, 2)}
     network = Network(module, module.components, lambda m, b: m(b["o"], b["a"]), [("q.0.0", "q.1.0", "q.2.0")])
     data = Calibration(batch, torch.ones(200), batch, torch.ones(200))
-    terms = [Term("action1"), Term("value1")]
+    return coefficient_problem(network, data, [Term("action1"), Term("value1")], settings, Progress())
+
+
+def test_tied_groups_keep_as_many_channels_as_each_other() -> None:
     for method in ("uniform", "threshold", "gradient"):
         settings = PruningSettings(sparsity=0.5, tolerance=0.03, method=method)
-        to_solve = coefficient_problem(network, data, terms, settings, Progress())
+        to_solve = with_tied_members(settings)
         pruned = to_solve.build(optimizer_of(settings)(to_solve, Progress()))
         assert len({member[0].out_features for member in pruned.q}) == 1
+
+
+def test_how_channels_of_tied_groups_are_numbered_makes_no_difference_to_the_threshold() -> None:
+    to_solve = with_tied_members(PruningSettings(sparsity=0.5, tolerance=0.03))
+    members = next(members for members in to_solve.ties if len(members) > 1)
+    found = []
+    for directions in ([False, False, False], [False, True, True]):
+        scores = list(to_solve.scores)
+        for member, descending in zip(members, directions, strict=True):
+            scores[member] = torch.linspace(0.1, 1.9, len(scores[member])).sort(descending=descending).values
+        found.append(threshold(dataclasses.replace(to_solve, scores=scores), Progress()))
+    assert found[0] == found[1]
 
 
 def test_ties_of_unlike_groups_are_refused() -> None:
