@@ -199,6 +199,11 @@ def component_of(name: str, components: Components) -> str:
     for component, prefixes in components.items():
         if any(_within(name, prefix) for prefix in prefixes):
             return component
+    if not name:
+        raise PruningError(
+            f"the model itself holds parameters and belongs to none of the components {', '.join(components)}; "
+            'components={"all": [""]} makes all of it one'
+        )
     raise PruningError(f"module {name} belongs to none of the components {', '.join(components)}")
 
 

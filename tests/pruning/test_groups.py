@@ -129,6 +129,22 @@ def test_member_outside_every_component_is_named(network: Network[Mlp], observat
         find_groups(network.module, {"first": ["layers.0"]}, lambda m: m(observations[:4]))
 
 
+def test_model_that_holds_parameters_itself_is_told_of_a_component_that_holds_all() -> None:
+    class Scaled(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Linear(5, 12), nn.Linear(12, 2))
+            self.scale = nn.Parameter(torch.ones(12))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self[1](self.scale * self[0](inputs))
+
+    inputs = torch.randn(3, 5)
+    with pytest.raises(PruningError, match=r'the model itself .* none of the components a, b; .*=\{"all": \[""\]\}'):
+        find_groups(Scaled(), {"a": ["0"], "b": ["1"]}, lambda m: m(inputs))
+    (group,) = find_groups(Scaled(), {"all": [""]}, lambda m: m(inputs))
+    assert group.channels == 12
+
+
 def test_group_across_components_is_inter_component(network: Network[Mlp], observations: Tensor) -> None:
     components = {"first": ["layers.0"], "rest": ["layers.1", "layers.2"]}
     groups = find_groups(network.module, components, lambda m: m(observations[:4]))
