@@ -52,6 +52,9 @@ def distill(
         learning_rate: Of the first step; it falls to zero along a cosine.
     """
     student = copy.deepcopy(pruned)
+    frozen = not any(parameter.requires_grad for parameter in student.parameters())
+    if frozen:  # as one that is only run may be; so it is returned
+        student.requires_grad_(True)
     with torch.no_grad():
         targets = teacher.run(teacher.module, calibration.fit)
         judged = teacher.run(teacher.module, calibration.held_out)
@@ -89,4 +92,6 @@ def distill(
             optimizer.step()
             schedule.step()
     student.load_state_dict(best)
+    if frozen:
+        student.requires_grad_(False)
     return student

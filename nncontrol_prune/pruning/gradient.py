@@ -171,6 +171,7 @@ def _parabola(
     return (more * before - less * after) / (more - less), 2 * (after - before) / (more - less), sum(prices) / 2
 
 
+@torch.enable_grad()
 def _descend(problem: CoefficientProblem[Module], start: Sequence[float], progress: Progress) -> Iterator[list[float]]:
     """Yield the coefficients reached, every few steps."""
     network, groups, data = problem.network, list(problem.groups), problem.calibration
@@ -334,7 +335,7 @@ class _SoftLayers:
     ) -> Tensor:
         weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
         if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
-            share = mask / mask.sum()
+            share = (mask / mask.sum()).to(inputs.dtype)
             centred = inputs - (inputs @ share)[..., None] if isinstance(layer, nn.LayerNorm) else inputs
             eps = layer.eps if layer.eps is not None else torch.finfo(inputs.dtype).eps
             output = centred * torch.rsqrt(centred.square() @ share + eps)[..., None]

@@ -105,7 +105,7 @@ def _gate_scores(evidence: Evidence, *, centred: bool) -> list[Tensor]:
             evidence.network.run(module, take(evidence.batch, rows))
         for name, calls in inputs.items():
             layer = module.get_submodule(name)
-            means[name] = [torch.einsum("r,rcp->cp", share, by_channel(layer, call)) for call in calls]
+            means[name] = [torch.einsum("r,rcp->cp", share.to(call.dtype), by_channel(layer, call)) for call in calls]
     scores = [torch.zeros(group.channels) for group in groups]
     generator = torch.Generator().manual_seed(evidence.seed)
     for part in rows.split(MINIBATCH):

@@ -270,7 +270,8 @@ def affine_fit(found: Tensor, wanted: Tensor, weights: Tensor, *, intercept: boo
     Returns:
         a and b, (channels,).
     """
-    share = (weights / weights.sum()).repeat_interleave(len(found) // len(weights)) * (len(weights) / len(found))
+    share = (weights / weights.sum()).to(found.dtype)
+    share = share.repeat_interleave(len(found) // len(weights)) * (len(weights) / len(found))
     mean, wanted_mean = float(intercept) * (share @ found), float(intercept) * (share @ wanted)
     centred = found - mean
     variance, covariance = share @ centred.square(), share @ (centred * (wanted - wanted_mean))

@@ -48,6 +48,17 @@ def test_the_student_learns_what_the_teacher_gives_out(
     assert error(teacher, student, calibration.held_out["observation"]) == before, "the argument is left as it is"
 
 
+def test_a_student_whose_parameters_are_frozen_learns_and_stays_frozen(
+    teacher: Network[Mlp], student: Mlp, calibration: Calibration
+) -> None:
+    before = error(teacher, student, calibration.held_out["observation"])
+    student.requires_grad_(False)
+    with torch.no_grad():
+        learned = distill(student, teacher, calibration, TERMS, steps=200, seed=0, progress=Progress())
+    assert error(teacher, learned, calibration.held_out["observation"]) < 0.5 * before
+    assert not any(parameter.requires_grad for parameter in learned.parameters())
+
+
 def test_it_ends_with_the_state_of_least_held_out_error(
     teacher: Network[Mlp], student: Mlp, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from nncontrol_prune.controllers.mlp import Mlp
 from nncontrol_prune.progress import Progress
@@ -28,6 +29,15 @@ def prices_at(problem: CoefficientProblem[Mlp], kept: tuple[int, ...]) -> np.nda
         fewer, more = [(*kept[:variable], kept[variable] + by, *kept[variable + 1 :]) for by in (-1, 1)]
         found.append((problem.sparsity_of(fewer) - problem.sparsity_of(more)) * channels / 2)
     return np.array(found)
+
+
+def test_it_descends_where_no_gradients_are_recorded(problem: CoefficientProblem[Mlp]) -> None:
+    start = problem.coefficients_of(uniform(problem, Progress()))
+    free = list(gradient._descend(problem, start, Progress()))
+    with torch.no_grad():
+        steps = gradient._descend(problem, start, Progress())
+        assert next(steps) == free[0]
+        assert not torch.is_grad_enabled()
 
 
 def test_a_newton_step_leads_to_the_least_of_a_separable_parabola_at_the_same_cost(

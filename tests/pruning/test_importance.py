@@ -122,6 +122,19 @@ def test_every_metric_scores_every_kind_of_network(name: str) -> None:
         assert max(float(score.max()) for score in scores) > 0
 
 
+@pytest.mark.parametrize("name", sorted(IMPORTANCES))
+def test_every_metric_scores_a_network_in_double_precision_alike(name: str) -> None:
+    torch.manual_seed(1)
+    module = ConvNet().eval()
+    scores = []
+    for dtype in (torch.float32, torch.float64):
+        network = Network(module.to(dtype), module.components, lambda m, b: {"image": m(b["image"])})
+        batch = {"image": torch.rand(64, 1, 12, 12, generator=torch.Generator().manual_seed(0)).to(dtype)}
+        scores.append(IMPORTANCES[name](evidence_of(network, batch, Term("image"))))
+    for single, double in zip(*scores, strict=True):
+        torch.testing.assert_close(double.float(), single, rtol=0.02, atol=1e-6)
+
+
 def test_the_network_and_its_gradients_stay_untouched(network: Network[Mlp], observations: Tensor) -> None:
     for metric in (taylor, fisher, obs):
         metric(evidence_of(network, {"observation": observations}))

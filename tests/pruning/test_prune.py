@@ -130,6 +130,29 @@ def test_norms_without_parameters_are_no_obstacle(norm: nn.Module, method: Any) 
     assert result.chosen.module[0].out_features < 16
 
 
+def test_a_frozen_model_is_pruned_where_no_gradients_are_recorded_and_stays_frozen(classifier: nn.Module) -> None:
+    classifier.requires_grad_(False)
+    arguments: dict[str, Any] = {"data": torch.randn(300, 6), "budget": 0.5, "components": {"all": [""]}}
+    with torch.no_grad():
+        result = prune(classifier, distill_steps=50, **arguments)
+    assert result.candidates["gradient_distilled"].objective < result.candidates["gradient"].objective
+    for candidate in result.candidates.values():
+        assert not any(parameter.requires_grad for parameter in candidate.module.parameters())
+
+
+@pytest.mark.parametrize("importance", ["taylor", "obs"])
+def test_a_model_in_double_precision_stays_so(importance: Any) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 24), nn.LayerNorm(24), nn.ReLU(), nn.Linear(24, 16), nn.BatchNorm1d(16), nn.Linear(16, 2)]
+    model = nn.Sequential(*layers).double()
+    data = torch.randn(300, 6).double()
+    result = prune(model, data=data, budget=Budget(0.5, tolerance=0.03), components={"all": [""]},
+                   importance=importance, distill_steps=50)  # fmt: skip
+    assert {parameter.dtype for parameter in result.chosen.module.parameters()} == {torch.float64}
+    assert result.chosen.module(data).dtype == torch.float64
+    assert result.chosen.errors["output"] < 0.5
+
+
 def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
     data = torch.randn(600, 6)
     sizes = {
