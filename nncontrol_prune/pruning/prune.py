@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from nncontrol_prune.progress import Progress
@@ -15,7 +16,7 @@ from nncontrol_prune.pruning.calibration import HELD_OUT_SHARE, MIN_ROWS, Calibr
 from nncontrol_prune.pruning.engine import Choose, Enough, Pruned, prune_network
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Components
-from nncontrol_prune.pruning.network import Batch, Network, rows_of, take
+from nncontrol_prune.pruning.network import Batch, Network, Outputs, rows_of, take
 from nncontrol_prune.pruning.settings import CostName, ImportanceName, Method, PruningSettings
 from nncontrol_prune.pruning.surgery import Module
 from nncontrol_prune.pruning.terms import Term
@@ -68,7 +69,8 @@ def prune(
         trace: Runs a network on rows of the data and returns its output (rows, ...), or named ones. Every output's
             sizes stay. A network that is applied to its own output has to be unrolled over two steps or more. By
             default the network is called with the data.
-        components: Names of the modules of each component; by default each child of the model is one.
+        components: Names of the modules of each component; by default each child of the model is one, or the model
+            itself where it has none.
         terms: What matters of the outputs; by default each output's squared error, in units of its own spread.
         method: How the coefficients are found.
         importance: How the channels of a group are ranked.
@@ -98,29 +100,7 @@ def prune(
     progress = progress or Progress()
     if not isinstance(budget, Budget):
         budget = Budget(float(budget))
-    batch: Batch = {"data": data} if isinstance(data, Tensor) else data
-    rows = _checked_rows(batch, weights, held_out)
-    if components is None:
-        components = {name: (name,) for name, _ in model.named_children()}
-    alone = isinstance(data, Tensor)
-
-    def run(module: Any, rows: Batch) -> Mapping[str, Tensor]:
-        given: Any = rows["data"] if alone else rows
-        found = module(given) if trace is None else trace(module, given)
-        return {"output": found} if isinstance(found, Tensor) else found
-
-    dense = copy.deepcopy(model).eval()
-    network = Network(dense, components, run, ties)
-    judge = torch.arange(rows) % round(1 / HELD_OUT_SHARE) == 0 if held_out is None else held_out
-    row_weights = torch.ones(rows) if weights is None else weights.float()
-    parts = [torch.nonzero(~judge)[:, 0], torch.nonzero(judge)[:, 0]]
-    calibration = Calibration(
-        take(batch, parts[0]),
-        row_weights[parts[0]] / row_weights[parts[0]].mean(),
-        take(batch, parts[1]),
-        row_weights[parts[1]] / row_weights[parts[1]].mean(),
-    )
-    settings = PruningSettings(
+    settings = _settings(
         sparsity=budget.sparsity,
         tolerance=budget.tolerance,
         cost=budget.cost,
@@ -132,17 +112,55 @@ def prune(
         variations=variations,
         seed=seed,
     )
+    batch: Batch = {"data": data} if isinstance(data, Tensor) else data
+    calibration = _calibration(batch, weights, held_out)
+    if components is None:
+        components = {name: (name,) for name, _ in model.named_children()} or {"all": ("",)}
+    alone = isinstance(data, Tensor)
+
+    def run(module: Any, rows: Batch) -> Mapping[str, Tensor]:
+        given: Any = rows["data"] if alone else rows
+        found = module(given) if trace is None else trace(module, given)
+        return {"output": found} if isinstance(found, Tensor) else found
+
+    dense = copy.deepcopy(model).eval()
+    network = Network(dense, components, run, ties)
+    outputs = _dense_outputs(network, batch)
     if terms is None:
-        with torch.no_grad():
-            outputs = network.run(network.module, take(calibration.fit, torch.arange(2)))
         terms = [Term(name, scale=None) for name in outputs]
+    for name in dict.fromkeys(term.output for term in terms):
+        if name in outputs and not torch.isfinite(outputs[name]).all():
+            raise PruningError(f"the dense network's output {name!r} holds NaN or infinity; leave those rows out")
     return prune_network(
         network, calibration, terms, settings, progress=progress, latency=latency, choose=choose, enough=enough
     )
 
 
+def _settings(**values: Any) -> PruningSettings:
+    try:
+        return PruningSettings(**values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"][0].lower() + problem["msg"][1:]
+        raise PruningError(f"{key} = {problem['input']!r}: {message}") from error
+
+
+def _calibration(batch: Batch, weights: Tensor | None, held_out: Tensor | None) -> Calibration:
+    rows = _checked_rows(batch, weights, held_out)
+    judge = torch.arange(rows) % round(1 / HELD_OUT_SHARE) == 0 if held_out is None else held_out
+    row_weights = torch.ones(rows) if weights is None else weights.float()
+    parts: list[tuple[Batch, Tensor]] = []
+    for what, chosen in (("to fit", ~judge), ("held out", judge)):
+        weight = row_weights[chosen]
+        if not weight.sum() > 0:
+            raise PruningError(f"the weights of the rows {what} are all 0; some have to be more")
+        parts.append((take(batch, chosen), weight / weight.mean()))
+    return Calibration(*parts[0], *parts[1])
+
+
 def _checked_rows(batch: Batch, weights: Tensor | None, held_out: Tensor | None) -> int:
-    rows = rows_of(batch)
+    rows = rows_of(batch) if batch else 0
     for name, values in batch.items():
         if len(values) != rows:
             raise PruningError(f"the data {name!r} has {len(values)} rows, others have {rows}")
@@ -153,4 +171,28 @@ def _checked_rows(batch: Batch, weights: Tensor | None, held_out: Tensor | None)
             raise PruningError(f"{what} has shape {tuple(given.shape)}; it needs one value for each of {rows} rows")
     if rows < MIN_ROWS:
         raise PruningError(f"the data has {rows} rows; at least {MIN_ROWS} are needed")
+    if weights is not None and not (torch.isfinite(weights) & (weights >= 0)).all():
+        raise PruningError("the weights hold negative numbers, NaN or infinity; each has to be 0 or more")
+    if held_out is not None:
+        if held_out.dtype != torch.bool:
+            raise PruningError(f"held_out holds {held_out.dtype}; it needs booleans")
+        if not 0 < held_out.sum() < rows - 1:
+            raise PruningError(f"held_out holds out {int(held_out.sum())} of {rows} rows; allowed are 1 to {rows - 2}")
     return rows
+
+
+def _dense_outputs(network: Network[Any], batch: Batch) -> Outputs:
+    allowed = "allowed are a tensor with a row for each row of the data, and a mapping of names to such"
+    with torch.no_grad():
+        outputs: Any = network.run(network.module, batch)
+    if not isinstance(outputs, Mapping):
+        raise PruningError(f"the network's output is of type {type(outputs).__name__}; {allowed}")
+    for name, output in outputs.items():
+        if not isinstance(output, Tensor):
+            raise PruningError(f"the network's output {name!r} is of type {type(output).__name__}; {allowed}")
+        if output.shape[:1] != (rows_of(batch),):
+            raise PruningError(
+                f"the network's output {name!r} has shape {tuple(output.shape)} for {rows_of(batch)} rows of data; "
+                f"{allowed}"
+            )
+    return outputs

@@ -174,6 +174,23 @@ def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
         ({"weights": torch.ones(3)}, r"weights has shape \(3,\); it needs one value for each of 200 rows"),
         ({"components": {"all": ["head"]}}, "component all names 'head'"),
         ({"terms": [Term("actions")]}, "the output 'actions'; the run gives output"),
+        ({"weights": torch.ones(200).index_fill(0, torch.tensor([3]), -1.0)}, "the weights hold negative numbers, NaN"),
+        ({"weights": torch.full((200,), torch.nan)}, "the weights hold negative numbers, NaN"),
+        ({"weights": (torch.arange(200) % 4 == 0).float()}, "the weights of the rows to fit are all 0"),
+        ({"weights": (torch.arange(200) % 4 != 0).float()}, "the weights of the rows held out are all 0"),
+        ({"held_out": torch.arange(200)}, r"held_out holds torch\.int64; it needs booleans"),
+        ({"held_out": torch.zeros(200).bool()}, "held_out holds out 0 of 200 rows; allowed are 1 to 198"),
+        ({"held_out": torch.ones(200).bool()}, "held_out holds out 200 of 200 rows"),
+        ({"data": {}}, "the data has 0 rows"),
+        ({"trace": lambda m, rows: (m(rows), rows)}, "output is of type tuple; allowed are a tensor with a row for"),
+        ({"trace": lambda m, rows: {"y": [m(rows)]}}, "output 'y' is of type list; allowed are a tensor with"),
+        ({"trace": lambda m, rows: m(rows).sum()}, r"output 'output' has shape \(\) for 200 rows of data; allowed"),
+        ({"trace": lambda m, rows: m(rows)[:9]}, r"output 'output' has shape \(9, 3\) for 200 rows of data; allowed"),
+        ({"trace": lambda m, rows: m(rows).log()}, "the dense network's output 'output' holds NaN or infinity"),
+        ({"budget": 1.0}, "sparsity = 1.0: input should be less than 1"),
+        ({"budget": -0.1}, "sparsity = -0.1: input should be greater than or equal to 0"),
+        ({"method": "gradeint"}, "method = 'gradeint': input should be 'uniform', 'threshold', 'grid', 'gradient'"),
+        ({"component_weights": {"all": -1.0}}, r"component_weights\.all = -1.0: input should be greater than 0"),
         ({"budget": 0.9999}, "cannot be reached: with as few channels as may be left in every group it is 0.98"),
     ],
 )
@@ -181,6 +198,31 @@ def test_bad_input_gets_one_clear_sentence(classifier: nn.Module, changes: dict[
     arguments = {"data": torch.randn(200, 6), "budget": 0.5, "components": {"all": [""]}, **changes}
     with pytest.raises(PruningError, match=message):
         prune(classifier, **arguments)
+
+
+def test_outputs_that_no_term_looks_at_may_be_infinite(classifier: nn.Module) -> None:
+    def trace(module: Any, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = module(rows)
+        return {"logits": logits, "masked": logits.masked_fill(logits < 0, -torch.inf)}
+
+    result = prune(classifier, data=torch.randn(200, 6), budget=0.5, components={"all": [""]}, trace=trace,
+                   terms=[Term("logits")], method="uniform")  # fmt: skip
+    assert result.chosen.sparsity == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_model_without_children_is_one_component() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Parameter(torch.randn(6, 32)), nn.Parameter(torch.randn(32, 2))
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(inputs @ self.first) @ self.second
+
+    torch.manual_seed(0)
+    result = prune(Bare(), data=torch.randn(200, 6), budget=Budget(0.5, tolerance=0.02), method="uniform")
+    assert result.chosen.module.first.shape == (6, 16)
+    assert result.chosen.groups[0].group.components == ("all",)
 
 
 def test_budget_out_of_reach_is_told_before_anything_takes_long(classifier: nn.Module) -> None:
