@@ -252,17 +252,21 @@ def _group(
 
 
 def _makes(module: nn.Module, member: Member) -> bool:
-    owner = module.get_submodule(member.module)
+    owner: Any = module.get_submodule(member.module)
     if not member.tensor.endswith("weight"):
         return False
-    return (isinstance(owner, LINEAR) and member.dim == 0) or (isinstance(owner, TRANSPOSED) and member.dim == 1)
+    if isinstance(owner, TRANSPOSED):
+        return member.dim == (1 if owner.groups == 1 else 0)  # depthwise: a kernel of each channel's own
+    return isinstance(owner, LINEAR) and member.dim == 0
 
 
 def _takes(module: nn.Module, member: Member) -> bool:
-    owner = module.get_submodule(member.module)
+    owner: Any = module.get_submodule(member.module)
     if not member.tensor.endswith("weight"):
         return False
-    return (isinstance(owner, LINEAR) and member.dim == 1) or (isinstance(owner, TRANSPOSED) and member.dim == 0)
+    if isinstance(owner, TRANSPOSED):
+        return member.dim == 0 and owner.groups == 1
+    return isinstance(owner, LINEAR) and member.dim == 1
 
 
 def _needed(module: nn.Module, member: Member) -> int:

@@ -66,13 +66,14 @@ def _correct_sizes(module: nn.Module) -> None:
     weight: Any = getattr(module, "weight", None)
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
-    elif isinstance(module, LINEAR):
+    elif isinstance(module, (*LINEAR, *TRANSPOSED)):
         groups: Any = module.groups
         if groups > 1:  # depthwise
             module.groups = module.in_channels = module.out_channels = weight.shape[0]
-        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
-    elif isinstance(module, TRANSPOSED):
-        module.in_channels, module.out_channels = weight.shape[:2]
+        elif isinstance(module, TRANSPOSED):
+            module.in_channels, module.out_channels = weight.shape[:2]
+        else:
+            module.out_channels, module.in_channels = weight.shape[:2]
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, BATCH_NORMS):

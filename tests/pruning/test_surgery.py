@@ -64,12 +64,14 @@ def test_pruned_network_equals_the_masked_dense_one(network: type[Any], share: f
     "layers",
     [
         [nn.Conv1d(2, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 2, 3)],
+        [nn.Conv1d(2, 6, 3), nn.Conv1d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv1d(6, 2, 3)],
+        [nn.Conv1d(2, 6, 3), nn.ConvTranspose1d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv1d(6, 2, 3)],
         [nn.Conv1d(2, 6, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(6, 2)],
         [nn.Linear(8, 6), nn.PReLU(6), nn.Dropout(), nn.Linear(6, 2)],
         [nn.Linear(8, 6), nn.RMSNorm(6), nn.GELU(), nn.Linear(6, 6, bias=False), nn.LayerNorm(6, bias=False),
          nn.Hardswish(), nn.Linear(6, 2)],
     ],
-    ids=["conv1d", "pooled", "prelu", "norms"],
+    ids=["conv1d", "depthwise", "depthwise transposed", "pooled", "prelu", "norms"],
 )  # fmt: skip
 def test_layers_of_all_kinds(layers: list[nn.Module]) -> None:
     torch.manual_seed(3)
@@ -103,6 +105,13 @@ def test_norms_without_parameters_norm_the_channels_that_are_left(kind: str) -> 
     assert remembered
     assert set(remembered) <= {6, (6,)}
     assert list(pruned.state_dict()) == list(module.state_dict())
+
+
+def test_a_depthwise_transposed_convolution_has_a_group_for_each_channel_left() -> None:
+    torch.manual_seed(3)
+    layers = [nn.Conv2d(1, 6, 3), nn.ConvTranspose2d(6, 6, 3, stride=2, groups=6), nn.ReLU(), nn.Conv2d(6, 1, 3)]
+    pruned: Any = check_equals_masked(nn.Sequential(*layers), {"all": [""]}, lambda m: m(torch.ones(2, 1, 8, 8)))
+    assert (pruned[1].groups, pruned[1].in_channels, pruned[1].out_channels) == (3, 3, 3)
 
 
 def test_a_tensor_that_two_layers_share_stays_shared() -> None:
