@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import LINEAR, TRANSPOSED, Group
 
 Number = TypeVar("Number", float, Tensor)
@@ -111,13 +112,18 @@ class LatencyCost:
     Args:
         multiplications: The arithmetic.
         measured: Pairs of multiplications and seconds, of networks from nearly empty to dense.
+
+    Raises:
+        PruningError: All were of the same arithmetic.
     """
 
     def __init__(self, multiplications: Cost, measured: Sequence[tuple[float, float]]) -> None:
-        points = sorted(measured)
-        self._work = np.array([work for work, _ in points])
+        points = dict(sorted(measured))  # a small network may come out the same at several shares; the slowest counts
+        if len(points) < 2:
+            raise PruningError("the network is too small for a latency budget: it has as few channels as may be left")
+        self._work = np.array(list(points))
         # More work never takes less time: what a neighbour's load did to a measurement is evened out.
-        self._seconds = np.maximum.accumulate(np.array([seconds for _, seconds in points]))
+        self._seconds = np.maximum.accumulate(np.array(list(points.values())))
         self._multiplications = multiplications
         self.dense = float(self._seconds[-1])
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from nncontrol_prune.controllers.mlp import parameter_count
 from nncontrol_prune.pruning.costs import LatencyCost, multiplication_cost, parameter_cost
+from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import find_groups
 from nncontrol_prune.pruning.surgery import remove_channels
 from tests.pruning.networks import ConvNet, ResidualNet, StackedEnsemble, WorldModel
@@ -67,3 +68,23 @@ def test_latency_is_interpolated_and_differentiable() -> None:
     assert float(removed) == pytest.approx(1 / 3)
     removed.backward()
     assert float(share.grad) < 0
+
+
+def test_latency_of_a_small_network_is_differentiable_where_measurements_coincide() -> None:
+    module = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2))
+    groups = find_groups(module, {"all": [""]}, lambda m: m(torch.zeros(2, 4)))
+    work = multiplication_cost(module, groups, lambda m: m(torch.zeros(2, 4)))
+    cost = LatencyCost(work, [(6.0, 1e-5), (6.0, 2e-5), (12.0, 3e-5), (12.0, 4e-5)])
+    share = torch.tensor(0.5, requires_grad=True)
+    seconds = cost([share])
+    assert float(seconds) == pytest.approx(cost([0.5])) == 2e-5
+    seconds.backward()
+    assert float(share.grad) == pytest.approx(4e-5)
+
+
+def test_a_network_too_small_for_a_latency_budget_is_refused() -> None:
+    module = nn.Sequential(nn.Linear(4, 1), nn.Linear(1, 2))
+    groups = find_groups(module, {"all": [""]}, lambda m: m(torch.zeros(2, 4)))
+    work = multiplication_cost(module, groups, lambda m: m(torch.zeros(2, 4)))
+    with pytest.raises(PruningError, match="too small for a latency budget"):
+        LatencyCost(work, [(6.0, 1e-5), (6.0, 2e-5)])
