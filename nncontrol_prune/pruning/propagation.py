@@ -312,6 +312,34 @@ def _softmax(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
     coupling.label(result, tuple(rows))
 
 
+def _ordered(coupling: Coupling, source: Tensor, dim: int, result: Any) -> None:
+    """Which entry comes where hangs on all of them: that dimension stays."""
+    rows = list(coupling.labels(source))
+    coupling.fix(rows[dim])
+    rows[dim] = None
+    for output in tree_iter(result):
+        if output.dim() < source.dim():
+            rows.pop(dim)
+        coupling.label(output, tuple(rows))
+
+
+def _sort(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+    _ordered(coupling, args[0], args[1] if len(args) > 1 else kwargs.get("dim", -1), result)
+
+
+def _topk(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+    _ordered(coupling, args[0], args[2] if len(args) > 2 else kwargs.get("dim", -1), result)
+
+
+def _argmax(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+    """Without a dimension, entries of all of them are told apart by number."""
+    dim = args[1] if len(args) > 1 else kwargs.get("dim")
+    if dim is None:
+        _fixing(coupling, args, kwargs, result)
+    else:
+        _ordered(coupling, args[0], dim, result)
+
+
 def _reduction(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
     """A mean or a norm over channels is one over those that are kept, as in an RMSNorm written out."""
     source: Tensor = args[0]
@@ -419,7 +447,10 @@ RULES: dict[str, Rule] = {
         _batch_norm,
     ),
     "native_group_norm": _group_norm,
-    **dict.fromkeys(("_softmax", "_log_softmax", "cumsum", "sort", "topk", "argmax", "argmin"), _softmax),
+    **dict.fromkeys(("_softmax", "_log_softmax", "cumsum"), _softmax),
+    "sort": _sort,
+    "topk": _topk,
+    **dict.fromkeys(("argmax", "argmin"), _argmax),
     **dict.fromkeys(_IMAGES.split(), _images),
     **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty", "_local_scalar_dense", "numel"), _fresh),
     "copy": _copy,
