@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -60,7 +61,7 @@ class Group:
     """Coupled channels: removing channel j means removing it from every member.
 
     Attributes:
-        name: Name of the module whose outputs the channels are.
+        name: Name of the module whose outputs the channels are; of a second group of its outputs with `#2` after it.
         components: The components the members belong to.
         channels: How many channels there are.
         members: Where they lie.
@@ -146,7 +147,13 @@ def _find_groups(module: nn.Module, components: Components, run: Callable[[nn.Mo
     groups = [_group(module, components, channels, position) for channels in found.values()]
     if not groups:
         raise NothingToPrune("the network has no hidden layer, so there is nothing to prune")
-    return sorted(groups, key=lambda group: position.get(group.name, len(position)))
+    groups.sort(key=lambda group: position.get(group.name, len(position)))
+    seen = Counter[str]()
+    for number, group in enumerate(groups):
+        seen[group.name] += 1
+        if seen[group.name] > 1:
+            groups[number] = replace(group, name=f"{group.name}#{seen[group.name]}")
+    return groups
 
 
 @contextmanager

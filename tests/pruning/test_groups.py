@@ -93,6 +93,29 @@ def test_residuals_and_concatenations_couple_what_they_add_and_nothing_else() ->
     assert groups[0].producers == ("first", "inner")
 
 
+def test_groups_of_one_layers_outputs_have_names_of_their_own() -> None:
+    class Added(nn.Module):
+        """A layer that is added to a concatenation of two others, so that its outputs are in two groups."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.both, self.left, self.right, self.head = (
+                nn.Linear(4, 10), nn.Linear(4, 6), nn.Linear(4, 4), nn.Linear(10, 2)
+            )  # fmt: skip
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.head(self.both(inputs) + torch.cat([self.left(inputs), self.right(inputs)], dim=1))
+
+    module = Added()
+    network = Network(module, {"all": [""]}, lambda m, b: {"y": m(b["x"])}, [("both#2",)])
+    groups = network.groups({"x": torch.randn(3, 4)})
+    assert [(g.name, g.producers, g.channels) for g in groups] == [
+        ("both", ("both", "left"), 6),
+        ("both#2", ("both", "right"), 4),
+    ]
+    assert network.tied(groups) == [[0], [1]]
+
+
 def test_a_channel_of_an_image_takes_all_its_pixels_along() -> None:
     module = ConvNet()
     groups = find_groups(module, module.components, lambda m: m(torch.rand(2, 1, 12, 12)))
