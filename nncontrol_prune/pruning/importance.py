@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.groups import Group
+from nncontrol_prune.pruning.groups import TRANSPOSED, Group
 from nncontrol_prune.pruning.layers import by_channel, is_regression, regressors, solution_of, taps
 from nncontrol_prune.pruning.network import Batch, Network, rows_of, spread_rows, take
 from nncontrol_prune.pruning.reconstruction import blown_up, contrast_factor, moments, regression_rows
@@ -133,7 +133,9 @@ def _gate_scores(evidence: Evidence, *, centred: bool) -> list[Tensor]:
                 for number, effect in enumerate(effects):
                     scores[number] += (weights[:, None] * effect.square()).sum(dim=0)
     total = evidence.weights[rows].sum()
-    return _with_fallback(evidence, [score / total for score in scores])
+    return _with_fallback(
+        evidence, [score / total if group.consumers else None for score, group in zip(scores, groups, strict=True)]
+    )
 
 
 def obs(evidence: Evidence) -> list[Tensor]:
@@ -153,14 +155,14 @@ def obs(evidence: Evidence) -> list[Tensor]:
         return magnitude(evidence)
     sensitivity = _output_sensitivity(evidence)
     grams = _gram_matrices(evidence, [name for name in sensitivity if is_regression(module.get_submodule(name))])
-    scores = []
+    scores: list[Tensor | None] = []
     for group in groups:
         problems = [
             _regression(module, group, name, grams[name], sensitivity[name])
             for name in group.consumers
             if name in grams
         ]
-        scores.append(_greedy_removal(problems, group.channels) if problems else torch.zeros(group.channels))
+        scores.append(_greedy_removal(problems, group.channels) if problems else None)
     return _with_fallback(evidence, scores)
 
 
@@ -276,17 +278,15 @@ def _inputs_of(module: nn.Module, groups: Sequence[Group]) -> Iterator[dict[str,
 
 def _inward(layer: nn.Module) -> int:
     """Return the dimension of a layer's weight that its inputs lie in."""
-    return 0 if isinstance(layer, nn.ConvTranspose2d) else 1
+    return 0 if isinstance(layer, TRANSPOSED) else 1
 
 
-def _with_fallback(evidence: Evidence, scores: list[Tensor]) -> list[Tensor]:
-    """Rank by magnitude where no known layer takes the group in, such as an ensemble in one tensor."""
-    if all(group.consumers for group in evidence.groups):
-        return scores
-    norms = magnitude(evidence)
-    return [
-        score if group.consumers else norm for score, norm, group in zip(scores, norms, evidence.groups, strict=True)
-    ]
+def _with_fallback(evidence: Evidence, scores: Sequence[Tensor | None]) -> list[Tensor]:
+    """Rank by magnitude where nothing that takes a group in tells of it.
+
+    That is so for an ensemble in one tensor, and for `obs` where no layer that takes the group in can be refitted.
+    """
+    return [norm if score is None else score for score, norm in zip(scores, magnitude(evidence), strict=True)]
 
 
 IMPORTANCES: dict[str, Importance] = {

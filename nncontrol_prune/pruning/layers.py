@@ -18,8 +18,7 @@ NORMS = (nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
 def is_regression(layer: nn.Module) -> bool:
     """Return whether a layer is one of those that the functions of this file know."""
     if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)):
-        plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-        return plain and (not isinstance(layer, nn.ConvTranspose2d) or set(layer.dilation) == {1})
+        return layer.groups == 1 and (not isinstance(layer, nn.ConvTranspose2d) or set(layer.dilation) == {1})
     return isinstance(layer, nn.Linear)
 
 
@@ -35,10 +34,9 @@ def regressors(layer: nn.Module, inputs: Tensor) -> Tensor:
     conv = _conv(layer)
     if isinstance(conv, nn.Conv1d):
         columns = functional.unfold(
-            inputs[:, :, None],
+            _padded(conv, inputs)[:, :, None],
             (1, *conv.kernel_size),
             dilation=(1, *conv.dilation),
-            padding=(0, *conv.padding),
             stride=(1, *conv.stride),
         )
     elif isinstance(conv, nn.ConvTranspose2d):
@@ -51,8 +49,7 @@ def regressors(layer: nn.Module, inputs: Tensor) -> Tensor:
         edges = (broad - 1 - left, broad - 1 - left + after, high - 1 - top, high - 1 - top + below)
         columns = functional.unfold(functional.pad(wide, edges), conv.kernel_size)
     else:
-        padded: Any = conv.padding
-        columns = functional.unfold(inputs, conv.kernel_size, conv.dilation, padded, conv.stride)
+        columns = functional.unfold(_padded(conv, inputs), conv.kernel_size, conv.dilation, stride=conv.stride)
     return columns.transpose(1, 2).reshape(-1, columns.shape[1])
 
 
@@ -97,12 +94,12 @@ def run_solution(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor)
     if isinstance(layer, nn.Linear):
         return functional.linear(inputs, kernel, bias)
     conv = _conv(layer)
-    padding: Any = conv.padding
     if isinstance(conv, nn.ConvTranspose2d):
+        padding: Any = conv.padding
         output_padding: Any = conv.output_padding
         return functional.conv_transpose2d(inputs, kernel, bias, conv.stride, padding, output_padding)
     convolve: Any = functional.conv1d if isinstance(conv, nn.Conv1d) else functional.conv2d
-    found: Tensor = convolve(inputs, kernel, bias, conv.stride, padding, conv.dilation)
+    found: Tensor = convolve(_padded(conv, inputs), kernel, bias, conv.stride, dilation=conv.dilation)
     return found
 
 
@@ -147,6 +144,18 @@ def capture(module: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _padded(conv: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
+    """Return a convolution's inputs with what it puts around them."""
+    if conv.padding == "same":  # where the sum is odd, the larger half comes last
+        sums = [dilation * (size - 1) for dilation, size in zip(conv.dilation, conv.kernel_size, strict=True)]
+        edges = [(total // 2, total - total // 2) for total in sums]
+    else:
+        widths: Any = (0,) if conv.padding == "valid" else conv.padding
+        edges = [(width, width) for width in widths]
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    return functional.pad(inputs, [width for edge in reversed(edges) for width in edge], mode=mode)
 
 
 def _conv(layer: nn.Module) -> nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d:

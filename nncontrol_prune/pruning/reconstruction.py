@@ -106,7 +106,7 @@ def reconstruct(
     """
     targets = dense_targets(network, groups, batch) if targets is None else targets
     leaving = leaving_entries(groups, keep)
-    warnings: list[str] = []
+    warnings = _not_refitted(network.module, groups)
 
     def refit(name: str, layer: nn.Module, held: Tensor) -> None:
         target = targets[name]
@@ -150,6 +150,16 @@ def reconstruct(
             sensitivity = last_layer_sensitivity(network, groups, batch, terms)
         _refit_last_layers(pruned, network, batch, weights, terms, targets, sensitivity)
     return warnings
+
+
+def _not_refitted(module: nn.Module, groups: Sequence[Group]) -> list[str]:
+    """Return a warning that names the layers that take a group in and are of no kind that can be refitted."""
+    names = dict.fromkeys(name for group in groups for name in group.consumers)
+    layers = {name: module.get_submodule(name) for name in names}
+    left = [f"{name} ({type(layer).__name__})" for name, layer in layers.items() if not is_regression(layer)]
+    if not left:
+        return []
+    return [f"reconstruction cannot refit {', '.join(left)}; distillation can make up for what they lose"]
 
 
 def last_layers(module: nn.Module, groups: Sequence[Group]) -> list[str]:

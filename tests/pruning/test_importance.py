@@ -135,6 +135,26 @@ def test_every_metric_scores_a_network_in_double_precision_alike(name: str) -> N
         torch.testing.assert_close(double.float(), single, rtol=0.02, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ([nn.Conv3d(1, 6, 3), nn.ReLU(), nn.Conv3d(6, 1, 3)], (1, 6, 6, 6)),
+        ([nn.Conv1d(1, 6, 3), nn.ReLU(), nn.ConvTranspose1d(6, 1, 3)], (1, 8)),
+        ([nn.Conv2d(1, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 1, 3, dilation=2)], (1, 8, 8)),
+    ],
+)
+def test_channels_that_only_layers_without_a_refit_take_in_are_told_apart(
+    layers: list[nn.Module], shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    network = Network(nn.Sequential(*layers), {"all": [""]}, lambda m, b: {"y": m(b["x"])})
+    evidence = evidence_of(network, {"x": torch.randn(64, *shape)}, Term("y"))
+    torch.testing.assert_close(obs(evidence), IMPORTANCES["l2"](evidence))
+    for metric in (taylor, fisher):
+        (score,) = metric(evidence)
+        assert len(score.unique()) == 6
+
+
 def test_the_network_and_its_gradients_stay_untouched(network: Network[Mlp], observations: Tensor) -> None:
     for metric in (taylor, fisher, obs):
         metric(evidence_of(network, {"observation": observations}))

@@ -4,13 +4,25 @@ import pytest
 import torch
 from torch import nn
 
-from nncontrol_prune.pruning.layers import load_solution, regressors, responses, run_solution, solution_of
+from nncontrol_prune.pruning.layers import (
+    is_regression,
+    load_solution,
+    regressors,
+    responses,
+    run_solution,
+    solution_of,
+)
 
 LAYERS = [
     (nn.Linear(5, 3), (4, 5)),
     (nn.Linear(5, 3, bias=False), (4, 2, 5)),
     (nn.Conv1d(2, 3, 3, stride=2, padding=1), (4, 2, 9)),
     (nn.Conv2d(2, 3, (3, 2), stride=2, padding=(1, 0), dilation=(1, 2)), (4, 2, 9, 8)),
+    (nn.Conv1d(2, 3, 4, padding="same", dilation=3), (4, 2, 9)),
+    (nn.Conv2d(2, 3, (4, 3), padding="same", padding_mode="replicate"), (4, 2, 9, 8)),
+    (nn.Conv2d(2, 3, (3, 2), stride=2, padding="valid"), (4, 2, 9, 8)),
+    (nn.Conv2d(2, 3, 3, padding=(2, 1), padding_mode="reflect"), (4, 2, 9, 8)),
+    (nn.Conv1d(2, 3, 3, padding=2, padding_mode="circular"), (4, 2, 9)),
     (nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1, output_padding=1), (4, 2, 5, 4)),
     (nn.ConvTranspose2d(2, 3, (3, 4), stride=(1, 3), padding=(0, 1), bias=False), (4, 2, 5, 4)),
 ]
@@ -18,6 +30,7 @@ LAYERS = [
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=[str(layer) for layer, _ in LAYERS])
 def test_a_layer_is_a_linear_regression(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    assert is_regression(layer)
     inputs = torch.randn(shape)
     offset = getattr(layer, "bias", None)
     bias = torch.zeros(3) if offset is None else offset

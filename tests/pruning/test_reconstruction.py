@@ -164,6 +164,31 @@ def test_too_few_rows_are_regularized_and_it_says_so(network: Network[Mlp], obse
     assert torch.isfinite(pruned(observations)).all()
 
 
+def test_layers_that_cannot_be_refitted_are_named() -> None:
+    module = nn.Sequential(nn.Conv1d(1, 8, 3), nn.ConvTranspose1d(8, 8, 3, groups=8), nn.ConvTranspose1d(8, 1, 3))
+    network = Network(module, {"all": [""]}, lambda m, b: {"y": m(b["x"])})
+    batch = {"x": torch.randn(100, 1, 9)}
+    groups = network.groups(batch)
+    keep = [torch.arange(4)]
+    warnings = reconstruct(remove_channels(module, groups, keep), network, groups, keep, batch, torch.ones(100))
+    assert warnings == ["reconstruction cannot refit 2 (ConvTranspose1d); distillation can make up for what they lose"]
+
+
+def test_a_convolution_that_pads_to_the_same_size_is_refitted() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 8, 3, padding="same"), nn.ReLU(), nn.Conv2d(8, 2, 4, padding="same"))
+    network = Network(module, {"all": [""]}, lambda m, b: {"y": m(b["x"])})
+    batch = {"x": torch.randn(100, 1, 9, 9)}
+    groups = network.groups(batch)
+    keep = [torch.arange(5)]
+    pruned = remove_channels(module, groups, keep)
+    with torch.no_grad():
+        dense = module(batch["x"])
+        before = (pruned(batch["x"]) - dense).square().mean()
+        assert reconstruct(pruned, network, groups, keep, batch, torch.ones(100)) == []
+        assert (pruned(batch["x"]) - dense).square().mean() < 0.5 * before
+
+
 @pytest.mark.parametrize("share", [0.25, 0.75])
 def test_the_dense_network_is_left_alone(share: float) -> None:
     network, batch = world_model_network()
