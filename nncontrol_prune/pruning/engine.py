@@ -185,14 +185,8 @@ def prune_network(
         few = take(calibration.fit, torch.arange(2))
         check_terms(terms, network.run(network.module, few), few)
         terms = scaled_terms(terms, network.run(network.module, calibration.fit), calibration.fit_weights)
-    problem = coefficient_problem(
-        network,
-        calibration,
-        terms,
-        settings.model_copy(update={"sparsity": _sparsity_by(1, settings)}),
-        progress,
-        latency=latency,
-    )
+    problem = coefficient_problem(network, calibration, terms, settings, progress, latency=latency)
+    problem = replace(problem, sparsity=_sparsity_by(1, settings))
     methods: list[Method] = [settings.method]
     if choose is not None and settings.method != "uniform":
         methods.append("uniform")
@@ -276,38 +270,96 @@ def _shrunk(
     candidate: Candidate[Module] | None = None
     warnings, seconds = list[str](), 0.0
     for number in range(1, settings.rounds + 1):
-        if number > 1:
-            wanted = 1.0 - (1.0 - _sparsity_by(number, settings)) / (1.0 - _removed(first, left))
-            problem = coefficient_problem(
-                replace(first.network, module=module),
-                first.calibration,
-                first.terms,
-                settings.model_copy(update={"sparsity": max(0.0, wanted)}),
-                progress,
-                latency=latency,
-                teacher=first.network,
-            )
-        started = time.monotonic()
-        kept = optimizer_of(settings)(problem, progress)
-        seconds += time.monotonic() - started
-        progress("reconstruction", 0.0)
-        candidate = _candidate(first, problem, kept, settings)
-        module, left = candidate.module, problem.kept_of(kept)
-        warnings += problem.warnings
+        try:
+            if number > 1:
+                problem = _next_problem(
+                    first, module, left, _sparsity_by(number, settings), settings, progress, latency
+                )
+            started = time.monotonic()
+            kept = optimizer_of(settings)(problem, progress)
+            seconds += time.monotonic() - started
+            progress("reconstruction", 0.0)
+            candidate = _candidate(first, problem, kept, left, settings)
+        except PruningError as error:
+            if number < settings.rounds:
+                continue  # only the last round has to meet the budget
+            if candidate is None:
+                raise
+            if abs(candidate.sparsity - settings.sparsity) > settings.tolerance:
+                raise PruningError(
+                    f"the rounds before the last removed {candidate.sparsity:.4g}, and from there no whole number of "
+                    f"channels comes within {settings.tolerance:g} of sparsity {settings.sparsity:g}; "
+                    "take fewer rounds, or allow a larger tolerance"
+                ) from error
+        else:
+            module, left = candidate.module, [outcome.kept for outcome in candidate.groups]
+            warnings += problem.warnings
     assert candidate is not None
     return candidate, warnings, seconds
+
+
+def _next_problem(
+    first: CoefficientProblem[Module],
+    module: Module,
+    left: Sequence[int],
+    sparsity: float,
+    settings: PruningSettings,
+    progress: Progress,
+    latency: Latency | None,
+) -> CoefficientProblem[Module]:
+    """Return the problem of a later round.
+
+    Args:
+        first: The problem of the first round.
+        module: What the rounds so far left of its network.
+        left: How many channels they left of each of its groups.
+        sparsity: The share of the dense network's cost that is to be gone after the round.
+        settings: The settings.
+        progress: Told of every stage.
+        latency: Measures latency, where the budget is one.
+    """
+    rest = 1.0 - _removed(first, left)
+    network = replace(first.network, module=module)
+    # A group of one channel may be gone from the trace: a dimension of one entry tells nothing of what it holds.
+    names = {group.places: group.name for group in network.groups(first.calibration.fit)}
+    tied = [[names.get(first.groups[member].places) for member in members] for members in first.ties]
+    ties = [present for members in tied if (present := [name for name in members if name is not None])]
+    return coefficient_problem(
+        replace(network, ties=ties),
+        first.calibration,
+        first.terms,
+        settings.model_copy(
+            update={"sparsity": max(0.0, 1.0 - (1.0 - sparsity) / rest), "tolerance": settings.tolerance / rest}
+        ),
+        progress,
+        latency=latency,
+        teacher=first.network,
+    )
 
 
 def _candidate(
     first: CoefficientProblem[Module],
     problem: CoefficientProblem[Module],
     kept: Sequence[int],
+    before: Sequence[int],
     settings: PruningSettings,
     variation: int = 0,
     ranking: ImportanceName | None = None,
 ) -> Candidate[Module]:
-    """Build the network that keeps these channels in the last round's problem, and judge it by the first one's."""
-    module, left = problem.build(kept), problem.kept_of(kept)
+    """Build the network that keeps these channels in the last round's problem, and judge it by the first one's.
+
+    Args:
+        first: The problem of the first round.
+        problem: That of the last.
+        kept: Channels to keep of each of its variables' groups.
+        before: Channels of each of the first problem's groups before that round.
+        settings: The settings.
+        variation: Number of the variation of the coefficients.
+        ranking: Importance by which the channels were ranked anew.
+    """
+    module = problem.build(kept)
+    found = {group.places: count for group, count in zip(problem.groups, problem.kept_of(kept), strict=True)}
+    left = [found.get(group.places, count) for group, count in zip(first.groups, before, strict=True)]
     prices = [group.parameters_per_channel(first.network.module) for group in first.groups]
     objective, errors = first.errors(module)
 
@@ -315,11 +367,11 @@ def _candidate(
         return replace(problem, calibration=data, warnings=[]).build(kept)
 
     def vary(number: int, rng: np.random.Generator) -> Candidate[Module]:
-        return _candidate(first, problem, problem.near(kept, VARIATION, rng), settings, number, ranking)
+        return _candidate(first, problem, problem.near(kept, VARIATION, rng), before, settings, number, ranking)
 
     def rerank(importance: ImportanceName) -> Candidate[Module]:
         other = ranked(problem, settings.model_copy(update={"importance": importance}))
-        return _candidate(first, other, kept, settings, variation, importance)
+        return _candidate(first, other, kept, before, settings, variation, importance)
 
     return Candidate(
         module=module,

@@ -83,6 +83,11 @@ class Group:
         """Whether the group couples components."""
         return "intra-component" if len(self.components) == 1 else "inter-component"
 
+    @property
+    def places(self) -> frozenset[tuple[str, int, int]]:
+        """The tensors, dimensions and widths it lies in: no other group's, and the same after channels have left."""
+        return frozenset((member.tensor, member.dim, member.width) for member in self.members)
+
     def parameters_per_channel(self, module: nn.Module) -> int:
         """Count the parameters that leave with one channel while all others stay."""
         tensors = dict(module.named_parameters())

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nncontrol_prune.controllers.mlp import parameter_count
+from nncontrol_prune.pruning.engine import Pruned
+from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.prune import Budget, prune
+from tests.pruning.networks import WorldModel
+
+
+def pruned_in_rounds(first: int, second: int, budget: Budget, **settings: Any) -> Pruned[nn.Sequential]:
+    """Prune two hidden layers on data (rows, positions, entries)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, 3))
+    return prune(
+        model, data=torch.randn(200, 5, 6), budget=budget, components={"all": [""]},
+        **{"rounds": 8, "method": "uniform", **settings},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{}, {"method": "threshold"}, {"ties": [("0",), ("2",)]}])
+def test_a_group_that_is_down_to_one_channel_keeps_it_in_later_rounds(settings: dict[str, Any]) -> None:
+    chosen = pruned_in_rounds(16, 4, Budget(0.82, tolerance=0.02), **settings).chosen
+    kept = [outcome.kept for outcome in chosen.groups]
+    assert kept == [chosen.module[0].out_features, chosen.module[2].out_features]
+    assert kept[1] == 1
+    dense = 7 * 16 + 17 * 4 + 5 * 3
+    assert chosen.sparsity == pytest.approx(1 - parameter_count(chosen.module) / dense)
+    assert chosen.sparsity == pytest.approx(0.82, abs=0.02)
+
+
+def test_a_group_that_is_down_to_one_simplex_keeps_it_in_later_rounds() -> None:
+    torch.manual_seed(0)
+    model = WorldModel().eval()
+    data = {"observation": torch.randn(200, 5), "actions": torch.rand(200, 2, 2)}
+    result = prune(
+        model, data=data, budget=Budget(0.93, tolerance=0.03), components=model.components, rounds=8, method="uniform",
+        trace=lambda m, rows: m(rows["observation"], rows["actions"]),
+    )  # fmt: skip
+    latent = next(outcome for outcome in result.chosen.groups if outcome.group.name == "encoder.3")
+    assert latent.kept == 1
+    assert parameter_count(result.chosen.module) == pytest.approx(0.07 * parameter_count(model), rel=0.5)
+
+
+@pytest.mark.parametrize("method", ["uniform", "threshold", "gradient"])
+def test_only_the_last_round_has_to_meet_the_budget(method: str) -> None:
+    chosen = pruned_in_rounds(32, 8, Budget(0.85, tolerance=0.01), method=method).chosen
+    assert chosen.sparsity == pytest.approx(0.85, abs=0.01)
+
+
+def test_a_budget_that_rounds_do_not_meet_is_told_in_shares_of_the_dense_network() -> None:
+    with pytest.raises(PruningError, match=r"removed 0\.\d+, and .* within 0.01 of sparsity 0.9; take fewer rounds"):
+        pruned_in_rounds(16, 4, Budget(0.9, tolerance=0.01))
+    with pytest.raises(PruningError, match="sparsity 0.95 cannot be reached"):
+        pruned_in_rounds(16, 4, Budget(0.95, tolerance=0.01))
