@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.runtime.statistics import BUNDLE, COMPUTE, Quantiles, summarize
 from nncontrol_prune.runtime.store import BundleStore
-from nncontrol_prune.service.pruning_service import JobStatus
+from nncontrol_prune.service.pruning_service import NO_REPORT, JobStatus
 from nncontrol_prune.transport.messages import Cancel, Deploy, Prune, Status
 from nncontrol_prune.transport.network import TransportError
 from nncontrol_prune.transport.requests import RequestFailedError
@@ -134,7 +134,7 @@ def run_session(
     except (TransportError, RequestFailedError) as error:
         notes.append(str(error))
     if job.outcome is not None and job.outcome.report is None:
-        notes.append(f"pruning ended {job.state}: {job.message}")
+        notes.append(NO_REPORT + job.message.rpartition(NO_REPORT)[2])
     return _result(simulation, job, notes)
 
 
