@@ -86,11 +86,12 @@ class Coordinator:
             rollouts: Bags to prune from; by default those that the loop records.
 
         Raises:
-            ServiceError: A job is running, or the loop records nothing and no rollouts are named.
+            ServiceError: A job is running, a bag is not there, or the loop records nothing and no rollouts are named.
             ControllerError: The loop's controller cannot be had.
         """
         config = config or self.config
         self._service.check_idle()
+        _check_there(rollouts)
         loop = self._loop.state()
         rollouts = rollouts or _recorded(loop)
         dense = self._dense(loop.active)
@@ -106,8 +107,8 @@ class Coordinator:
             rollouts: Bags to check it on where there is no environment; by default those that the loop records.
 
         Raises:
-            ServiceError: A job is running, there is no candidate, it has nothing to be validated against, or there is
-                no environment and the loop records nothing and no rollouts are named.
+            ServiceError: A job is running, there is no candidate, it has nothing to be validated against, or, where
+                there is no environment, a bag is not there, or the loop records nothing and none is named.
             ControllerError: It, or the controller it was pruned from, cannot be had.
         """
         self._service.check_idle()
@@ -123,6 +124,7 @@ class Coordinator:
         self._have(parent)
         job = self._job(parent, self.config).model_copy(update={"candidate": candidate.reference})
         if job.environment is None:
+            _check_there(rollouts)
             job = job.model_copy(update={"rollouts": rollouts or _recorded(self._loop.state())})
         self._auto_deploy = self.config.auto_deploy
         return self._service.start(job)
@@ -183,6 +185,12 @@ class Coordinator:
             self._store.load(reference)
         except StoreError:
             self._store.add(self._loop.fetch(reference))
+
+
+def _check_there(rollouts: tuple[Path, ...] | None) -> None:
+    for path in rollouts or ():
+        if not path.exists():
+            raise ServiceError(f"there are no rollouts at {path}")
 
 
 def _recorded(loop: LoopState) -> tuple[Path, ...]:

@@ -90,11 +90,19 @@ def test_bags_are_those_that_are_named_or_else_what_the_loop_records(
     monkeypatch.setattr(coordinator, "_environment", None)
     reference = coordinator._store.add(pruned)
     loop.bag, named = tmp_path / "bag", (tmp_path / "other",)
+    with pytest.raises(ServiceError, match=f"there are no rollouts at {named[0]}"):
+        coordinator.prune(rollouts=named)
+    with pytest.raises(ServiceError, match=f"there are no rollouts at {named[0]}"):
+        coordinator.validate(reference, named)
+    named[0].mkdir()
     coordinator.prune()
     coordinator.prune(rollouts=named)
     coordinator.validate(reference)
     coordinator.validate(reference, named)
     assert [job.rollouts for job in started] == [(loop.bag,), named] * 2
+    monkeypatch.setattr(coordinator, "_environment", CARTPOLE)
+    coordinator.validate(reference, (tmp_path / "gone",))  # in closed loop no bag is needed
+    assert started[-1].rollouts == ()
 
 
 def test_nothing_to_validate_or_deploy_before_the_first_job(coordinator: Coordinator) -> None:
