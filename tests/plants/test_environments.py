@@ -53,6 +53,8 @@ def test_malformed_environment_is_refused(environment: str) -> None:
 
 
 ROBOT = """
+import os
+
 import gymnasium
 from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
 
@@ -98,16 +100,22 @@ def test_environment_that_cannot_be_made_says_why(write_robot: Callable[..., str
         environment_specs(write_robot(first))
 
 
-def test_digest_is_of_all_that_an_environment_does(write_robot: Callable[..., str]) -> None:
-    same = environment_digest(write_robot())
-    assert environment_digest(write_robot()) == same
-    others = [
-        write_robot(then="self.model.body_mass[1] *= 1.1"),
-        write_robot(options="max_episode_steps=50"),
-        write_robot(options="max_episode_steps=100, kwargs={'frame_skip': 4}"),
-        write_robot(then="0.5"),  # what it does may be another thing
-    ]
-    assert len({same, *map(environment_digest, others)}) == 5
+def test_digest_is_of_all_that_an_environment_does(
+    write_robot: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {
+        "then": "self.model.body_mass[1] *= float(os.environ.get('ROBOT_MASS', 1))",
+        "options": "max_episode_steps=int(os.environ.get('ROBOT_STEPS', 100)), "
+        "kwargs={'frame_skip': int(os.environ.get('ROBOT_FRAMES', 2))}",
+    }
+    same = environment_digest(write_robot(**told))
+    assert environment_digest(write_robot(**told)) == same
+    found = {same, environment_digest(write_robot(**told, first="'what it does may be another thing'"))}
+    for name, value in (("ROBOT_MASS", "1.1"), ("ROBOT_STEPS", "50"), ("ROBOT_FRAMES", "4")):  # with the same code
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            found.add(environment_digest(write_robot(**told)))
+    assert len(found) == 5
 
 
 def test_environment_without_mujoco_is_refused() -> None:
