@@ -58,3 +58,13 @@ def test_a_budget_that_rounds_do_not_meet_is_told_in_shares_of_the_dense_network
         pruned_in_rounds(16, 4, Budget(0.9, tolerance=0.01))
     with pytest.raises(PruningError, match="sparsity 0.95 cannot be reached"):
         pruned_in_rounds(16, 4, Budget(0.95, tolerance=0.01))
+
+
+def test_rounds_that_no_whole_number_of_channels_fits_are_left_out() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))  # 6/26 of the parameters a channel
+    result = prune(
+        model, data=torch.randn(200, 3), budget=Budget(18 / 26, tolerance=0.01), components={"all": [""]},
+        rounds=3, method="uniform",
+    )  # fmt: skip
+    assert [outcome.kept for outcome in result.chosen.groups] == [1]
