@@ -18,8 +18,9 @@ from nncontrol_prune.controllers.specs import LONGEST_NAME, Provenance, Spec
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.architectures import Recipe, recipe_for, sample_batch
 from nncontrol_prune.pruning.calibration import Calibration, calibration_from
+from nncontrol_prune.pruning.candidates import Candidate
 from nncontrol_prune.pruning.costs import parameter_cost
-from nncontrol_prune.pruning.engine import Candidate, prune_network
+from nncontrol_prune.pruning.engine import prune_network
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.group_report import GroupReport
 from nncontrol_prune.pruning.network import Batch, spread_rows
