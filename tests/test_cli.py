@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -164,6 +165,39 @@ def test_rejection_has_its_own_exit_code_and_reasons(small_bundle: Bundle, tmp_p
     result = run(*arguments, "--json")
     assert result.exit_code == 3
     assert json_of(result)["decision"] == "reject"
+    assert Path(json_of(result)["report"], "report.json").exists()
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_verdict_is_told_though_there_is_no_report(
+    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    def report_on(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "out/report")
+
+    monkeypatch.setattr(work, "report_on", report_on)
+    result = run(
+        *("validate", pruned, "--against", "cartpole_swingup_sac", "--no-robustness", "--store", tmp_path / "store"),
+        *(["--json"] if as_json else []),
+    )
+    assert result.exit_code == 0
+    assert "note: there is no report: [Errno 28] No space left on device: 'out/report'" in result.stderr
+    if as_json:
+        told = json_of(result)
+        assert (told["decision"], told["report"]) == ("accept", None)
+        assert "No space left" in told["no_report"]
+
+
+def test_file_that_cannot_be_written_is_told_in_a_sentence(
+    bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prune(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "out/pruned")
+
+    monkeypatch.setattr(work, "prune", prune)
+    result = run("prune", "cartpole_swingup_sac", "--rollouts", bag, "--out", tmp_path / "a")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "nncontrol-prune: [Errno 28] No space left on device: 'out/pruned'"
 
 
 def test_inspect_shows_bundles_and_bags(bag: Path, pruned: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import math
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from nncontrol_prune.controllers.bundle import Bundle
 
 FAILED, USAGE, REJECTED, INTERRUPTED = 1, 2, 3, 130
+REFUSED = (None, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""What the operating system, or we in its words, say where a file cannot be written, and no fault of ours."""
 
 
 def _checked_name(name: str | None) -> str | None:
@@ -63,7 +66,7 @@ def handled(command: Command) -> Command:
             # Ours are sentences for the user; anything else is a fault that deserves its traceback.
             if type(error).__module__.startswith("nncontrol_prune."):
                 _fail(str(error), FAILED, kwargs)
-            if isinstance(error, (FileExistsError, PermissionError)):
+            if isinstance(error, OSError) and error.errno in REFUSED:
                 _fail(str(error), FAILED, kwargs)
             raise
 

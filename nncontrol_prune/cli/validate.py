@@ -71,6 +71,7 @@ def validate(
     """
     from nncontrol_prune import display
     from nncontrol_prune.config import ConfigError, PruningServiceConfig, load_config, validated
+    from nncontrol_prune.plants.environments import PlantError
     from nncontrol_prune.progress import Progress
     from nncontrol_prune.runtime.finding import stored_bundle
     from nncontrol_prune.runtime.store import BundleStore
@@ -108,12 +109,17 @@ def validate(
         display.out.print(display.verdict_table(verdict))
         if verdict.robustness:
             display.out.print(display.robustness_table(verdict))
-    with display.progress_bar(as_json) as show:
-        written = report or work.default_report(bundles, pruned)
-        work.report_on(verdict, pruned, dense, bundles, gate, Progress(show), written)
+    written, no_report = report or work.default_report(bundles, pruned), ""
+    try:
+        with display.progress_bar(as_json) as show:
+            work.report_on(verdict, pruned, dense, bundles, gate, Progress(show), written)
+    except (OSError, PlantError) as error:  # what is decided stays decided
+        no_report = str(error)
+        display.note(f"there is no report: {no_report}")
     if as_json:
-        print_json({**verdict.model_dump(mode="json"), "report": str(written)})
-    else:
+        told = {"report": None, "no_report": no_report} if no_report else {"report": str(written)}
+        print_json({**verdict.model_dump(mode="json"), **told})
+    elif not no_report:
         display.out.print(str(written / PAGE), soft_wrap=True)
     if not verdict.accepted:
         raise typer.Exit(REJECTED)

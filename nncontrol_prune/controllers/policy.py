@@ -11,6 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from nncontrol_prune.controllers.errors import BundleError
 from nncontrol_prune.controllers.specs import POLICY, MlpArchitecture, TdMpcArchitecture
 
+PLANS_AT_ONCE = 16
+"""Observations that a planner is run on at once: each takes a megabyte or more, for all the plans it tries."""
+
 
 class Policy(Protocol):
     """Computes actions from observations; both in the plant's units.
@@ -157,8 +160,10 @@ class PlannerPolicy:
     def batch(self, observations: ArrayLike) -> NDArray[np.float32]:
         """Return the first actions (batch, m) of plans from observations (batch, n), each started from nothing."""
         rows = np.asarray(observations, dtype=np.float32)
-        actions, _ = self.batch_from(rows, np.zeros((len(rows), *self._plan.shape[1:]), dtype=np.float32))
-        return actions
+        fresh = np.zeros((PLANS_AT_ONCE, *self._plan.shape[1:]), dtype=np.float32)
+        starts = range(0, len(rows), PLANS_AT_ONCE)
+        parts = [rows[start : start + PLANS_AT_ONCE] for start in starts]
+        return np.concatenate([self.batch_from(part, fresh[: len(part)])[0] for part in parts])
 
     def batch_from(
         self, observations: NDArray[np.float32], plans: NDArray[np.float32]

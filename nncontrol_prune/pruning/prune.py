@@ -97,6 +97,8 @@ def prune(
         PruningError: The network cannot be traced, the arguments do not fit it, or the budget cannot be reached.
         Cancelled: `progress` said so.
     """
+    if torch.is_inference_mode_enabled():
+        raise PruningError("prune() takes gradients, which torch.inference_mode forbids; call it outside of that")
     progress = progress or Progress()
     if not isinstance(budget, Budget):
         budget = Budget(float(budget))

@@ -44,5 +44,7 @@ class Outcome(BaseModel):
     verdict: Verdict
     report: Path | None
     """The report's directory; it is there once the job's progress is 1. None where it could not be written."""
+    no_report: str = ""
+    """Why it could not be written; empty if it could, or may yet be."""
     pruning: dict[str, object] | None = None
     """The pruning report, where the job pruned."""

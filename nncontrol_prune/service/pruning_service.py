@@ -42,8 +42,6 @@ STAGES = {
 
 CANCELLED = "cancelled"
 """How a job ended that was cancelled."""
-NO_REPORT = "there is no report: "
-"""Before the reason, at the end of the message about what was decided all the same."""
 HAMPERED = 0.5
 """Share of its time that a job waits for a processor from which on it is told."""
 
@@ -251,8 +249,8 @@ def _end(status: JobStatus, problem: str) -> None:
         return
     status.progress = 1.0
     if problem:
-        status.outcome.report = None
-        status.message += f"; {NO_REPORT}{problem}"
+        status.outcome.report, status.outcome.no_report = None, problem
+        status.message += f"; there is no report: {problem}"
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.runtime.statistics import BUNDLE, COMPUTE, Quantiles, summarize
 from nncontrol_prune.runtime.store import BundleStore
-from nncontrol_prune.service.pruning_service import NO_REPORT, JobStatus
+from nncontrol_prune.service.pruning_service import JobStatus
 from nncontrol_prune.transport.messages import Cancel, Deploy, Prune, Status
 from nncontrol_prune.transport.network import TransportError
 from nncontrol_prune.transport.requests import RequestFailedError
@@ -133,8 +133,8 @@ def run_session(
             job = JobStatus.model_validate(simulation.pruning.request(Status()))
     except (TransportError, RequestFailedError) as error:
         notes.append(str(error))
-    if job.outcome is not None and job.outcome.report is None:
-        notes.append(NO_REPORT + job.message.rpartition(NO_REPORT)[2])
+    if job.outcome is not None and job.outcome.no_report:
+        notes.append(f"there is no report: {job.outcome.no_report}")
     return _result(simulation, job, notes)
 
 

@@ -40,6 +40,8 @@ LEAST_ROWS = 50 * BLOCKS
 MOST_ROWS = 8192
 GAIN_ROWS = 512
 """Rows that the policies' Jacobians are taken at."""
+PIECES = 20
+"""Parts that the rows are run in, with word in between: a planner takes milliseconds for each."""
 RIDGE = 1e-3
 """Regularization of the linear model, as a share of the mean square of its inputs."""
 NO_CLOSED_LOOP = (
@@ -79,10 +81,9 @@ def check_offline(
     usable = np.flatnonzero(np.isfinite(rollouts.observation).all(axis=1) & np.isfinite(rollouts.action).all(axis=1))
     if len(usable) < LEAST_ROWS:
         raise OfflineError(f"an off-line check needs {LEAST_ROWS} transitions, and the rollouts have {len(usable)}")
-    progress("off-line check", 0.0)
     chosen = usable[np.unique(np.linspace(0, len(usable) - 1, min(MOST_ROWS, len(usable))).astype(int))]
     observations = rollouts.observation[chosen]
-    ours, theirs = (bundle.policy.batch(observations).astype(np.float64) for bundle in (candidate, dense))
+    ours, theirs = _actions(candidate, dense, observations, progress)
     finite = np.asarray(np.isfinite(ours).all(axis=1))
     criteria = [_health(finite)]
     notes = [NO_CLOSED_LOOP]
@@ -93,7 +94,6 @@ def check_offline(
         change = (ours - theirs) / half_ranges
         moved = (theirs - theirs.mean(axis=0)) / half_ranges
         criteria.append(_criterion("actions", change, moved, limits.action_deviation, "of the dense controller's own"))
-        progress("off-line check", 0.3)
         if isinstance(dense.manifest.architecture, MlpArchitecture):
             rows = observations[np.linspace(0, len(observations) - 1, min(GAIN_ROWS, len(observations))).astype(int)]
             gains = [_gains(bundle, rows, half_ranges, spread) for bundle in (candidate, dense)]
@@ -119,6 +119,16 @@ def check_offline(
         thresholds={**limits.model_dump(), "latency_share": settings.latency_share},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def _actions(candidate: Bundle, dense: Bundle, observations: Array, progress: Progress) -> tuple[Array, Array]:
+    """Return the actions (rows, m) of both, in the plant's units."""
+    found = []
+    for number, piece in enumerate(np.array_split(observations, PIECES)):
+        progress("off-line check", 0.7 * number / PIECES)
+        found.append([bundle.policy.batch(piece) for bundle in (candidate, dense)])
+    ours, theirs = (np.concatenate(actions).astype(np.float64) for actions in zip(*found, strict=True))
+    return ours, theirs
 
 
 def _health(finite: NDArray[np.bool_]) -> Criterion:

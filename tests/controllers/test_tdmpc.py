@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from nncontrol_prune.controllers.errors import BundleError
 from nncontrol_prune.controllers.modules import export_onnx, first_actions
-from nncontrol_prune.controllers.policy import OnnxPolicy, PlannerPolicy, load_policy
+from nncontrol_prune.controllers.policy import PLANS_AT_ONCE, OnnxPolicy, PlannerPolicy, load_policy
 from nncontrol_prune.controllers.specs import ActionSpec, PlannerSpec, TdMpcArchitecture
 from nncontrol_prune.controllers.tdmpc import Mish, SimNorm, TdMpc, symlog, two_hot
 
@@ -83,6 +83,23 @@ def test_the_export_plans_the_same_for_any_batch(agent: TdMpc, policy: PlannerPo
     action = np.zeros(2)
     policy.act(observations[3].double().numpy(), action)
     np.testing.assert_allclose(action, wanted[3], atol=1e-4)
+
+
+def test_many_observations_are_planned_from_a_few_at_a_time(
+    agent: TdMpc, policy: PlannerPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observations = torch.randn(2 * PLANS_AT_ONCE + 3, 5)
+    wanted = first_actions(agent, observations).numpy()
+    sizes: list[int] = []
+    batch_from = policy.batch_from
+
+    def counted(rows: np.ndarray, plans: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        sizes.append(len(rows))
+        return batch_from(rows, plans)
+
+    monkeypatch.setattr(policy, "batch_from", counted)
+    np.testing.assert_allclose(policy.batch(observations.numpy()), wanted, atol=1e-4)
+    assert sizes == [PLANS_AT_ONCE, PLANS_AT_ONCE, 3]
 
 
 def test_a_plan_is_carried_on_by_advance_alone(policy: PlannerPolicy) -> None:

@@ -140,6 +140,11 @@ def test_a_frozen_model_is_pruned_where_no_gradients_are_recorded_and_stays_froz
         assert not any(parameter.requires_grad for parameter in candidate.module.parameters())
 
 
+def test_inference_mode_is_refused_by_its_name(classifier: nn.Module) -> None:
+    with torch.inference_mode(), pytest.raises(PruningError, match=r"torch.inference_mode forbids"):
+        prune(classifier, data=torch.randn(300, 6), budget=0.5)
+
+
 @pytest.mark.parametrize("importance", ["taylor", "obs"])
 def test_a_model_in_double_precision_stays_so(importance: Any) -> None:
     torch.manual_seed(0)

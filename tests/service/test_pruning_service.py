@@ -317,7 +317,7 @@ def test_report_that_a_service_did_not_live_to_write_is_not_promised(
     assert (again.state, again.finished) == ("accepted", True)
     assert again.message == "it said so; there is no report: the pruning service ended during this job"
     assert again.outcome is not None
-    assert again.outcome.report is None
+    assert (again.outcome.report, again.outcome.no_report) == (None, "the pruning service ended during this job")
 
 
 def test_job_that_no_process_can_be_started_for_leaves_the_service_idle(

@@ -8,6 +8,7 @@ import pytest
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.progress import Progress
 from nncontrol_prune.rollouts.reader import Rollouts, read_rollouts
 from nncontrol_prune.service.rollouts import record_episodes
 from nncontrol_prune.validation.gate import GateError
@@ -54,21 +55,21 @@ def test_gains_tell_what_actions_on_the_rollouts_do_not(shipped_bundle: Bundle, 
 
 
 def test_action_that_is_no_number_is_rejected_at_once(shipped_bundle: Bundle, rollouts: Rollouts) -> None:
-    candidate = dataclasses.replace(shipped_bundle, policy=_Nan(shipped_bundle))
+    candidate = dataclasses.replace(shipped_bundle, policy=_Nan(shipped_bundle, rollouts.observation[7]))
     verdict = check_offline(candidate, shipped_bundle, rollouts, GateSettings())
     assert outcomes(verdict) == {"health": "failed", "latency": "passed"}
     assert "health: 1 of 3,000 actions holds NaN or infinity" in verdict.reasons
 
 
 class _Nan:
-    """A policy that is not finite in one row."""
+    """A policy that is not finite in one row, wherever it is run."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._policy = bundle.policy
+    def __init__(self, bundle: Bundle, row: np.ndarray) -> None:
+        self._policy, self._row = bundle.policy, row
 
     def batch(self, observations: np.ndarray) -> np.ndarray:
         actions = self._policy.batch(observations).copy()
-        actions[7] = np.nan
+        actions[(observations == self._row).all(axis=1)] = np.nan
         return actions
 
     def act(self, observation: np.ndarray, action: np.ndarray) -> None:
@@ -97,8 +98,12 @@ def test_candidate_of_another_layout_is_refused(shipped_bundle: Bundle, pendulum
         check_offline(pendulum, shipped_bundle, rollouts, GateSettings())
 
 
-def test_planner_is_checked_without_gains(rollouts: Rollouts, planner: Bundle) -> None:
-    verdict = check_offline(planner, planner, rollouts.rows(slice(500)), GateSettings())
+def test_planner_is_checked_without_gains_and_tells_how_far_it_is(rollouts: Rollouts, planner: Bundle) -> None:
+    shares: list[float] = []
+    progress = Progress(lambda _, share: shares.append(share))
+    verdict = check_offline(planner, planner, rollouts.rows(slice(500)), GateSettings(), progress)
+    assert shares == sorted(shares)
+    assert len(shares) > 10
     assert verdict.accepted
     assert "gains" not in outcomes(verdict)
     assert any(note.startswith("gains: not looked at") for note in verdict.notes)
