@@ -135,6 +135,7 @@ def helps_of(task: Task, method: str) -> Sequence[str]:
 
 def measure_dense(task: Task, settings: Settings) -> Dense:
     """Score the dense network, in as many evaluations as a cell has at the most."""
+    torch.set_num_threads(1)  # as in every run that goes on from here: an autoencoder is trained to the same weights
     dense = dense_of(task)
     started = time.monotonic()
     scores = dense.scores(range(settings.max_episodes))
