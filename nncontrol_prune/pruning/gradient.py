@@ -42,10 +42,9 @@ from torch import Tensor, nn
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.coefficients import CoefficientProblem, uniform
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.groups import Group
+from nncontrol_prune.pruning.groups import TRANSPOSED, Group
 from nncontrol_prune.pruning.layers import (
     NORMS,
-    is_regression,
     places_in,
     regressors,
     responses,
@@ -253,12 +252,13 @@ class _SoftLayers:
         self._places: dict[str, tuple[Tensor, Tensor]] = {}
         for name in fitted_layers(module, groups):
             layer = module.get_submodule(name)
-            dim = int(is_regression(layer) and not isinstance(layer, nn.ConvTranspose2d))
+            regression = not isinstance(layer, NORMS)
+            dim = int(regression and not isinstance(layer, TRANSPOSED))
             weight: Any = layer.weight
             # A norm gives out as many channels as it takes in, and may have no weight.
-            size = weight.shape[dim] if is_regression(layer) else responses(layer, targets[name]).shape[1]
+            size = weight.shape[dim] if regression else responses(layer, targets[name]).shape[1]
             group, channel = places_in(groups, f"{name}.weight", dim, size)
-            if is_regression(layer):
+            if regression:
                 group, channel = group.repeat_interleave(taps(layer)), channel.repeat_interleave(taps(layer))
             self._places[name] = group, channel
 

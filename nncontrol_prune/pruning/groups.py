@@ -66,7 +66,7 @@ class Group:
         channels: How many channels there are.
         members: Where they lie.
         producers: Names of the modules that lose outputs, in the order they are run.
-        consumers: Names of the modules that lose inputs, in the order they are run.
+        consumers: Names of the layers that are run and lose inputs, in the order they are run.
         fewest: How many channels have to stay: one, or as many as a LayerNorm or RMSNorm needs to tell inputs apart.
     """
 
@@ -245,8 +245,11 @@ def _group(
         for tensor, dim in sorted(channels[0])
     ]
     modules = sorted({member.module for member in members}, key=lambda name: position.get(name, len(position)))
-    producers = [name for name in modules if any(_makes(module, m) for m in members if m.module == name)]
-    consumers = [name for name in modules if any(_takes(module, m) for m in members if m.module == name)]
+    producers = [name for name in modules if any(produces(module, m) for m in members if m.module == name)]
+    # One whose weights alone are used is not run, and nobody sees what it takes in.
+    consumers = [
+        name for name in modules if name in position and any(_takes(module, m) for m in members if m.module == name)
+    ]
     # Tensors that no known layer holds, such as those of an ensemble in one tensor, go by their own name.
     shapes = {name: tensor.shape for name, tensor in module.named_parameters()}
     name = (
@@ -263,7 +266,8 @@ def _group(
     )
 
 
-def _makes(module: nn.Module, member: Member) -> bool:
+def produces(module: nn.Module, member: Member) -> bool:
+    """Return whether a member is the outputs of a layer."""
     owner: Any = module.get_submodule(member.module)
     if not member.tensor.endswith("weight"):
         return False

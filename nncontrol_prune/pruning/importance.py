@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import TRANSPOSED, Group
-from nncontrol_prune.pruning.layers import by_channel, is_regression, regressors, solution_of, taps
+from nncontrol_prune.pruning.layers import by_channel, regressors, solution_of, taps
 from nncontrol_prune.pruning.network import Batch, Network, rows_of, spread_rows, take
 from nncontrol_prune.pruning.reconstruction import blown_up, contrast_factor, moments, regression_rows
 from nncontrol_prune.pruning.sensitivity import MINIBATCH, directions, squared_gradients
@@ -154,13 +154,13 @@ def obs(evidence: Evidence) -> list[Tensor]:
     if not any(group.consumers for group in groups):
         return magnitude(evidence)
     sensitivity = _output_sensitivity(evidence)
-    grams = _gram_matrices(evidence, [name for name in sensitivity if is_regression(module.get_submodule(name))])
+    grams = _gram_matrices(evidence, list(sensitivity))
     scores: list[Tensor | None] = []
     for group in groups:
         problems = [
             _regression(module, group, name, grams[name], sensitivity[name])
             for name in group.consumers
-            if name in grams
+            if name in grams  # of others, nothing that matters depends on what they give out
         ]
         scores.append(_greedy_removal(problems, group.channels) if problems else None)
     return _with_fallback(evidence, scores)
@@ -282,10 +282,7 @@ def _inward(layer: nn.Module) -> int:
 
 
 def _with_fallback(evidence: Evidence, scores: Sequence[Tensor | None]) -> list[Tensor]:
-    """Rank by magnitude where nothing that takes a group in tells of it.
-
-    That is so for an ensemble in one tensor, and for `obs` where no layer that takes the group in can be refitted.
-    """
+    """Rank by magnitude where no layer takes a group in, as in an ensemble in one tensor, or none that matters."""
     return [norm if score is None else score for score, norm in zip(scores, magnitude(evidence), strict=True)]
 
 

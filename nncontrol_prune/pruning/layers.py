@@ -1,4 +1,4 @@
-"""Layers as linear regressions: what a linear layer or a convolution sees, gives out, and is made of."""
+"""Layers as linear regressions: what a linear layer or a convolution (of one group) sees, gives out, and is made of."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nncontrol_prune.pruning.groups import Group
+from nncontrol_prune.pruning.groups import BATCH_NORMS, LINEAR, TRANSPOSED, Group
 
-NORMS = (nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
-
-
-def is_regression(layer: nn.Module) -> bool:
-    """Return whether a layer is one of those that the functions of this file know."""
-    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)):
-        return layer.groups == 1 and (not isinstance(layer, nn.ConvTranspose2d) or set(layer.dilation) == {1})
-    return isinstance(layer, nn.Linear)
+NORMS = (nn.LayerNorm, nn.RMSNorm, *BATCH_NORMS, nn.GroupNorm)
+CONVOLVE: Any = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+CONVOLVE_TRANSPOSED: Any = {
+    1: functional.conv_transpose1d,
+    2: functional.conv_transpose2d,
+    3: functional.conv_transpose3d,
+}
 
 
 def taps(layer: nn.Module) -> int:
     """Return how many regressors belong to one input channel: the size of the kernel."""
-    return 1 if isinstance(layer, nn.Linear) else int(torch.Size(_conv(layer).kernel_size).numel())
+    return 1 if isinstance(layer, nn.Linear) else torch.Size(_conv(layer).kernel_size).numel()
 
 
 def regressors(layer: nn.Module, inputs: Tensor) -> Tensor:
@@ -32,25 +31,12 @@ def regressors(layer: nn.Module, inputs: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return inputs.reshape(-1, layer.in_features)
     conv = _conv(layer)
-    if isinstance(conv, nn.Conv1d):
-        columns = functional.unfold(
-            _padded(conv, inputs)[:, :, None],
-            (1, *conv.kernel_size),
-            dilation=(1, *conv.dilation),
-            stride=(1, *conv.stride),
-        )
-    elif isinstance(conv, nn.ConvTranspose2d):
-        # A transposed convolution is a plain one over the inputs with zeros put between them, its kernel turned around.
-        (height, width), (down, right) = inputs.shape[2:], conv.stride
-        wide = inputs.new_zeros((*inputs.shape[:2], (height - 1) * down + 1, (width - 1) * right + 1))
-        wide[:, :, ::down, ::right] = inputs
-        padding: Any = conv.padding
-        (high, broad), (top, left), (below, after) = conv.kernel_size, padding, conv.output_padding
-        edges = (broad - 1 - left, broad - 1 - left + after, high - 1 - top, high - 1 - top + below)
-        columns = functional.unfold(functional.pad(wide, edges), conv.kernel_size)
-    else:
-        columns = functional.unfold(_padded(conv, inputs), conv.kernel_size, conv.dilation, stride=conv.stride)
-    return columns.transpose(1, 2).reshape(-1, columns.shape[1])
+    transposed = isinstance(conv, TRANSPOSED)
+    windows = _spread(conv, inputs) if transposed else _padded(conv, inputs)
+    for dim, (size, dilation, stride) in enumerate(zip(conv.kernel_size, conv.dilation, conv.stride, strict=True)):
+        windows = windows.unfold(dim + 2, dilation * (size - 1) + 1, 1 if transposed else stride)[..., ::dilation]
+    # (rows, channels, positions ..., taps ...)
+    return windows.movedim(1, 1 + len(conv.kernel_size)).reshape(-1, inputs.shape[1] * taps(conv))
 
 
 def responses(layer: nn.Module, outputs: Tensor) -> Tensor:
@@ -64,18 +50,17 @@ def solution_of(layer: nn.Module) -> Tensor:
     """Return a layer's weights as those of the regression: (input channels · taps, output channels)."""
     parameter: Any = layer.weight
     weight: Tensor = parameter.detach()
-    if isinstance(layer, nn.ConvTranspose2d):
-        weight = weight.flip(-1, -2).transpose(0, 1)
+    if isinstance(layer, TRANSPOSED):
+        weight = _turned(weight)
     return weight.flatten(1).T
 
 
 def weight_from(layer: nn.Module, solution: Tensor) -> Tensor:
     """Undo `solution_of`: give a regression's solution the shape of a layer's weights."""
-    if isinstance(layer, nn.ConvTranspose2d):
-        return solution.T.unflatten(1, (-1, *layer.kernel_size)).transpose(0, 1).flip(-1, -2)
     if isinstance(layer, nn.Linear):
         return solution.T
-    return solution.T.unflatten(1, (-1, *_conv(layer).kernel_size))
+    weight = solution.T.unflatten(1, (-1, *_conv(layer).kernel_size))
+    return _turned(weight) if isinstance(layer, TRANSPOSED) else weight
 
 
 @torch.no_grad()
@@ -93,13 +78,13 @@ def run_solution(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor)
     kernel = weight_from(layer, weight)
     if isinstance(layer, nn.Linear):
         return functional.linear(inputs, kernel, bias)
-    conv = _conv(layer)
-    if isinstance(conv, nn.ConvTranspose2d):
-        padding: Any = conv.padding
-        output_padding: Any = conv.output_padding
-        return functional.conv_transpose2d(inputs, kernel, bias, conv.stride, padding, output_padding)
-    convolve: Any = functional.conv1d if isinstance(conv, nn.Conv1d) else functional.conv2d
-    found: Tensor = convolve(_padded(conv, inputs), kernel, bias, conv.stride, dilation=conv.dilation)
+    conv, dimensions = _conv(layer), inputs.dim() - 2
+    found: Tensor
+    if isinstance(conv, TRANSPOSED):
+        edges = conv.padding, conv.output_padding
+        found = CONVOLVE_TRANSPOSED[dimensions](inputs, kernel, bias, conv.stride, *edges, dilation=conv.dilation)
+    else:
+        found = CONVOLVE[dimensions](_padded(conv, inputs), kernel, bias, conv.stride, dilation=conv.dilation)
     return found
 
 
@@ -146,18 +131,41 @@ def capture(module: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
             hook.remove()
 
 
-def _padded(conv: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
+def _turned(kernel: Tensor) -> Tensor:
+    """Turn a kernel around, and exchange its inputs and outputs: what is transposed becomes plain, and back."""
+    return kernel.transpose(0, 1).flip(list(range(2, kernel.dim())))
+
+
+def _spread(conv: Any, inputs: Tensor) -> Tensor:
+    """Return what a transposed convolution's turned kernel runs over, as a plain one: zeros between inputs and around.
+
+    Dumoulin and Visin 2016, "A guide to convolution arithmetic for deep learning", chapter 4.
+    """
+    sizes = [(size - 1) * stride + 1 for size, stride in zip(inputs.shape[2:], conv.stride, strict=True)]
+    spread = inputs.new_zeros((*inputs.shape[:2], *sizes))
+    places = (slice(None), slice(None), *(slice(None, None, stride) for stride in conv.stride))
+    spread[places] = inputs
+    edges: list[int] = []
+    for size, dilation, padding, more in zip(
+        conv.kernel_size, conv.dilation, conv.padding, conv.output_padding, strict=True
+    ):
+        edge = dilation * (size - 1) - padding
+        edges = [edge, edge + more, *edges]
+    return functional.pad(spread, edges)
+
+
+def _padded(conv: Any, inputs: Tensor) -> Tensor:
     """Return a convolution's inputs with what it puts around them."""
     if conv.padding == "same":  # where the sum is odd, the larger half comes last
         sums = [dilation * (size - 1) for dilation, size in zip(conv.dilation, conv.kernel_size, strict=True)]
         edges = [(total // 2, total - total // 2) for total in sums]
     else:
-        widths: Any = (0,) if conv.padding == "valid" else conv.padding
+        widths = (0,) if conv.padding == "valid" else conv.padding
         edges = [(width, width) for width in widths]
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     return functional.pad(inputs, [width for edge in reversed(edges) for width in edge], mode=mode)
 
 
-def _conv(layer: nn.Module) -> nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d:
-    assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d))
+def _conv(layer: nn.Module) -> Any:
+    assert isinstance(layer, (*LINEAR, *TRANSPOSED))
     return layer

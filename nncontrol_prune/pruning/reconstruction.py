@@ -32,12 +32,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nncontrol_prune.pruning.groups import Group, leaving_entries
+from nncontrol_prune.pruning.groups import TRANSPOSED, Group, leaving_entries, produces
 from nncontrol_prune.pruning.layers import (
     NORMS,
     capture,
     channel_dimension,
-    is_regression,
     load_solution,
     regressors,
     responses,
@@ -61,7 +60,7 @@ REGRESSION_ROWS = 20_000
 
 def fitted_layers(module: nn.Module, groups: Sequence[Group]) -> list[str]:
     """Return the names of the layers to fit: those that take a group in, and norms that a group passes through."""
-    names = [name for group in groups for name in group.consumers if is_regression(module.get_submodule(name))]
+    names = [name for group in groups for name in group.consumers]
     for group in groups:
         names += [m.module for m in group.members if isinstance(module.get_submodule(m.module), NORMS)]
     return list(dict.fromkeys(names))
@@ -110,7 +109,7 @@ def reconstruct(
 
     def refit(name: str, layer: nn.Module, held: Tensor) -> None:
         target = targets[name]
-        gone = leaving.get((f"{name}.weight", 1 if isinstance(layer, nn.ConvTranspose2d) else 0))
+        gone = leaving.get((f"{name}.weight", 1 if isinstance(layer, TRANSPOSED) else 0))
         if gone is not None:
             channel = channel_dimension(layer, target)
             stays = torch.ones(target.shape[channel], dtype=torch.bool)
@@ -153,10 +152,17 @@ def reconstruct(
 
 
 def _not_refitted(module: nn.Module, groups: Sequence[Group]) -> list[str]:
-    """Return a warning that names the layers that take a group in and are of no kind that can be refitted."""
-    names = dict.fromkeys(name for group in groups for name in group.consumers)
-    layers = {name: module.get_submodule(name) for name in names}
-    left = [f"{name} ({type(layer).__name__})" for name, layer in layers.items() if not is_regression(layer)]
+    """Return a warning that names the matrices that take a group in and belong to no layer that is run by itself.
+
+    Such are an ensemble's whose members are in one tensor, and a layer's that only its weights are taken of.
+    """
+    tensors = dict(module.named_parameters())
+    left: dict[str, None] = {}
+    for group in groups:
+        for member in group.members:
+            matrix = member.tensor in tensors and tensors[member.tensor].dim() > 1
+            if matrix and member.module not in group.consumers and not produces(module, member):
+                left[member.tensor] = None
     if not left:
         return []
     return [f"reconstruction cannot refit {', '.join(left)}; distillation can make up for what they lose"]

@@ -143,16 +143,35 @@ def test_every_metric_scores_a_network_in_double_precision_alike(name: str) -> N
         ([nn.Conv2d(1, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 1, 3, dilation=2)], (1, 8, 8)),
     ],
 )
-def test_channels_that_only_layers_without_a_refit_take_in_are_told_apart(
+def test_the_cheapest_channel_of_any_convolution_is_one_that_the_others_make_up_for(
     layers: list[nn.Module], shape: tuple[int, ...]
 ) -> None:
     torch.manual_seed(0)
     network = Network(nn.Sequential(*layers), {"all": [""]}, lambda m, b: {"y": m(b["x"])})
     evidence = evidence_of(network, {"x": torch.randn(64, *shape)}, Term("y"))
-    torch.testing.assert_close(obs(evidence), IMPORTANCES["l2"](evidence))
-    for metric in (taylor, fisher):
+    first: Any = layers[0]
+    with torch.no_grad():  # the last channel is that of the first, half as large
+        first.weight[5], first.bias[5] = first.weight[0] / 2, first.bias[0] / 2
+    for metric in (taylor, fisher, obs):
         (score,) = metric(evidence)
         assert len(score.unique()) == 6
+    (score,) = obs(evidence)
+    assert int(score.argmin()) in (0, 5)
+    assert score.min() < 1e-3 * score.max()
+
+
+@pytest.mark.parametrize("metric", [taylor, fisher, obs])
+def test_channels_that_no_layer_takes_in_rank_by_magnitude(metric: Any) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU())
+    matrix = nn.Parameter(torch.randn(6, 2))
+    module.register_parameter("matrix", matrix)
+    network = Network(module, {"all": [""]}, lambda m, b: {"y": m(b["x"]) @ m.matrix})
+    evidence = evidence_of(network, {"x": torch.randn(64, 3)}, Term("y"))
+    taken, not_taken = metric(evidence)
+    by_magnitude = IMPORTANCES["l2"](evidence)
+    torch.testing.assert_close(not_taken, by_magnitude[1])
+    assert not torch.allclose(taken, by_magnitude[0])
 
 
 def test_the_network_and_its_gradients_stay_untouched(network: Network[Mlp], observations: Tensor) -> None:

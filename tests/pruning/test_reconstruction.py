@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from nncontrol_prune.controllers.mlp import Mlp
 from nncontrol_prune.controllers.specs import MlpArchitecture
@@ -21,6 +22,7 @@ from nncontrol_prune.pruning.reconstruction import (
     weighted_ridge,
 )
 from nncontrol_prune.pruning.surgery import remove_channels
+from nncontrol_prune.pruning.terms import Term
 from tests.pruning.networks import WorldModel
 
 
@@ -164,14 +166,45 @@ def test_too_few_rows_are_regularized_and_it_says_so(network: Network[Mlp], obse
     assert torch.isfinite(pruned(observations)).all()
 
 
-def test_layers_that_cannot_be_refitted_are_named() -> None:
+class _MultipliesByItself(nn.Module):
+    """Uses a layer's weights without running it, and a matrix that belongs to none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 6)
+        self.matrix = nn.Parameter(torch.randn(6, 2))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.first(inputs))
+        return torch.relu(functional.linear(hidden, self.second.weight, self.second.bias)) @ self.matrix
+
+
+def test_matrices_that_cannot_be_refitted_are_named() -> None:
+    module = _MultipliesByItself()
+    network = Network(module, {"all": [""]}, lambda m, b: {"y": m(b["x"])})
+    batch = {"x": torch.randn(100, 3)}
+    groups = network.groups(batch)
+    keep = [torch.arange(group.channels // 2) for group in groups]
+    pruned = remove_channels(module, groups, keep)
+    warnings = reconstruct(pruned, network, groups, keep, batch, torch.ones(100), terms=[Term("y")])
+    assert warnings == [
+        "reconstruction cannot refit second.weight, matrix; distillation can make up for what they lose"
+    ]
+    assert pruned(batch["x"]).shape == (100, 2)
+
+
+def test_nothing_is_said_of_layers_that_mix_no_channels() -> None:
+    torch.manual_seed(0)
     module = nn.Sequential(nn.Conv1d(1, 8, 3), nn.ConvTranspose1d(8, 8, 3, groups=8), nn.ConvTranspose1d(8, 1, 3))
     network = Network(module, {"all": [""]}, lambda m, b: {"y": m(b["x"])})
-    batch = {"x": torch.randn(100, 1, 9)}
+    batch = {"x": torch.randn(400, 1, 9)}
     groups = network.groups(batch)
     keep = [torch.arange(4)]
-    warnings = reconstruct(remove_channels(module, groups, keep), network, groups, keep, batch, torch.ones(100))
-    assert warnings == ["reconstruction cannot refit 2 (ConvTranspose1d); distillation can make up for what they lose"]
+    pruned = remove_channels(module, groups, keep)
+    wanted = module(batch["x"])
+    before = (pruned(batch["x"]) - wanted).square().mean()
+    assert reconstruct(pruned, network, groups, keep, batch, torch.ones(400)) == []
+    assert (pruned(batch["x"]) - wanted).square().mean() < 0.2 * before
 
 
 def test_a_convolution_that_pads_to_the_same_size_is_refitted() -> None:
