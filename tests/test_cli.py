@@ -188,6 +188,16 @@ def test_verdict_is_told_though_there_is_no_report(
         assert "No space left" in told["no_report"]
 
 
+def test_bag_that_a_candidate_was_pruned_from_says_nothing_of_others(bag: Path, pruned: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    run("rollout", "cartpole_swingup_sac", "--episodes", 1, "--seed", 7, "--out", other)
+    arguments = ["validate", pruned, "--against", "cartpole_swingup_sac", "--store", tmp_path / "store"]
+    refused = run(*arguments, "--rollouts", other, "--rollouts", bag)
+    assert refused.exit_code == 1
+    assert "was pruned from some of these bags" in " ".join(refused.stderr.split())
+    assert run(*arguments, "--rollouts", other, "--json").exit_code in (0, 3)
+
+
 def test_file_that_cannot_be_written_is_told_in_a_sentence(
     bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,4 +31,5 @@ def record(bundle: Bundle, environment: str, seeds: Sequence[int]) -> Rollouts:
         truncated=last & ~terminated,
         controllers=[bundle.reference],
         warnings=[],
+        bags=[],
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from nncontrol_prune.cli.common import (
     with_options,
 )
 from nncontrol_prune.validation.settings import GateSettings
+
+if TYPE_CHECKING:
+    from nncontrol_prune.rollouts.reader import Rollouts
 
 GATE = GateSettings()
 
@@ -77,6 +80,7 @@ def validate(
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service import work
     from nncontrol_prune.service.report_files import PAGE, check_directory
+    from nncontrol_prune.validation.offline import check_unseen
 
     if report is not None:
         check_directory(report)
@@ -101,9 +105,12 @@ def validate(
     bundles = BundleStore(store)
     pruned, dense = stored_bundle(bundles, candidate), stored_bundle(bundles, against)
     with display.progress_bar(as_json) as show:
-        where = (
-            work.read(dense, tuple(rollouts), Progress(show)) if rollouts else environment_of(dense, env or section.env)
-        )
+        where: str | Rollouts
+        if rollouts:
+            where = work.read(dense, tuple(rollouts), Progress(show))
+            check_unseen(pruned, where)
+        else:
+            where = environment_of(dense, env or section.env)
         verdict = work.decide(pruned, dense, bundles, where, gate, Progress(show))
     if not as_json:  # before the report, which takes longer than some decisions
         display.out.print(display.verdict_table(verdict))

@@ -281,6 +281,8 @@ class Provenance(Spec):
 
     rollouts: str
     """Digest of the rollouts it was pruned from."""
+    bags: tuple[str, ...] = ()
+    """Identity of each bag that they are from, whole or in part."""
     method: str
     """Optimizer of the pruning coefficients."""
     importance: str

@@ -250,6 +250,7 @@ def _name_after(name: str, sparsity: float) -> str:
 def _provenance(dense: Bundle, rollouts: Rollouts, settings: PruningSettings, candidate: Candidate[Any]) -> Provenance:
     return Provenance(
         rollouts=rollouts.digest,
+        bags=tuple(rollouts.bags),
         method=candidate.method,
         importance=candidate.ranking or settings.importance,
         coefficients={outcome.group.name: outcome.coefficient for outcome in candidate.groups},

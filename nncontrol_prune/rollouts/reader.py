@@ -16,6 +16,8 @@ from nncontrol_prune.rollouts.errors import RolloutError
 from nncontrol_prune.rollouts.joining import stretches, usual_period
 from nncontrol_prune.rollouts.tables import BagTable, read_bag
 
+IDENTIFYING_ROWS = 100
+"""First transitions of a bag that tell it from others, however long it grows."""
 UNKNOWN = -1
 """Stands for the bundle or the step where the bag does not tell."""
 
@@ -46,6 +48,8 @@ class Rollouts:
     """The controllers that acted, as `name@digest`."""
     warnings: list[str]
     """What the user should know of the bags, as sentences."""
+    bags: list[str]
+    """The identity of each bag that the rows, or those that they were taken from, were read from."""
 
     def __len__(self) -> int:
         return len(self.stamp)
@@ -66,7 +70,7 @@ class Rollouts:
         return replace(self, **columns)
 
     def _columns(self) -> list[str]:
-        return [field.name for field in fields(self) if field.name not in {"controllers", "warnings"}]
+        return [field.name for field in fields(self) if field.name not in {"controllers", "warnings", "bags"}]
 
     @cached_property
     def digest(self) -> str:
@@ -166,4 +170,11 @@ def _concatenate(tables: list[BagTable], warnings: list[str]) -> Rollouts:
         truncated=np.concatenate([table.truncated for table in tables]),
         controllers=controllers,
         warnings=warnings,
+        bags=[_identity(table) for table in tables],
     )
+
+
+def _identity(table: BagTable) -> str:
+    columns = (table.stamp, table.observation, table.action)
+    first = b"".join(np.ascontiguousarray(column[:IDENTIFYING_ROWS]).tobytes() for column in columns)
+    return hashlib.sha256(first).hexdigest()

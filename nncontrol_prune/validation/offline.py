@@ -53,6 +53,20 @@ class OfflineError(Exception):
     """The rollouts cannot be used for an off-line check; the message says why."""
 
 
+def check_unseen(candidate: Bundle, rollouts: Rollouts) -> None:
+    """Check that a candidate was not pruned from any of the bags that rollouts are from, not even in part.
+
+    Raises:
+        OfflineError: It was.
+    """
+    provenance = candidate.manifest.provenance
+    if provenance is not None and not set(provenance.bags).isdisjoint(rollouts.bags):
+        which = "these bags" if set(rollouts.bags) <= set(provenance.bags) else "some of these bags"
+        raise OfflineError(
+            f"{short(candidate.reference)} was pruned from {which}, which says nothing of others; check it on others"
+        )
+
+
 def check_offline(
     candidate: Bundle, dense: Bundle, rollouts: Rollouts, settings: GateSettings, progress: Progress | None = None
 ) -> Verdict:
@@ -67,17 +81,11 @@ def check_offline(
 
     Raises:
         GateError: The candidate was pruned from another controller, or has another layout or rate.
-        OfflineError: The candidate was pruned from these rollouts, or there are too few.
+        OfflineError: There are too few rollouts.
         Cancelled: `progress` said so.
     """
     check_replaceable(candidate, dense)
     progress = progress or Progress()
-    provenance = candidate.manifest.provenance
-    if provenance is not None and provenance.rollouts == rollouts.digest:
-        raise OfflineError(
-            f"{short(candidate.reference)} was pruned from these very rollouts, which says nothing of others; "
-            "check it on others"
-        )
     usable = np.flatnonzero(np.isfinite(rollouts.observation).all(axis=1) & np.isfinite(rollouts.action).all(axis=1))
     if len(usable) < LEAST_ROWS:
         raise OfflineError(f"an off-line check needs {LEAST_ROWS} transitions, and the rollouts have {len(usable)}")

@@ -62,6 +62,7 @@ def make_rollouts() -> Callable[..., Rollouts]:
             truncated=np.zeros(rows, dtype=bool),
             controllers=["test@" + "0" * 64],
             warnings=[],
+            bags=[],
         )
 
     return make

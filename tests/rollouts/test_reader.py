@@ -199,6 +199,15 @@ def test_digest_is_that_of_the_contents(write_bag: WriteBag, tmp_path: Path) -> 
     assert len(digests | changed) == 3
 
 
+def test_bag_is_known_by_how_it_begins_however_long_it_grows(write_bag: WriteBag) -> None:
+    first, longer, other = write_bag("a", rows=150), write_bag("b", rows=170), write_bag("c", rows=90)
+    bags = read_rollouts([first, longer, other]).bags
+    assert len(bags) == 3
+    assert bags[0] == bags[1] != bags[2]
+    assert read_rollouts([other]).bags == bags[2:]
+    assert read_rollouts([first, other]).rows(slice(10)).bags == [bags[0], bags[2]]
+
+
 # Bags of `ros2 bag record`
 
 

@@ -12,7 +12,13 @@ from nncontrol_prune.progress import Progress
 from nncontrol_prune.rollouts.reader import Rollouts, read_rollouts
 from nncontrol_prune.service.rollouts import record_episodes
 from nncontrol_prune.validation.gate import GateError
-from nncontrol_prune.validation.offline import OfflineError, check_offline, fit_linear_model, relative_deviation
+from nncontrol_prune.validation.offline import (
+    OfflineError,
+    check_offline,
+    check_unseen,
+    fit_linear_model,
+    relative_deviation,
+)
 from nncontrol_prune.validation.settings import GateSettings, OfflineSettings
 from tests.validation.changes import amplify, changed
 
@@ -76,16 +82,20 @@ class _Nan:
         self._policy.act(observation, action)
 
 
-def test_candidate_is_not_checked_on_what_it_was_pruned_from(
+def test_bags_that_a_candidate_was_pruned_from_are_not_unseen(
     shipped_bundle: Bundle, rollouts: Rollouts, make_cartpole_bundle
 ) -> None:
     made = make_cartpole_bundle(parent=shipped_bundle)
+    check_unseen(made, rollouts)
     assert made.manifest.provenance is not None
-    provenance = made.manifest.provenance.model_copy(update={"rollouts": rollouts.digest})
+    seen = ("another", *rollouts.rows(slice(1000)).bags)
+    provenance = made.manifest.provenance.model_copy(update={"bags": seen})
     pruned = make_cartpole_bundle(parent=shipped_bundle, provenance=provenance)
-    with pytest.raises(OfflineError, match="was pruned from these very rollouts"):
-        check_offline(pruned, shipped_bundle, rollouts, GateSettings())
-    assert check_offline(pruned, shipped_bundle, rollouts.rows(slice(1000)), GateSettings()).decision == "reject"
+    with pytest.raises(OfflineError, match="was pruned from these bags, which says nothing of others"):
+        check_unseen(pruned, rollouts)
+    with pytest.raises(OfflineError, match="was pruned from some of these bags"):
+        check_unseen(pruned, dataclasses.replace(rollouts, bags=[*rollouts.bags, "a third one"]))
+    check_unseen(pruned, dataclasses.replace(rollouts, bags=["a third one"]))
 
 
 def test_too_few_transitions_are_refused(shipped_bundle: Bundle, rollouts: Rollouts) -> None:
