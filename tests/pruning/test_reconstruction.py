@@ -18,6 +18,7 @@ from nncontrol_prune.pruning.reconstruction import (
     affine_fit,
     blown_up,
     contrast_factor,
+    fitted_layers,
     reconstruct,
     weighted_ridge,
 )
@@ -153,6 +154,18 @@ def test_the_affine_part_of_a_norm_is_refitted_for_its_new_statistics() -> None:
         reconstruct(pruned, network, groups, keep, batch, torch.ones(500))
         after = (pruned[:2](batch["x"]) - wanted).square().mean()
     assert after < 0.2 * before
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_norms_over_convolutions_of_any_number_of_dimensions_are_fitted(dimensions: int, norm: str) -> None:
+    convolution = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dimensions]
+    batch_norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[dimensions]
+    middle = batch_norm(8) if norm == "batch" else nn.GroupNorm(2, 8)
+    module = nn.Sequential(convolution(1, 8, 3), middle, nn.ReLU(), convolution(8, 1, 3)).eval()
+    network = Network(module, {"all": [""]}, lambda m, b: {"output": m(b["x"])})
+    groups = network.groups({"x": torch.randn(4, 1, *[6] * dimensions)})
+    assert set(fitted_layers(module, groups)) == {"1", "3"}
 
 
 def test_too_few_rows_are_regularized_and_it_says_so(network: Network[Mlp], observations: Tensor) -> None:
