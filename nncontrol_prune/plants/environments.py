@@ -16,9 +16,11 @@ import gymnasium
 import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
+from gymnasium.envs.registration import load_env_creator
 
 from nncontrol_prune.controllers.specs import ActionSpec, Manifest, ObservationSpec, ObservationTerm
 from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.plants.wrappers import opaque_wrapper, wrappers_of
 
 RATE_TOLERANCE = 1e-6
 
@@ -47,13 +49,28 @@ class PlantError(Exception):
 
 @dataclass(frozen=True)
 class EnvironmentSpecs:
-    """What an environment asks of its controller: observation, action and control rate in Hz; and its nq + nv."""
+    """What an environment asks of its controller.
+
+    Attributes:
+        environment: Its gymnasium id.
+        observation: What it gives out.
+        action: What it takes.
+        period: Seconds of the plant that a step takes.
+        states: nq + nv.
+        wrapper: Name of a wrapper that may change what the MuJoCo class inside observes or does; None if there is none.
+    """
 
     environment: str
     observation: ObservationSpec
     action: ActionSpec
-    rate: float
+    period: float
     states: int
+    wrapper: str | None
+
+    @property
+    def rate(self) -> float:
+        """Control rate in Hz."""
+        return 1.0 / self.period
 
 
 def make_environment(environment: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
@@ -91,7 +108,7 @@ def _is_unknown(environment: str, error: Exception) -> bool:
 
 @functools.cache
 def environment_digest(environment: str) -> str:
-    """Return a digest of what an environment does: how it is registered, its compiled model and the code of its class.
+    """Return a digest of what an environment does: its registration, its compiled model and the code of its classes.
 
     Raises:
         PlantError: There is no such environment, it cannot be made, or it is not a MuJoCo one.
@@ -106,7 +123,9 @@ def environment_digest(environment: str) -> str:
         model = np.empty(mujoco.mj_sizeModel(base.model), np.uint8)
         mujoco.mj_saveModel(base.model, None, model)
         digest.update(model.tobytes())
-        for part in type(base).__mro__:
+        assert spec.entry_point is not None
+        creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+        for part in (creator, *(kind for layer in (*wrappers_of(env), base) for kind in type(layer).__mro__)):
             with contextlib.suppress(TypeError, OSError):  # built in, or typed at a prompt: it has no file
                 digest.update(Path(inspect.getfile(part)).read_bytes())
         return digest.hexdigest()
@@ -118,24 +137,65 @@ def environment_specs(environment: str) -> EnvironmentSpecs:
     """Return the observation, action and control rate of an environment.
 
     Raises:
-        PlantError: There is no such environment, or it is not a MuJoCo one.
+        PlantError: There is no such environment, it is not a MuJoCo one, raises, or observes or takes something else
+            than a vector.
     """
     env = make_environment(environment)
     try:
         base: Any = env.unwrapped
-        box = base.action_space
-        joints = _actuated_joints(base.model)
         return EnvironmentSpecs(
             environment=environment,
-            observation=_observation_spec(environment, base),
-            action=ActionSpec(
-                joints=joints, lower=tuple(map(float, box.low)), upper=tuple(map(float, box.high)), unit="N or N m"
-            ),
-            rate=1.0 / base.dt,
+            observation=_observation_spec(environment, env),
+            action=_action_spec(environment, env),
+            period=_period(environment, env),
             states=base.model.nq + base.model.nv,
+            wrapper=opaque_wrapper(env),
         )
     finally:
         env.close()
+
+
+def _period(environment: str, env: gymnasium.Env[Any, Any]) -> float:
+    """Return the seconds that a step takes, as measured: a wrapper, or the class itself, may repeat an action."""
+    base: Any = env.unwrapped
+    space: Any = env.action_space
+    try:
+        env.reset(seed=0)
+        begin = base.data.time
+        env.step(np.zeros_like(space.low).clip(space.low, space.high))
+    except Exception as error:  # whatever somebody's environment raises
+        raise PlantError(f"{environment} raised {type(error).__name__} in its first step: {error}") from error
+    timestep: float = base.model.opt.timestep
+    steps = round((base.data.time - begin) / timestep)
+    if steps < 1:
+        raise PlantError(f"a step of {environment} takes no time, so it has no control rate")
+    return timestep * steps
+
+
+def _vector_of(environment: str, space: Any, what: str) -> gymnasium.spaces.Box:
+    """Return a space that is one of vectors.
+
+    Raises:
+        PlantError: It is not.
+    """
+    if not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1):
+        raise PlantError(
+            f"{environment} {what} {type(space).__name__}{space.shape or ''}, and a controller has one vector; "
+            "a wrapper such as gymnasium.wrappers.FlattenObservation, where the environment is registered, makes it one"
+        )
+    return space
+
+
+def _action_spec(environment: str, env: gymnasium.Env[Any, Any]) -> ActionSpec:
+    base: Any = env.unwrapped
+    box = _vector_of(environment, env.action_space, "takes actions in a")
+    if not (np.isfinite(box.low).all() and np.isfinite(box.high).all()):
+        raise PlantError(f"the actions of {environment} have no limits, and a command has to have some")
+    joints = _actuated_joints(base.model)
+    if len(joints) != len(box.low):
+        joints = tuple(f"action_{index}" for index in range(len(box.low)))
+    unit = "" if opaque_wrapper(env) else "N or N m"
+    return ActionSpec(joints=joints, lower=tuple(map(float, box.low)), upper=tuple(map(float, box.high)), unit=unit)
 
 
 def check_controller(manifest: Manifest, specs: EnvironmentSpecs) -> None:
@@ -180,7 +240,8 @@ def _actuated_joints(model: mujoco.MjModel) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _observation_spec(environment: str, base: Any) -> ObservationSpec:
+def _observation_spec(environment: str, env: gymnasium.Env[Any, Any]) -> ObservationSpec:
+    base: Any = env.unwrapped
     if environment == CARTPOLE:
         return ObservationSpec(
             terms=(
@@ -191,8 +252,8 @@ def _observation_spec(environment: str, base: Any) -> ObservationSpec:
                 ObservationTerm(name="theta_dot", size=1, quantity="velocity", joints=("hinge",), unit="rad/s"),
             )
         )
-    size = int(base.observation_space.shape[0])
-    structure: dict[str, int] = getattr(base, "observation_structure", None) or {}
+    size = int(_vector_of(environment, env.observation_space, "observes a").shape[0])
+    structure: dict[str, int] = {} if opaque_wrapper(env) else getattr(base, "observation_structure", None) or {}
     positions, velocities = structure.get("qpos", 0), structure.get("qvel", 0)
     model = base.model
     scalar_joints = model.nq == model.nv == model.njnt

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nncontrol_prune.plants.environments import make_environment
+from nncontrol_prune.plants.environments import environment_specs, make_environment
 from nncontrol_prune.plants.state import HEADER
 from nncontrol_prune.plants.viewer import Viewer
 
@@ -67,9 +67,8 @@ class LivePlant:
         command_timeout: float = 0.5,
     ) -> None:
         self._env = make_environment(environment)
-        base: Any = self._env.unwrapped
         space: Any = self._env.action_space
-        self._dt = float(base.dt)
+        self._dt = environment_specs(environment).period
         self._wall_period = self._dt / real_time_factor
         self._link = link
         self._lockstep = lockstep

@@ -13,7 +13,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from nncontrol_prune.plants.environments import PlantError, make_environment
+from nncontrol_prune.plants.environments import PlantError, environment_specs, make_environment
 
 STEP = 1e-6
 """Of the central differences."""
@@ -47,7 +47,10 @@ class StateSpacePlant:
     """
 
     def __init__(self, environment: str) -> None:
-        self._env = make_environment(environment)
+        specs = environment_specs(environment)
+        if specs.wrapper is not None:
+            raise PlantError(f"what the wrapper {specs.wrapper} within {environment} makes of a state is not known")
+        self._environment, self._env = environment, make_environment(environment)
         base: Any = self._env.unwrapped
         if not hasattr(base, "_get_obs"):
             self._env.close()
@@ -61,7 +64,7 @@ class StateSpacePlant:
             ],
             dtype=int,
         )
-        self.period = float(base.dt)
+        self.period = specs.period
         """Seconds of a control period."""
 
     def close(self) -> None:
@@ -74,9 +77,16 @@ class StateSpacePlant:
         return self._state()
 
     def step(self, state: Array, action: Array) -> Array:
-        """Return the state one control period later, with the action held."""
+        """Return the state one control period later, with the action held.
+
+        Raises:
+            PlantError: The environment raised something.
+        """
         self._set(state)
-        self._base.do_simulation(action, self._base.frame_skip)
+        try:
+            self._base.step(action)  # and no do_simulation: somebody's class may do more with an action than that
+        except Exception as error:
+            raise PlantError(f"{self._environment} raised {type(error).__name__}: {error}") from error
         return self._state()
 
     def observe(self, state: Array) -> Array:

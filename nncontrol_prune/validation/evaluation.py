@@ -39,6 +39,8 @@ def check_environment(manifest: Manifest, environment: str, task: Task | None = 
     specs = environment_specs(environment)
     check_controller(manifest, specs)
     mismatch = None if task is None else task.mismatch(specs.observation.size, specs.states)
+    if task is not None and task.starts is not None and specs.wrapper is not None:
+        mismatch = f"it has a box of starts, and what the wrapper {specs.wrapper} makes of a state is not known"
     if mismatch is not None:
         raise PlantError(f"the task does not fit {environment}: {mismatch}")
 

@@ -420,7 +420,7 @@ def test_command_line_refuses_in_one_sentence(
 def test_planner_slower_than_the_environment_is_noted() -> None:
     specs = environment_specs(CARTPOLE)
     module = build(action=specs.action)
-    note = _slow_planner(module, dataclasses.replace(specs, rate=1e6))
+    note = _slow_planner(module, dataclasses.replace(specs, period=1e-6))
     assert note is not None
     assert "--samples (now 6), --iterations (2), --policy-samples (2) or --horizon (2)" in note
-    assert _slow_planner(module, dataclasses.replace(specs, rate=1e-3)) is None
+    assert _slow_planner(module, dataclasses.replace(specs, period=1e3)) is None

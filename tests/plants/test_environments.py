@@ -118,6 +118,23 @@ def test_digest_is_of_all_that_an_environment_does(
     assert len(found) == 5
 
 
+def test_digest_is_of_the_wrappers_too(write_robot: Callable[..., str], tmp_path: Path) -> None:
+    def digest(share: float) -> str:
+        environment = write_robot(options="max_episode_steps=100")
+        module = tmp_path / f"{environment.partition(':')[0]}.py"
+        wrapper = tmp_path / "halved.py"
+        wrapper.write_text(
+            "import gymnasium\n\n\nclass Halved(gymnasium.RewardWrapper):\n"
+            f"    def reward(self, reward):\n        return {share} * reward\n"
+        )
+        text = module.read_text().replace("entry_point=MyRobotEnv", "entry_point=lambda **k: Halved(MyRobotEnv(**k))")
+        module.write_text(f"from halved import Halved\n{text}")
+        sys.modules.pop("halved", None)
+        return environment_digest(environment)
+
+    assert digest(0.5) == digest(0.5) != digest(2.0)
+
+
 def test_environment_without_mujoco_is_refused() -> None:
     with pytest.raises(PlantError, match="not a MuJoCo environment"):
         environment_specs("CartPole-v1")
