@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 from typer.testing import CliRunner, Result
 
 from nncontrol_prune.cli import app
@@ -186,6 +188,20 @@ def test_verdict_is_told_though_there_is_no_report(
         told = json_of(result)
         assert (told["decision"], told["report"]) == ("accept", None)
         assert "No space left" in told["no_report"]
+
+
+def test_weights_of_an_mlp_become_a_bundle(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    actor = nn.Sequential(nn.Linear(11, 16), nn.ELU(), nn.Linear(16, 3))
+    torch.save({"model_state_dict": {f"actor.{n}": t for n, t in actor.state_dict().items()}}, tmp_path / "m.pt")
+    arguments = ["import", "mlp", tmp_path / "m.pt", "--env", "Hopper-v5"]
+    assert "--activation" in run(*arguments, "--out", tmp_path / "a").stderr
+    told = json_of(run(*arguments, "--activation", "elu", "--out", tmp_path / "b", "--json"))
+    assert (told["name"], told["parameters"], told["rate"]) == ("m", 11 * 16 + 16 + 16 * 3 + 3, 125.0)
+    policy = load_bundle(tmp_path / "b").policy
+    observations = np.random.default_rng(0).normal(size=(20, 11)).astype(np.float32)
+    wanted = actor(torch.from_numpy(observations)).clamp(-1.0, 1.0).detach().numpy()
+    np.testing.assert_allclose(policy.batch(observations), wanted, atol=1e-5)
 
 
 def test_bag_that_a_candidate_was_pruned_from_says_nothing_of_others(bag: Path, pruned: Path, tmp_path: Path) -> None:

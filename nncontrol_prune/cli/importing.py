@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nncontrol_prune.controllers.specs import Activation
+from nncontrol_prune.controllers.specs import Activation, Squash
 
 if TYPE_CHECKING:
     from nncontrol_prune.controllers.bundle import Bundle
@@ -33,6 +33,42 @@ def import_sb3(
 
     check_new(out)
     bundle = bundle_from_sb3(file, env, name=name, vecnormalize=vecnormalize, activation=activation)
+    _write_imported(bundle, out, as_json)
+
+
+@importer.command("mlp")
+@handled
+def import_mlp(
+    file: Annotated[Path, typer.Argument(help="State dict, or a checkpoint that has one inside: .pt or .safetensors.")],
+    env: Annotated[str, typer.Option(help="The environment it was trained for.")],
+    out: Annotated[Path, typer.Option(help="The bundle to write; a new directory.")],
+    activation: Annotated[Activation, typer.Option(help="Of the hidden layers; the file does not say.")],
+    squash: Annotated[
+        Squash, typer.Option(help="clip: it gives out the action, as PPO does; tanh: it is squashed, then scaled.")
+    ] = "clip",
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(help="Names of the layers in order, or what is before their numbers; default: what fits."),
+    ] = None,
+    normalizer: Annotated[
+        str | None, typer.Option(help="Name of rsl_rl's observation normalizer; default: the one that fits, if any.")
+    ] = None,
+    name: Name = None,
+    as_json: Json = False,
+) -> None:
+    """Import an MLP's weights, as from rsl_rl or CleanRL. Nothing in the file is executed."""
+    from nncontrol_prune.service.imports import bundle_from_state_dict
+
+    check_new(out)
+    bundle = bundle_from_state_dict(
+        file,
+        env,
+        activation=activation,
+        squash=squash,
+        layers=layer or (),
+        normalizer=normalizer,
+        name=name,
+    )
     _write_imported(bundle, out, as_json)
 
 

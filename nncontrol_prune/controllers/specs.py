@@ -22,6 +22,8 @@ LONGEST_NAME = 100
 NAME_PATTERN = rf"^[A-Za-z][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}$"
 
 Activation = Literal["relu", "tanh", "elu", "silu", "gelu", "leaky_relu"]
+Squash = Literal["tanh", "clip"]
+"""How an output is brought into ±1 before it is scaled to the action's limits."""
 
 
 class Spec(BaseModel):
@@ -136,7 +138,7 @@ class MlpArchitecture(Spec):
     hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...]
     """Widths of the hidden layers."""
     activation: Activation = "relu"
-    squash: Literal["tanh", "clip"] = "tanh"
+    squash: Squash = "tanh"
     """How the output is brought into ±1 before it is scaled to the action's limits."""
     observation_clip: Annotated[FiniteFloat, Field(gt=0)] | None = None
     """Bound on the normalized observation; None for no bound."""

@@ -12,17 +12,17 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nncontrol_prune.controllers.actors import Layers, check_sizes, mlp_of
 from nncontrol_prune.controllers.checkpoints import check_declared_size, check_tensor, load_tensors, naming
 from nncontrol_prune.controllers.errors import ImportFailedError, refusing
 from nncontrol_prune.controllers.mlp import ACTIVATIONS, Mlp
-from nncontrol_prune.controllers.specs import ActionSpec, Activation, MlpArchitecture
+from nncontrol_prune.controllers.specs import ActionSpec, Activation, Squash
 from nncontrol_prune.controllers.vecnormalize import Statistics, read_vecnormalize
 
 SUPPORTED = "supported are MlpPolicy actors of PPO, SAC and TD3"
@@ -103,19 +103,14 @@ def import_sb3(
         activation = _activation(kwargs, layout, activation)
         squash = _squash(data, kwargs, layout)
         layers = _linear_layers(load_tensors(weights, "policy.pth"), layout)
-        _check_sizes(layers, observation_size, action)
+        check_sizes(layers, observation_size, action)
     statistics = Statistics(np.zeros(observation_size), np.ones(observation_size), None)
     if vecnormalize is not None:
         with naming(vecnormalize):
             statistics = read_vecnormalize(vecnormalize, observation_size)
-    with naming(path), refusing("its layers make no mlp controller"):
-        architecture = MlpArchitecture(
-            hidden=tuple(int(weight.shape[0]) for weight, _ in layers[:-1]),
-            activation=activation,
-            squash=squash,
-            observation_clip=statistics.clip,
-        )
-    return ImportedActor(_build(architecture, layers, statistics, action), layout.algorithm, activation)
+    with naming(path):
+        module = mlp_of(layers, statistics, action, activation=activation, squash=squash)
+    return ImportedActor(module, layout.algorithm, activation)
 
 
 def _read_archive(path: Path) -> tuple[dict[str, Any], bytes]:
@@ -197,7 +192,7 @@ def _activation(kwargs: Mapping[str, Any] | None, layout: _Layout, asked: Activa
     return told or cast(Activation, asked)
 
 
-def _squash(data: Mapping[str, Any], kwargs: Mapping[str, Any] | None, layout: _Layout) -> Literal["tanh", "clip"]:
+def _squash(data: Mapping[str, Any], kwargs: Mapping[str, Any] | None, layout: _Layout) -> Squash:
     if layout.algorithm != "PPO":
         return "tanh"
     # PPO squashes only with state-dependent exploration (use_sde), and then only if told to.
@@ -206,8 +201,8 @@ def _squash(data: Mapping[str, Any], kwargs: Mapping[str, Any] | None, layout: _
     return "tanh" if kwargs is not None and kwargs.get("squash_output") is True else "clip"
 
 
-def _linear_layers(tensors: Mapping[str, Tensor], layout: _Layout) -> list[tuple[Tensor, Tensor]]:
-    """Return weight (outputs, inputs) and bias (outputs,) of every layer, and refuse what an MLP does not have."""
+def _linear_layers(tensors: Mapping[str, Tensor], layout: _Layout) -> Layers:
+    """Return every layer, and refuse what an MLP does not have."""
     names: list[str] = []
     while f"{layout.body}{2 * len(names)}.weight" in tensors:  # the odd numbers are the activations
         names.append(f"{layout.body}{2 * len(names)}.")
@@ -234,33 +229,3 @@ def _linear_layers(tensors: Mapping[str, Tensor], layout: _Layout) -> list[tuple
             raise ImportFailedError(f"policy.pth: weight and bias of {name} have shapes {shapes}, which fit no MLP")
         inputs = weight.shape[:1]
     return layers
-
-
-def _check_sizes(layers: list[tuple[Tensor, Tensor]], observation_size: int, action: ActionSpec) -> None:
-    for what, found, expected in (
-        ("observes", layers[0][0].shape[1], observation_size),
-        ("commands", layers[-1][0].shape[0], action.size),
-    ):
-        if found != expected:
-            raise ImportFailedError(
-                f"it {what} {found} numbers, the environment has {expected}; name the environment it was trained in"
-            )
-
-
-def _build(
-    architecture: MlpArchitecture, layers: list[tuple[Tensor, Tensor]], statistics: Statistics, action: ActionSpec
-) -> Mlp:
-    if architecture.squash == "clip":
-        # PPO's mean is in the action's units and clipped to its limits; ours is clipped to ±1 and then scaled.
-        weight, bias = (tensor.to(torch.float64) for tensor in layers[-1])
-        lower, upper = torch.tensor([action.lower, action.upper], dtype=torch.float64)
-        center, half_range = (upper + lower) / 2, (upper - lower) / 2
-        layers = [*layers[:-1], (weight / half_range[:, None], (bias - center) / half_range)]
-    module = Mlp.for_action(architecture, len(statistics.mean), action)
-    tensors = module.state_dict()
-    tensors["normalizer.mean"] = torch.from_numpy(statistics.mean)
-    tensors["normalizer.inverse_std"] = torch.from_numpy(statistics.inverse_std)
-    for index, (weight, bias) in enumerate(layers):
-        tensors[f"layers.{index}.weight"], tensors[f"layers.{index}.bias"] = weight, bias
-    module.load_state_dict(tensors)
-    return module.eval()

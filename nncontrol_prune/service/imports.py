@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nncontrol_prune.controllers.bundle import Bundle, make_bundle
 from nncontrol_prune.controllers.policy import load_policy
-from nncontrol_prune.controllers.specs import LONGEST_NAME, Activation
+from nncontrol_prune.controllers.specs import LONGEST_NAME, Activation, Squash
 from nncontrol_prune.plants.environments import EnvironmentSpecs, environment_specs, make_environment
 
 if TYPE_CHECKING:
@@ -53,6 +53,46 @@ def bundle_from_sb3(
     specs = environment_specs(environment)
     actor = import_sb3(file, specs.observation.size, specs.action, vecnormalize=vecnormalize, activation=activation)
     return _bundle(actor.module, specs, name, file)
+
+
+def bundle_from_state_dict(
+    file: Path,
+    environment: str,
+    *,
+    activation: Activation,
+    squash: Squash = "clip",
+    layers: Sequence[str] = (),
+    normalizer: str | None = None,
+    name: str | None = None,
+) -> Bundle:
+    """Import the weights of an MLP for an environment.
+
+    Args:
+        file: What `torch.save()` or safetensors wrote.
+        environment: The gymnasium id it was trained for.
+        activation: Of the hidden layers.
+        squash: Whether its output is the action, and clipped to the limits, or goes through tanh and is scaled to them.
+        layers: Names of its layers, or what comes before their numbers; found out by default.
+        normalizer: Name of rsl_rl's normalization of the observations; found out by default.
+        name: Of the controller; by default the file's.
+
+    Raises:
+        ImportFailedError: The file cannot be imported.
+        PlantError: There is no such environment.
+    """
+    from nncontrol_prune.controllers.state_dicts import import_state_dict
+
+    specs = environment_specs(environment)
+    module = import_state_dict(
+        file,
+        specs.observation.size,
+        specs.action,
+        activation=activation,
+        squash=squash,
+        layers=layers,
+        normalizer=normalizer,
+    )
+    return _bundle(module, specs, name, file)
 
 
 def bundle_from_tdmpc2(
