@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, computed_field
 
 from nncontrol_prune.files import remove_unfinished, write_atomically
 from nncontrol_prune.runtime.scheduling import ProcessorWait
@@ -73,6 +73,7 @@ class JobStatus(BaseModel):
         """Whether nothing is left to do: what is decided may still be reported on."""
         return self.state != "running" and (self.outcome is None or self.progress >= 1.0)
 
+    @computed_field  # type: ignore[prop-decorator]  # so that whoever asks for the status is told
     @property
     def hampered(self) -> str:
         """What keeps it from getting on, as a sentence; empty if nothing does."""

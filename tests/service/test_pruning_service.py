@@ -159,6 +159,9 @@ def test_job_that_gets_no_processor_says_so_as_long_as_it_runs(
     status = service.status
     assert status.waiting == 0.9
     assert status.hampered == "other work has the processors: job 1 waits for one 90% of the time"
+    told = status.model_dump(mode="json")
+    assert told["hampered"] == status.hampered, "whoever asks over the network reads it too"
+    assert JobStatus.model_validate(told) == status
     service.cancel()
     assert service.status.waiting == 0.0
     assert service.status.hampered == ""
