@@ -49,13 +49,14 @@ def sim(
     from nncontrol_prune.rollouts.reader import read_rollouts
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service.report_files import PAGE
-    from nncontrol_prune.transport.session import export_bundles, run_session
+    from nncontrol_prune.transport.session import check_places, export_bundles, run_session
     from nncontrol_prune.transport.simulation import Simulation
 
     setup = load_config(config)
     setup = setup.override("mujoco_sim", env=env, headless=headless, real_time_factor=real_time_factor, seed=seed)
     setup = setup.override("nn_controller", controller=controller, rate=rate, record=record)
     setup = setup.override("pruning_service", sparsity=sparsity, method=method)
+    check_places(out / "bundles", setup.nn_controller.controller or setup.nn_controller.default_controller)
     bag = out / "bags" / f"{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S}" if setup.nn_controller.record else None
     bundles = BundleStore(store or out / "store")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end like Ctrl-C, so that nothing is left behind

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from nncontrol_prune.config import ConfigError
+from nncontrol_prune.controllers.bundle import Bundle, load_bundle
+from nncontrol_prune.controllers.errors import BundleError
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.runtime.statistics import BUNDLE, COMPUTE, Quantiles, summarize
 from nncontrol_prune.runtime.store import BundleStore
@@ -27,6 +30,9 @@ GOAL_PATIENCE = 15.0
 """Seconds after which the swap comes even if the goal is never held."""
 AFTER_SWAP = 10.0
 """Seconds that a session goes on after the swap, at the least."""
+
+DENSE, PRUNED = "dense", "pruned"
+"""What a session's bundles are called."""
 
 Tell = Callable[[str, float | None], None]
 """Takes what is going on, and how much of the pruning job is done where there is one."""
@@ -218,14 +224,58 @@ def _figures(
     return figures
 
 
+def check_places(directory: Path, controller: str) -> None:
+    """Check before a session that its bundles may be put into a directory, see `export_bundles`.
+
+    Args:
+        directory: Where they are to go.
+        controller: What the session is to run, as the user named it.
+
+    Raises:
+        ConfigError: The controller lies where the pruned one goes, or what is there is no bundle.
+    """
+    pruned = directory / PRUNED
+    if Path(controller).exists() and Path(controller).resolve().is_relative_to(pruned.resolve()):
+        raise ConfigError(
+            f"the controller {controller} lies in {pruned}, which this session may replace; copy it to another place, "
+            "or name another --out"
+        )
+    for label in (DENSE, PRUNED):
+        try:
+            _bundle_at(directory / label)
+        except BundleError as error:
+            raise ConfigError(
+                f"this session's bundle goes to {directory / label}, and what is there is no bundle ({error}); move it "
+                "away, or name another --out"
+            ) from error
+
+
 def export_bundles(store: BundleStore, result: SessionResult, directory: Path) -> list[Path]:
-    """Put the session's bundles where a user finds them, under plain names; those of an earlier session go."""
+    """Put the session's bundles where a user finds them, under plain names.
+
+    Those of an earlier session go and are kept in the store; without a swap, one that was pruned from the same
+    dense controller stays.
+
+    Raises:
+        BundleError: What is in the place of one is no bundle.
+    """
     written = []
-    for label, figures in (("dense", result.dense), ("pruned", result.pruned)):
+    for label, figures in ((DENSE, result.dense), (PRUNED, result.pruned)):
         target = directory / label
-        if target.exists():
+        there = _bundle_at(target)
+        reference = None if figures is None else figures.reference
+        stays = there is not None and (
+            there.manifest.parent == result.dense.reference if reference is None else there.reference == reference
+        )
+        if there is not None and not stays:
+            store.add(there)
             shutil.rmtree(target)
-        if figures is not None:
-            store.load(figures.reference).write(target)
+        if reference is not None:
+            if not stays:
+                store.load(reference).write(target)
             written.append(target)
     return written
+
+
+def _bundle_at(directory: Path) -> Bundle | None:
+    return load_bundle(directory) if directory.exists() else None

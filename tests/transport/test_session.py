@@ -7,12 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncontrol_prune.controllers.bundle import Bundle
-from nncontrol_prune.runtime.statistics import COLUMNS
+from nncontrol_prune.config import ConfigError
+from nncontrol_prune.controllers.bundle import Bundle, load_bundle
+from nncontrol_prune.runtime.statistics import COLUMNS, summarize
+from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.service.jobs import Outcome
 from nncontrol_prune.service.pruning_service import JobStatus
 from nncontrol_prune.transport.messages import Cancel, Deploy, Prune, Status
-from nncontrol_prune.transport.session import SessionResult, run_session
+from nncontrol_prune.transport.session import (
+    ControllerFigures,
+    SessionResult,
+    check_places,
+    export_bundles,
+    run_session,
+)
 from nncontrol_prune.transport.simulation import TickTrace
 
 PLANT = {"has_goal": False, "goal_held": 0.0, "missed_commands": 0}
@@ -112,3 +120,58 @@ def test_pruning_process_that_ends_is_started_again_and_its_job_is_lost(shipped_
     assert (result.job.state, result.job.message) == ("failed", "the pruning process ended")
     assert result.notes == ["the pruning process ended; it was started again, and its job is lost"]
     assert not any(isinstance(message, Cancel) for message in processes.pruning.asked)
+
+
+def export(store: BundleStore, directory: Path, dense: Bundle, pruned: Bundle | None = None) -> list[Path]:
+    """Export the bundles of a session that had these controllers."""
+    none = summarize(np.zeros((0, len(COLUMNS))))
+
+    def figures(bundle: Bundle) -> ControllerFigures:
+        store.add(bundle)
+        parameters = bundle.manifest.parameters
+        return ControllerFigures(
+            reference=bundle.reference, parameters=parameters, compute=none.compute, inference=none.inference, ticks=0
+        )
+
+    result = session(Processes(dense, [JobStatus()])).model_copy(
+        update={"dense": figures(dense), "pruned": None if pruned is None else figures(pruned)}
+    )
+    return export_bundles(store, result, directory)
+
+
+def test_session_without_a_swap_leaves_what_was_pruned_from_the_same_controller(
+    store: BundleStore, tmp_path: Path, shipped_bundle: Bundle, make_cartpole_bundle
+) -> None:
+    pruned = make_cartpole_bundle(parent=shipped_bundle, name="pruned")
+    assert export(store, tmp_path, shipped_bundle, pruned) == [tmp_path / "dense", tmp_path / "pruned"]
+    assert export(store, tmp_path, shipped_bundle) == [tmp_path / "dense"]
+    assert load_bundle(tmp_path / "pruned").reference == pruned.reference
+
+
+def test_bundles_of_another_controllers_session_go_to_the_store(
+    tmp_path: Path, shipped_bundle: Bundle, small_bundle: Bundle, make_cartpole_bundle
+) -> None:
+    pruned = make_cartpole_bundle(parent=shipped_bundle, name="pruned")
+    export(BundleStore(tmp_path / "first"), tmp_path, shipped_bundle, pruned)
+    second = BundleStore(tmp_path / "second")
+    export(second, tmp_path, small_bundle)
+    assert not (tmp_path / "pruned").exists()
+    assert load_bundle(tmp_path / "dense").reference == small_bundle.reference
+    for gone in (shipped_bundle, pruned):
+        second.load(gone.reference)
+
+
+def test_controller_that_the_session_would_replace_is_refused(tmp_path: Path, small_bundle: Bundle) -> None:
+    for label in ("dense", "pruned"):
+        small_bundle.write(tmp_path / label)
+    check_places(tmp_path, str(tmp_path / "dense"))
+    check_places(tmp_path, "cartpole_swingup_sac")
+    with pytest.raises(ConfigError, match=r"pruned lies in .*pruned, which this session may replace; copy it"):
+        check_places(tmp_path, str(tmp_path / "dense" / ".." / "pruned"))
+
+
+def test_what_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "pruned").mkdir()
+    (tmp_path / "pruned" / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match=r"what is there is no bundle .*; move it away, or name another --out"):
+        check_places(tmp_path, "cartpole_swingup_sac")
