@@ -8,6 +8,8 @@ from typing import Literal
 Values = tuple[float, ...]
 Kind = Literal["line", "step", "points", "bars"]
 Marker = Literal["circle", "ring", "cross", "plus", "triangle", "diamond"]
+ChartName = Literal["coefficients", "sparsity", "responses", "eigenvalues", "attraction", "robustness", "latency"]
+"""By these alone a directory's pictures are known to be a report's."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Chart:
         linked: Whether all have one range of x, and those of a row one range of y.
     """
 
-    name: str
+    name: ChartName
     rows: tuple[tuple[Panel, ...], ...]
     note: str = ""
     linked: bool = False

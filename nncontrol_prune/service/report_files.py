@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import get_args
 
 from nncontrol_prune.files import replacing_directory, write_synced
+from nncontrol_prune.service.charts import ChartName
 from nncontrol_prune.service.report import Report
 from nncontrol_prune.service.report_charts import charts_of
 from nncontrol_prune.service.report_page import page
@@ -50,6 +53,21 @@ def check_directory(directory: Path) -> None:
     if not directory.is_dir():
         raise FileExistsError(f"{directory} is there already, and is no directory")
     names = sorted(path.name for path in directory.iterdir())
-    strange = [name for name in names if name not in (DATA, PAGE) and not name.endswith(".png")]
-    if strange or (names and DATA not in names):
-        raise FileExistsError(f"{directory} is there already and no report (it holds {(strange or names)[0]})")
+    known = (DATA, PAGE, *(f"{name}.png" for name in get_args(ChartName)))
+    strange = [name for name in names if name not in known]
+    if names and not strange and not _is_report(directory / DATA):
+        strange = [DATA] if DATA in names else names
+    if strange:
+        raise FileExistsError(
+            f"{directory} is there already and no report (it holds {strange[0]}); move that away or name another "
+            "directory"
+        )
+
+
+def _is_report(data: Path) -> bool:
+    """Return whether a file is a report's data, of this version or another one."""
+    try:
+        found = json.loads(data.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(found, dict) and {"format_version", "verdict", "dense", "pruned", "curve"} <= found.keys()

@@ -130,6 +130,24 @@ def test_what_is_no_report_is_not_replaced(bare: Report, tmp_path: Path) -> None
     assert (tmp_path / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize(
+    ("data", "picture", "named"),
+    [
+        ('{"sales": 12}', "latency.png", "report.json"),
+        ("[not JSON", "latency.png", "report.json"),
+        (None, "holiday.png", "holiday.png"),
+    ],
+)
+def test_other_peoples_data_and_pictures_are_not_replaced(
+    bare: Report, tmp_path: Path, data: str | None, picture: str, named: str
+) -> None:
+    (tmp_path / "report.json").write_text(bare.model_dump_json() if data is None else data)
+    (tmp_path / picture).touch()
+    with pytest.raises(FileExistsError, match=rf"no report \(it holds {named}\); move that away or name another"):
+        write_report(bare, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({picture, "report.json"})
+
+
 def test_failure_in_the_middle_leaves_the_older_report(
     full: Report, bare: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
