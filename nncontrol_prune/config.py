@@ -136,10 +136,12 @@ class Config(Spec):
 def load_config(path: Path | None = None) -> Config:
     """Read a configuration file; by default the one that ships.
 
-    Sections of nodes that are not ours are left to their nodes.
+    Sections of nodes that are not ours are left to their nodes; what a section says to all nodes (`/**`) holds for ours
+    unless their own say otherwise.
 
     Raises:
-        ConfigError: The file is missing or malformed, or a key or value in it is not allowed.
+        ConfigError: The file is missing, malformed or without a section of ours, or a key or value in it is not
+            allowed.
     """
     path = path or share_directory() / "config" / "sim.yaml"
     try:
@@ -150,17 +152,58 @@ def load_config(path: Path | None = None) -> Config:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(raw or {}, dict):
         raise ConfigError(f"{path} is not a ROS 2 parameter file: it holds no sections")
+    everybodys, given = _parameters(path, raw or {})
     sections: dict[str, Spec] = {}
-    for key, value in (raw or {}).items():
+    for section, field in Config.model_fields.items():
+        model: Any = field.annotation
+        # What is said to all nodes may be for others alone: each takes the keys that it knows.
+        common = {key: value for key, value in everybodys.items() if key in model.model_fields}
+        if common or section in given:
+            sections[section] = validated(model, {**common, **given.get(section, {})}, f"{path}: {section}")
+    return Config.model_validate(sections)
+
+
+def _parameters(path: Path, raw: dict[Any, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return what a file says to all nodes, and what it says to ours by section.
+
+    Raises:
+        ConfigError: It says nothing to ours, or a section is malformed or mistyped.
+    """
+    everybodys: dict[str, Any] = {}
+    given: dict[str, dict[str, Any]] = {}
+    for key, value in raw.items():
         section = str(key).rpartition("/")[2]
-        field = Config.model_fields.get(section)
-        if field is None:
+        everybody = section in ("*", "**")
+        if section not in Config.model_fields and not everybody:
+            _check_not_mistyped(path, str(key), section)
             continue
         if not isinstance(value, dict) or set(value) != {"ros__parameters"}:
             raise ConfigError(f"{path}: section {key} must hold ros__parameters and nothing else")
-        model: Any = field.annotation
-        sections[section] = validated(model, value["ros__parameters"] or {}, f"{path}: {section}")
-    return Config.model_validate(sections)
+        parameters = value["ros__parameters"] or {}
+        if not isinstance(parameters, dict):
+            raise ConfigError(f"{path}: ros__parameters of section {key} must hold keys with values")
+        if everybody:
+            everybodys |= parameters
+        else:
+            given[section] = parameters
+    if not given and not everybodys:
+        allowed = ", ".join(f"/**/{section}" for section in Config.model_fields)
+        raise ConfigError(
+            f"{path} holds none of our sections; write what you set below ros__parameters of one of {allowed}"
+        )
+    return everybodys, given
+
+
+def _check_not_mistyped(path: Path, key: str, section: str) -> None:
+    """Check that a section which is not ours is not meant to be.
+
+    Raises:
+        ConfigError: Its name is all but one of ours.
+    """
+    # Close enough for a slip of the pen and too far for another node's name, such as my_controller.
+    near = difflib.get_close_matches(section.lower(), Config.model_fields, n=1, cutoff=0.88)
+    if near and section.rstrip("_0123456789") != near[0]:
+        raise ConfigError(f"{path}: there is no section {key}; did you mean {key.removesuffix(section)}{near[0]}?")
 
 
 def validated(model: type[Model], values: dict[str, Any], where: str) -> Model:

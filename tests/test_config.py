@@ -30,8 +30,30 @@ def test_whole_number_is_accepted_for_a_float(tmp_path: Path) -> None:
     assert config.nn_controller.rate == 100.0
 
 
-def test_sections_of_other_nodes_are_left_alone(tmp_path: Path) -> None:
-    load_config(written(tmp_path, "/**/rviz:\n  ros__parameters:\n    colour: red\n"))
+@pytest.mark.parametrize(
+    "name",
+    ["rviz", "/**/rviz", "joint_state_broadcaster", "force_controller", "/left/rl_controller", "nn_controller_2"],
+)
+def test_sections_of_other_nodes_are_left_alone(tmp_path: Path, name: str) -> None:
+    ours = "/**/pruning_service: {ros__parameters: {sparsity: 0.5}}"
+    config = load_config(written(tmp_path, f"{name}:\n  ros__parameters:\n    colour: red\n{ours}\n"))
+    assert config == Config().override("pruning_service", sparsity=0.5)
+
+
+@pytest.mark.parametrize("name", ["/**/pruning_service", "pruning_service", "/robot1/pruning_service", "/**", "/*"])
+def test_section_is_ours_by_any_name_that_ros_knows_it_by(tmp_path: Path, name: str) -> None:
+    config = load_config(written(tmp_path, f"{name}: {{ros__parameters: {{sparsity: 0.5}}}}\n"))
+    assert config.pruning_service.sparsity == 0.5
+
+
+def test_section_for_all_nodes_gives_each_what_it_knows_and_its_own_section_does_not(tmp_path: Path) -> None:
+    text = """
+        pruning_service: {ros__parameters: {seed: 2}}
+        /**: {ros__parameters: {use_sim_time: true, seed: 1, sparsity: 0.5}}
+    """
+    config = load_config(written(tmp_path, text))
+    assert config.mujoco_sim.seed == 1
+    assert (config.pruning_service.seed, config.pruning_service.sparsity) == (2, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +72,15 @@ def test_sections_of_other_nodes_are_left_alone(tmp_path: Path) -> None:
             "/**/pruning_service:\n  ros__parameters:\n    robustness:\n      nose: 1\n",
             ["there is no key 'robustness.nose'"],
         ),
+        (
+            "/**/pruning_servce: {ros__parameters: {sparsity: 0.5}}",
+            ["no section /**/pruning_servce", "did you mean /**/pruning_service?"],
+        ),
+        ("NN-Controller: {ros__parameters: {}}\n/**: {ros__parameters: {a: 1}}", ["did you mean nn_controller?"]),
+        ("sparsity: 0.5\n", ["none of our sections", "/**/mujoco_sim, /**/nn_controller, /**/pruning_service"]),
+        ("# nothing yet\n", ["none of our sections"]),
+        ("/**/rviz: {ros__parameters: {colour: red}}\n", ["none of our sections"]),
+        ("/**: {ros__parameters: 3}\n", ["ros__parameters of section /** must hold keys with values"]),
         ("/**/mujoco_sim:\n  env: Hopper-v5\n", ["mujoco_sim", "ros__parameters"]),
         ("- a\n", ["no sections"]),
         ("a: [", ["not YAML"]),
