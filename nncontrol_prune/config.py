@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.pruning.settings import PruningSettings
@@ -218,11 +219,26 @@ def validated(model: type[Model], values: dict[str, Any], where: str) -> Model:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            allowed = sorted(model.model_fields)
-            near = difflib.get_close_matches(key, allowed, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(allowed)}"
+            *above, last = problem["loc"]
+            allowed = sorted(_keys(model, above))
+            near = difflib.get_close_matches(str(last), allowed, n=1)
+            hint = (
+                f"did you mean {'.'.join(map(str, [*above, *near]))}?" if near else f"allowed are {', '.join(allowed)}"
+            )
             raise ConfigError(f"{where}: there is no key {key!r}; {hint}") from error
         message = problem["msg"][0].lower() + problem["msg"][1:]
         if not key:  # about several keys together, which the message names
             raise ConfigError(f"{where}: {message.removeprefix('value error, ')}") from error
         raise ConfigError(f"{where}: {key} = {problem['input']!r}: {message}") from error
+
+
+def _keys(annotation: Any, above: Sequence[int | str]) -> set[str]:
+    """Return the keys that are allowed below those above them; in a type, or in what it is a container of."""
+    if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        # Of a container, what holds its elements takes an index or a key; all else (unions, notes on a type) does not.
+        rest = above[1:] if get_origin(annotation) in (dict, list, tuple) else above
+        return set().union(*(_keys(inner, rest) for inner in get_args(annotation)))
+    if not above:
+        return {*annotation.model_fields}
+    field = annotation.model_fields.get(str(above[0]))
+    return set() if field is None else _keys(field.annotation, above[1:])

@@ -70,7 +70,19 @@ def test_section_for_all_nodes_gives_each_what_it_knows_and_its_own_section_does
         ),
         (
             "/**/pruning_service:\n  ros__parameters:\n    robustness:\n      nose: 1\n",
-            ["there is no key 'robustness.nose'"],
+            ["there is no key 'robustness.nose'", "did you mean robustness.noise?"],
+        ),
+        (
+            "/**/pruning_service: {ros__parameters: {robustness: {enabeld: true}}}",
+            ["there is no key 'robustness.enabeld'", "did you mean robustness.enabled?"],
+        ),
+        (
+            "/**/pruning_service: {ros__parameters: {offline: {x: 1}}}",
+            ["there is no key 'offline.x'; allowed are action_deviation, gain_deviation, state_deviation"],
+        ),
+        (
+            "/**/pruning_service: {ros__parameters: {task: {signals: {height: {entri: 1, entry: 1}}}}}",
+            ["there is no key 'task.signals.height.entri'; did you mean task.signals.height.entry?"],
         ),
         (
             "/**/pruning_servce: {ros__parameters: {sparsity: 0.5}}",
