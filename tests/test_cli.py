@@ -24,6 +24,8 @@ from nncontrol_prune.rollouts.writer import BagWriter
 from nncontrol_prune.service import work
 from nncontrol_prune.validation.settings import GateSettings
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def run(*arguments: object) -> Result:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -373,6 +375,31 @@ def test_wrong_arguments_of_sim(tmp_path: Path, port: int, arguments: list[objec
     result = run("sim", "--port", port, "--out", tmp_path, *arguments)
     assert result.exit_code == code
     assert message in " ".join(result.stderr.split())
+
+
+DOUBLE_PENDULUM = ROOT / "benchmarks" / "controllers" / "double_pendulum_sac"
+
+
+def test_sim_runs_a_controller_where_it_was_made_for(tmp_path: Path, port: int) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("/**/nn_controller: {ros__parameters: {probation: 1.0}}\n")
+    ran = run(
+        *("sim", "--controller", DOUBLE_PENDULUM, "--config", config, "--out", tmp_path, "--port", port),
+        *("--duration", 1, "--prune-after", -1, "--json"),
+    )
+    assert ran.exit_code == 0, ran.stderr
+    assert json_of(ran)["dense"]["reference"] == load_bundle(DOUBLE_PENDULUM).reference
+
+
+@pytest.mark.parametrize("by_option", [True, False])
+def test_environment_that_is_asked_for_goes_before_the_controllers(tmp_path: Path, port: int, by_option: bool) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("/**/mujoco_sim: {ros__parameters: {env: Hopper-v5}}\n")
+    asked = ("--env", "Hopper-v5") if by_option else ("--config", config)
+    refused = run("sim", "--controller", DOUBLE_PENDULUM, *asked, "--out", tmp_path / "out", "--port", port)
+    assert refused.exit_code == 1
+    assert "does not fit Hopper-v5" in " ".join(refused.stderr.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_errors_are_json_too(tmp_path: Path) -> None:

@@ -16,7 +16,13 @@ from nncontrol_prune.transport.network import DEFAULT_PORT, LOOPBACK, Network
 
 @handled
 def sim(
-    env: Annotated[str | None, typer.Option(help="Gymnasium MuJoCo id, such as Hopper-v5.")] = None,
+    env: Annotated[
+        str | None,
+        typer.Option(
+            help="Gymnasium MuJoCo id, such as Hopper-v5; default: what --config names, or else what the controller "
+            "was made for."
+        ),
+    ] = None,
     controller: Annotated[str | None, typer.Option(help="Shipped name, directory or name@digest.")] = None,
     rate: Annotated[float | None, typer.Option(help="Control rate in Hz; must be the environment's.")] = None,
     duration: Annotated[float, typer.Option(min=0, help="Seconds; 0 to run until Ctrl-C.")] = 60.0,
@@ -50,15 +56,19 @@ def sim(
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service.report_files import PAGE
     from nncontrol_prune.transport.session import check_places, export_bundles, run_session
-    from nncontrol_prune.transport.simulation import Simulation
+    from nncontrol_prune.transport.simulation import Simulation, first_controller
 
     setup = load_config(config)
+    env_is_given = env is not None or (config is not None and "env" in setup.mujoco_sim.model_fields_set)
     setup = setup.override("mujoco_sim", env=env, headless=headless, real_time_factor=real_time_factor, seed=seed)
     setup = setup.override("nn_controller", controller=controller, rate=rate, record=record)
     setup = setup.override("pruning_service", sparsity=sparsity, method=method)
+    bundles = BundleStore(store or out / "store")
+    if not env_is_given:
+        made_for = first_controller(setup.nn_controller, bundles).manifest.environment
+        setup = setup.override("mujoco_sim", env=made_for)
     check_places(out / "bundles", setup.nn_controller.controller or setup.nn_controller.default_controller)
     bag = out / "bags" / f"{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S}" if setup.nn_controller.record else None
-    bundles = BundleStore(store or out / "store")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end like Ctrl-C, so that nothing is left behind
     simulation = Simulation(setup, Network(port=port, host=host, keys=keys), out=out, store=bundles, bag=bag)
     with simulation, display.progress_bar(as_json) as tell:

@@ -10,10 +10,11 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from nncontrol_prune.config import Config, ConfigError
+from nncontrol_prune.config import Config, ConfigError, ControllerConfig
+from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.plants.environments import PlantError, check_controller, check_rate, environment_specs
-from nncontrol_prune.runtime.finding import stored_bundle
+from nncontrol_prune.runtime.finding import find_bundle
 from nncontrol_prune.runtime.slot import initial_reference
 from nncontrol_prune.runtime.statistics import COLUMNS
 from nncontrol_prune.runtime.store import BundleStore
@@ -26,9 +27,13 @@ from nncontrol_prune.transport.pruning_process import PruningProcessSettings
 from nncontrol_prune.transport.requests import Client
 
 
-def _first_controller(config: Config, store: BundleStore) -> str:
-    chosen = config.nn_controller.controller or config.nn_controller.default_controller
-    return chosen or initial_reference(store, SLOT)
+def first_controller(config: ControllerConfig, store: BundleStore) -> Bundle:
+    """Find the controller that a simulation begins with.
+
+    Raises:
+        ControllerError: There is none, or it fails a check.
+    """
+    return find_bundle(store, config.controller or config.default_controller or initial_reference(store, SLOT))
 
 
 class Simulation:
@@ -50,7 +55,7 @@ class Simulation:
     def __init__(self, config: Config, network: Network, *, out: Path, store: BundleStore, bag: Path | None) -> None:
         environment = config.mujoco_sim.env
         specs = environment_specs(environment)
-        bundle = stored_bundle(store, _first_controller(config, store))
+        bundle = first_controller(config.nn_controller, store)
         store.check_accepted(bundle, allow_offline=config.nn_controller.allow_offline)
         check_controller(bundle.manifest, specs)
         if config.nn_controller.rate is not None:
@@ -58,6 +63,7 @@ class Simulation:
                 check_rate(config.nn_controller.rate, specs)
             except PlantError as error:
                 raise ConfigError(f"nn_controller: {error}") from error
+        store.add(bundle)
         self.report = out / "report"
         self.dense = bundle
         self.plant = Client(network, "plant")
