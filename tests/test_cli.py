@@ -415,22 +415,49 @@ def test_without_a_simulation_it_says_so(command: list[str], port: int) -> None:
     assert "is `nncontrol-prune sim` running" in " ".join((result.stderr + result.stdout).split())
 
 
-def test_ctrl_c_ends_everything_within_two_seconds(tmp_path: Path, port: int) -> None:
-    command = [sys.executable, "-m", "nncontrol_prune.cli", "sim", "--duration", "0", "--prune-after", "1"]
+def started_sim(tmp_path: Path, port: int) -> tuple[subprocess.Popen[str], list[int]]:
+    """Start a simulation without an end, and return it with its processes once it prunes."""
+    command = [sys.executable, "-m", "nncontrol_prune.cli", "sim", "--duration", "0", "--prune-after", "1", "--json"]
     process = subprocess.Popen(
         [*command, "--port", str(port), "--out", str(tmp_path)],
         start_new_session=True,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        text=True,
     )
     end = time.monotonic() + 60
-    while len(children := descendants(process.pid)) < 5 and time.monotonic() < end:
-        time.sleep(0.1)
+    while json_of(run("status", "--port", port, "--json"))["pruning"].get("state") != "running":
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    children = descendants(process.pid)
     assert len(children) == 5, "plant, controller, recorder, pruning service and its worker"
+    return process, children
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_session_which_writes_its_results(tmp_path: Path, port: int, number: signal.Signals) -> None:
+    process, children = started_sim(tmp_path, port)
+    os.killpg(process.pid, number)
+    told, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    result = json.loads(told)
+    assert result["ticks"] > 50
+    assert (result["job"]["state"], result["notes"]) == ("cancelled", [])
+    assert {str(tmp_path / "run.png"), str(tmp_path / "bundles" / "dense")} < set(result["written"])
+    assert all(Path(path).exists() for path in result["written"])
+    assert [pid for pid in children if alive(pid)] == []
+
+
+def test_second_ctrl_c_ends_everything_within_two_seconds(tmp_path: Path, port: int) -> None:
+    process, children = started_sim(tmp_path, port)
     started = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(10) == 130
     assert time.monotonic() - started < 2.5
+    while any(map(alive, children)) and time.monotonic() - started < 2.5:
+        time.sleep(0.05)
     assert [pid for pid in children if alive(pid)] == []
 
 

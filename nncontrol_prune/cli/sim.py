@@ -25,7 +25,9 @@ def sim(
     ] = None,
     controller: Annotated[str | None, typer.Option(help="Shipped name, directory or name@digest.")] = None,
     rate: Annotated[float | None, typer.Option(help="Control rate in Hz; must be the environment's.")] = None,
-    duration: Annotated[float, typer.Option(min=0, help="Seconds; 0 to run until Ctrl-C.")] = 60.0,
+    duration: Annotated[
+        float, typer.Option(min=0, help="Seconds; 0 to run until Ctrl-C, which ends any session.")
+    ] = 60.0,
     record: Annotated[
         bool | None,
         typer.Option("--record/--no-record", help="Record rollouts below OUT/bags; without, nothing is pruned."),
@@ -55,7 +57,7 @@ def sim(
     from nncontrol_prune.rollouts.reader import read_rollouts
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service.report_files import PAGE
-    from nncontrol_prune.transport.session import check_places, export_bundles, run_session
+    from nncontrol_prune.transport.session import check_places, ending_by_signal, export_bundles, run_session
     from nncontrol_prune.transport.simulation import Simulation, first_controller
 
     setup = load_config(config)
@@ -69,14 +71,15 @@ def sim(
         setup = setup.override("mujoco_sim", env=made_for)
     check_places(out / "bundles", setup.nn_controller.controller or setup.nn_controller.default_controller)
     bag = out / "bags" / f"{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S}" if setup.nn_controller.record else None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end like Ctrl-C, so that nothing is left behind
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does, so that nothing is left behind
     simulation = Simulation(setup, Network(port=port, host=host, keys=keys), out=out, store=bundles, bag=bag)
-    with simulation, display.progress_bar(as_json) as tell:
+    with simulation, display.progress_bar(as_json) as tell, ending_by_signal() as ending:
         result, ticks = run_session(
             simulation,
             duration=duration or None,
             prune_after=prune_after if prune_after >= 0 and bag is not None else None,
             tell=tell,
+            ending=ending,
         )
     written = export_bundles(bundles, result, out / "bundles")
     if bag is not None:
@@ -99,6 +102,8 @@ def sim(
         display.out.print(display.session_table(result))
         for note in result.notes:
             display.note(note)
+        if result.job.state == "cancelled":
+            display.note("pruning was cancelled, since the session was ended before it was done")
         display.out.print(display.written(written), soft_wrap=True)
     if result.job.state == "rejected":
         raise typer.Exit(REJECTED)

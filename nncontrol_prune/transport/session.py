@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
@@ -31,6 +33,8 @@ GOAL_PATIENCE = 15.0
 AFTER_SWAP = 10.0
 """Seconds that a session goes on after the swap, at the least."""
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
+"""Signals that end a session."""
 DENSE, PRUNED = "dense", "pruned"
 """What a session's bundles are called."""
 
@@ -77,17 +81,41 @@ class SessionResult(BaseModel):
     notes: list[str] = []
 
 
+@contextmanager
+def ending_by_signal() -> Iterator[threading.Event]:
+    """Yield an event that the first Ctrl-C, or SIGTERM, in the block sets; a second one interrupts as usual."""
+    asked = threading.Event()
+
+    def ask(*_: object) -> None:
+        asked.set()
+        for number in ENDING:
+            signal.signal(number, signal.default_int_handler)
+
+    before = {number: signal.signal(number, ask) for number in ENDING}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def run_session(
-    simulation: Simulation, *, duration: float | None, prune_after: float | None, tell: Tell
+    simulation: Simulation,
+    *,
+    duration: float | None,
+    prune_after: float | None,
+    tell: Tell,
+    ending: threading.Event | None = None,
 ) -> tuple[SessionResult, np.ndarray]:
     """Run a session to its end.
 
     Args:
         simulation: The running processes.
         duration: Seconds; a pruning job under way is seen to its end, and a swap for some seconds more. None to run
-            until interrupted.
+            until `ending` is set.
         prune_after: Seconds after which pruning starts; None for not at all.
         tell: Told what goes on.
+        ending: Ends the session once it is set; a pruning job under way is cancelled then, and a report finished.
 
     Returns:
         What happened, and the controller's ticks.
@@ -95,13 +123,14 @@ def run_session(
     Raises:
         ProcessError: The plant or the controller ended by itself.
     """
+    ending = ending or threading.Event()
     started = time.monotonic()
     end = float("inf") if duration is None else started + duration
     notes: list[str] = []
     phase = "waiting" if prune_after is not None else "running"
     accepted_at = 0.0
     job = JobStatus()
-    while (now := time.monotonic()) < end or phase in ("pruning", "accepted"):
+    while not ending.is_set() and ((now := time.monotonic()) < end or phase in ("pruning", "accepted")):
         simulation.check_alive()
         if "pruning" in simulation.dead():
             notes.append("the pruning process ended; it was started again, and its job is lost")
@@ -129,12 +158,15 @@ def run_session(
             notes.append(str(error))
             phase = "running"
         tell(_describe(phase, job, now - started), job.progress if phase == "pruning" else None)
-        time.sleep(POLL)
+        ending.wait(POLL)
     try:
-        if job.state == "running":
-            simulation.pruning.request(Cancel())
+        if phase == "pruning" or job.state == "running":
+            job = JobStatus.model_validate(simulation.pruning.request(Status()))
+            if job.state == "running":
+                simulation.pruning.request(Cancel())
+                job = JobStatus.model_validate(simulation.pruning.request(Status()))
         while job.outcome is not None and not job.finished:
-            tell("writing the report", job.progress)
+            tell("writing the report" + ("; Ctrl-C again ends it" if ending.is_set() else ""), job.progress)
             time.sleep(POLL)
             job = JobStatus.model_validate(simulation.pruning.request(Status()))
     except (TransportError, RequestFailedError) as error:
@@ -170,12 +202,16 @@ def _result(simulation: Simulation, job: JobStatus, notes: list[str]) -> tuple[S
     controller, plant = simulation.controller.request(Status()), simulation.plant.request(Status())
     trace = simulation.ticks()
     ticks = trace.rows
-    verdict = job.outcome.verdict if job.outcome is not None else None
     swap = controller["events"][0] if controller["events"] else None
+    verdict = job.outcome.verdict if job.outcome is not None else None
+    if verdict is None and swap is not None:  # swapped in from without
+        verdict = simulation.store.verdict(swap["reference"].rpartition("@")[2])
     dense = _figures(ticks, 0, simulation.dense.reference, simulation.dense.manifest.parameters, verdict, "dense")
     pruned = None
     if swap is not None:
-        pruned = _figures(ticks, 1, swap["reference"], _parameters(job, controller), verdict, "pruned")
+        pruned = _figures(
+            ticks, 1, swap["reference"], simulation.store.manifest(swap["reference"]).parameters, verdict, "pruned"
+        )
     result = SessionResult(
         dense=dense,
         pruned=pruned,
@@ -201,11 +237,6 @@ def _compute_of(trace: TickTrace, tick: int) -> float | None:
     return float(trace.rows[index, COMPUTE]) if 0 <= index < len(trace.rows) else None
 
 
-def _parameters(job: JobStatus, controller: dict[str, Any]) -> int:
-    report = job.outcome.pruning if job.outcome is not None else None
-    return int(str(report["pruned_parameters"])) if report else int(controller["parameters"])
-
-
 def _figures(
     ticks: np.ndarray, swaps: int, reference: str, parameters: int, verdict: Verdict | None, who: str
 ) -> ControllerFigures:
@@ -217,8 +248,8 @@ def _figures(
         inference=mine.inference,
         ticks=mine.ticks,
     )
-    if verdict is not None:
-        summary = getattr(verdict, who)
+    summary = getattr(verdict, who, None)
+    if summary is not None:
         figures.success = f"{summary.successes} of {summary.episodes}"
         figures.return_mean = summary.return_mean
     return figures

@@ -65,6 +65,7 @@ class Simulation:
                 raise ConfigError(f"nn_controller: {error}") from error
         store.add(bundle)
         self.report = out / "report"
+        self.store = store
         self.dense = bundle
         self.plant = Client(network, "plant")
         self.controller = Client(network, "controller")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,15 @@ class Scripted:
 class Processes:
     """What a session sees of a simulation, with a pruning service that says what it is told to."""
 
-    def __init__(self, dense: Bundle, jobs: Sequence[JobStatus], deaths: Sequence[list[str]] = ()) -> None:
+    def __init__(
+        self,
+        dense: Bundle,
+        jobs: Sequence[JobStatus],
+        deaths: Sequence[list[str]] = (),
+        store: BundleStore | None = None,
+    ) -> None:
         self.dense = dense
+        self.store = store
         self.plant = Scripted([PLANT])
         self.pruning = Scripted([job.model_dump(mode="json") for job in jobs])
         counts = {"ticks": 0, "skipped": 0, "overruns": 0}
@@ -120,6 +128,39 @@ def test_pruning_process_that_ends_is_started_again_and_its_job_is_lost(shipped_
     assert (result.job.state, result.job.message) == ("failed", "the pruning process ended")
     assert result.notes == ["the pruning process ended; it was started again, and its job is lost"]
     assert not any(isinstance(message, Cancel) for message in processes.pruning.asked)
+
+
+def test_session_that_is_ended_cancels_its_job_and_tells_what_happened(shipped_bundle: Bundle) -> None:
+    ending = threading.Event()
+    running = JobStatus(job=1, state="running", stage="choice", progress=0.3)
+    cancelled = running.model_copy(update={"state": "cancelled"})
+    processes = Processes(shipped_bundle, [running, running, cancelled])
+
+    def tell(what: str, _: float | None) -> None:
+        if "choice" in what:
+            ending.set()
+
+    result, _ = run_session(processes, duration=None, prune_after=0.0, tell=tell, ending=ending)
+    assert [type(message) for message in processes.pruning.asked] == [Prune, Cancel]
+    assert (result.job, result.notes) == (cancelled, [])
+
+
+def test_controller_swapped_in_by_hand_has_the_figures_that_the_store_knows(
+    store: BundleStore, shipped_bundle: Bundle, make_cartpole_bundle, make_verdict
+) -> None:
+    pruned = make_cartpole_bundle(parent=shipped_bundle, name="pruned")
+    store.add(pruned)
+    store.write_verdict(make_verdict(pruned))
+    processes = Processes(shipped_bundle, [JobStatus()], store=store)
+    status = processes.controller.request(Status())
+    swaps = [
+        {"reference": reference, "duration": 0.0, "tick": 0}
+        for reference in (pruned.reference, shipped_bundle.reference)
+    ]
+    processes.controller = Scripted([{**status, "events": swaps}])
+    result, _ = run_session(processes, duration=0.0, prune_after=None, tell=lambda *_: None)
+    assert result.pruned is not None
+    assert (result.pruned.parameters, result.pruned.success) == (pruned.manifest.parameters, "1 of 1")
 
 
 def export(store: BundleStore, directory: Path, dense: Bundle, pruned: Bundle | None = None) -> list[Path]:
