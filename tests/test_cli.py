@@ -321,7 +321,7 @@ def test_mnist_prunes_and_writes_what_it_found(mnist_data: Path, tmp_path: Path)
         (["--epochs", 0], 2, "mnist: epochs = 0: input should be greater than or equal to 1"),
         (["--data", "nowhere"], 2, "mnist: --data nowhere is not a directory"),
         (["--data", "."], 1, "holds no t10k-images-idx3-ubyte"),
-        (["--out", "file/below"], 2, "mnist: --out file/below cannot be made a directory"),
+        (["--out", "file/below"], 1, "nothing can be written into file/below"),
     ],
 )
 def test_wrong_arguments_of_mnist(
@@ -356,6 +356,35 @@ def test_existing_output_is_never_overwritten(bag: Path, pruned: Path) -> None:
     result = run("prune", "cartpole_swingup_sac", "--rollouts", bag, "--out", pruned)
     assert result.exit_code == 1
     assert "exists already" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("prune", "nobody", "--rollouts", "none", "--out"),
+        ("rollout", "nobody", "--out"),
+        ("import", "sb3", "none.zip", "--env", "Hopper-v5", "--out"),
+        ("import", "tdmpc2", "none.pt", "--env", "Hopper-v5", "--out"),
+        ("validate", "nobody", "--against", "nobody", "--report"),
+        ("sim", "--controller", "nobody", "--out"),
+        ("mnist", "--data", ".", "--out"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_place_that_cannot_be_written_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.zip").touch()
+    refused = run(*command, "file.zip/new/x")
+    assert refused.exit_code == 1
+    assert "/file.zip is no directory; name another" in " ".join(refused.stderr.split())
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr("os.access", lambda path, _: Path(path).name != "locked")  # as it would be for all but root
+    refused = run(*command, "locked/new/x")
+    assert refused.exit_code == 1
+    assert "/locked may not be written; name another" in " ".join(refused.stderr.split())
+    assert not (tmp_path / "locked" / "new").exists()
 
 
 @pytest.mark.parametrize(

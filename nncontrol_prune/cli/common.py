@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -117,6 +118,21 @@ def with_options(settings: Spec, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_new(path: Path) -> None:
-    """Refuse to overwrite before the work is done, not after."""
+    """Refuse to overwrite, or to write where nothing can be, before the work is done and not after."""
     if path.exists():
         raise FileExistsError(f"{path} exists already; remove it or name another")
+    check_writable(path.parent)
+
+
+def check_writable(directory: Path) -> None:
+    """Check before the work that its results can be written into a directory, which need not be there yet.
+
+    Raises:
+        NotADirectoryError: It, or what it lies in, is a file.
+        PermissionError: It may not be written.
+    """
+    nearest = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"nothing can be written into {directory}: {nearest} is no directory; name another")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"nothing can be written into {directory}: {nearest} may not be written; name another")

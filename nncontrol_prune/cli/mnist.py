@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nncontrol_prune.cli.common import Json, handled, print_json
+from nncontrol_prune.cli.common import Json, check_writable, handled, print_json
 from nncontrol_prune.pruning.settings import ImportanceName
 from nncontrol_prune.service.mnist_report import MnistSettings
 
@@ -52,10 +52,8 @@ def mnist(
     settings = validated(MnistSettings, values, "mnist")
     if not data.is_dir():
         raise ConfigError(f"mnist: --data {data} is not a directory; name the one that holds MNIST's IDX files")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"mnist: --out {out} cannot be made a directory: {error.strerror}") from error
+    check_writable(out)
+    out.mkdir(parents=True, exist_ok=True)
     with display.progress_bar(as_json) as show:
         report, written = run_mnist(data, out, settings, Progress(show))
     if as_json:

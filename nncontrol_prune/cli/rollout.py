@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nncontrol_prune.cli.common import DEFAULT_STORE, Env, Json, Store, environment_of, handled, print_json
+from nncontrol_prune.cli.common import DEFAULT_STORE, Env, Json, Store, check_new, environment_of, handled, print_json
 
 
 @handled
@@ -27,6 +27,7 @@ def rollout(
     from nncontrol_prune.service.rollouts import record_episodes
     from nncontrol_prune.validation.evaluation import summarize
 
+    check_new(out)
     bundle = find_bundle(BundleStore(store), controller)
     with display.progress_bar(as_json) as show:
         done = record_episodes(

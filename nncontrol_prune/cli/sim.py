@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from nncontrol_prune.cli.common import FAILED, REJECTED, Host, Json, Keys, Port, Sparsity, handled, print_json
+from nncontrol_prune.cli.common import (
+    FAILED,
+    REJECTED,
+    Host,
+    Json,
+    Keys,
+    Port,
+    Sparsity,
+    check_writable,
+    handled,
+    print_json,
+)
 from nncontrol_prune.pruning.settings import Method
 from nncontrol_prune.transport.network import DEFAULT_PORT, LOOPBACK, Network
 
@@ -65,11 +76,12 @@ def sim(
     setup = setup.override("mujoco_sim", env=env, headless=headless, real_time_factor=real_time_factor, seed=seed)
     setup = setup.override("nn_controller", controller=controller, rate=rate, record=record)
     setup = setup.override("pruning_service", sparsity=sparsity, method=method)
+    check_writable(out)
+    check_places(out / "bundles", setup.nn_controller.controller or setup.nn_controller.default_controller)
     bundles = BundleStore(store or out / "store")
     if not env_is_given:
         made_for = first_controller(setup.nn_controller, bundles).manifest.environment
         setup = setup.override("mujoco_sim", env=made_for)
-    check_places(out / "bundles", setup.nn_controller.controller or setup.nn_controller.default_controller)
     bag = out / "bags" / f"{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S}" if setup.nn_controller.record else None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does, so that nothing is left behind
     simulation = Simulation(setup, Network(port=port, host=host, keys=keys), out=out, store=bundles, bag=bag)

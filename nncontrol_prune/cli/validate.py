@@ -14,6 +14,7 @@ from nncontrol_prune.cli.common import (
     Env,
     Json,
     Store,
+    check_writable,
     environment_of,
     handled,
     print_json,
@@ -84,6 +85,7 @@ def validate(
 
     if report is not None:
         check_directory(report)
+        check_writable(report.parent)
     if rollouts and env is not None:
         raise ConfigError("validate: --env is for a closed loop and --rollouts for where there is none; leave one out")
     options = {
