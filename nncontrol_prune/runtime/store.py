@@ -208,7 +208,10 @@ class BundleStore:
         verdict = self.verdict(bundle.digest)
         who = f"{short(bundle.reference)} cannot be staged: it was pruned from {short(bundle.manifest.parent)}"
         if verdict is None:
-            raise NotAcceptedError(f"{who} and was never validated; run `nncontrol-prune validate` on it first")
+            raise NotAcceptedError(
+                f"{who} and was never validated, as far as the store {self.root} tells; run `nncontrol-prune validate "
+                f"--store {self.root}` on it first, or name the store that it was validated in with --store"
+            )
         if verdict.against != bundle.manifest.parent:
             raise NotAcceptedError(f"{who} and was judged against another, {short(verdict.against)}")
         if not verdict.accepted:

@@ -51,7 +51,7 @@ def test_pruned_bundle_needs_an_accepted_verdict(
     store: BundleStore, small_bundle, make_cartpole_bundle, make_verdict
 ) -> None:
     pruned = make_cartpole_bundle(hidden=(4, 4), parent=small_bundle)
-    with pytest.raises(NotAcceptedError, match="never validated"):
+    with pytest.raises(NotAcceptedError, match=f"never validated, as far as the store {store.root} tells"):
         store.check_accepted(pruned)
     store.write_verdict(make_verdict(pruned, accepted=False))
     with pytest.raises(NotAcceptedError, match="rejected it: a test said so"):
