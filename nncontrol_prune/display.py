@@ -18,6 +18,7 @@ from nncontrol_prune.controllers.verdict import Verdict, share_kept
 from nncontrol_prune.runtime.statistics import Quantiles
 from nncontrol_prune.service.boundary import BoundaryPoint
 from nncontrol_prune.service.mnist_report import MnistReport
+from nncontrol_prune.shares import percent_removed
 from nncontrol_prune.transport.session import SessionResult
 
 out = Console()
@@ -77,7 +78,7 @@ def bundle_table(bundle: Bundle) -> Table:
     if manifest.parent is not None and manifest.provenance is not None:
         made = manifest.provenance
         rows["pruned from"] = short(manifest.parent)
-        rows["sparsity"] = f"{made.sparsity:.1%} by {made.method}, {made.importance} importance"
+        rows["sparsity"] = f"{percent_removed(made.sparsity)} by {made.method}, {made.importance} importance"
     for key, value in rows.items():
         table.add_row(key, value)
     return table
@@ -108,7 +109,7 @@ def boundary_table(curve: Sequence[BoundaryPoint]) -> Table:
     for point in curve:
         kept = share_kept(point.return_mean, point.dense_return_mean)
         table.add_row(
-            f"{point.sparsity:.1%}",
+            percent_removed(point.sparsity),
             f"{point.successes} of {point.episodes}",
             f"{point.return_mean:.4g}",
             f"{kept:.1%}",

@@ -4,13 +4,31 @@ import pytest
 from rich.console import Console
 
 from nncontrol_prune import display
+from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.service.boundary import BoundaryPoint
+from nncontrol_prune.shares import percent_removed
 
 
 def test_what_looks_like_a_style_is_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display, "err", Console(stderr=True, width=120))
     display.note("pip install 'nncontrol_prune[search]' and see [/tmp/x]")
     assert capsys.readouterr().err == "note: pip install 'nncontrol_prune[search]' and see [/tmp/x]\n"
+
+
+def test_sparsities_of_a_boundary_can_be_told_apart(shipped_bundle: Bundle) -> None:
+    dense = shipped_bundle.manifest.parameters
+    left = [dense // 2, *(round(dense * 1.1**-step) for step in range(40, 90))]
+    assert left[-1] > 10
+    shown = [percent_removed(1 - parameters / dense) for parameters in left]
+    assert shown[0] == "50.0%"
+    assert len(set(shown)) == len(shown)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.0, "0.0%"), (0.9, "90.0%"), (0.989, "98.9%"), (1 - 17 / 69_122, "99.975%"), (1.0, "100.0%")]
+)
+def test_removed_share_has_two_digits_of_what_is_left(share: float, text: str) -> None:
+    assert percent_removed(share) == text
 
 
 def test_share_of_a_return_below_zero_falls_with_the_loss() -> None:

@@ -93,6 +93,7 @@ def prune(
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service import work
     from nncontrol_prune.service.boundary import prune_to_boundary
+    from nncontrol_prune.shares import percent_removed
 
     options: dict[str, Any] = {
         "tolerance": tolerance,
@@ -159,7 +160,7 @@ def prune(
         print_json(summary)
         return
     groups = [group.model_dump() for group in report.groups]
-    display.out.print(display.groups_table(groups, f"{report.sparsity:.1%} of the {report.cost} removed"))
+    display.out.print(display.groups_table(groups, f"{percent_removed(report.sparsity)} of the {report.cost} removed"))
     if curve is not None:
         display.out.print(display.boundary_table(curve))
     errors = ", ".join(f"{name} {error:.2e}" for name, error in report.errors.items())

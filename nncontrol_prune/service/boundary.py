@@ -14,6 +14,7 @@ from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.rollouts.reader import Rollouts
 from nncontrol_prune.service.work import prune
+from nncontrol_prune.shares import percent_removed
 from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.gate import judge
 from nncontrol_prune.validation.settings import GateSettings
@@ -116,7 +117,7 @@ def prune_to_boundary(
 
     def passes(sparsity: float) -> bool:
         told = Progress(
-            lambda stage, share: progress(f"try {len(tried) + 1}, {sparsity:.1%}: {stage}", share),
+            lambda stage, share: progress(f"try {len(tried) + 1}, {percent_removed(sparsity)}: {stage}", share),
         )
         chosen = settings.model_copy(update={"sparsity": sparsity})
         try:
@@ -179,4 +180,7 @@ def _unbuilt(sparsity: float, reason: str) -> BoundaryPoint:
 
 
 def _tried(curve: Sequence[BoundaryPoint]) -> str:
-    return "; ".join(f"{point.sparsity:.1%}: {point.reason}" for point in curve) or "the network is too small to prune"
+    return (
+        "; ".join(f"{percent_removed(point.sparsity)}: {point.reason}" for point in curve)
+        or "the network is too small to prune"
+    )

@@ -14,6 +14,7 @@ from nncontrol_prune.drawing import DENSE, PRUNED, without_wraps
 from nncontrol_prune.pruning.group_report import GroupReport
 from nncontrol_prune.service.charts import Axis, Chart, Kind, Marker, Panel, Series, Values
 from nncontrol_prune.service.report import CurvePoint, Report
+from nncontrol_prune.shares import percent_removed
 from nncontrol_prune.validation.evidence import Attraction, Response, Track
 from nncontrol_prune.validation.stability import LocalStability, Pole
 
@@ -137,7 +138,7 @@ def curve_chart(report: Report) -> Chart | None:
 
 def _point_text(point: CurvePoint) -> str:
     return (
-        f"{short(point.reference)}: {DECISIONS[point.decision][0]}; {point.sparsity:.1%} removed, "
+        f"{short(point.reference)}: {DECISIONS[point.decision][0]}; {percent_removed(point.sparsity)} removed, "
         f"{point.return_ratio:.1%} of the return; success {point.success:.1%}, dense {point.dense_success:.1%}, in "
         f"{point.pairs} pairs"
     )

@@ -25,6 +25,7 @@ from nncontrol_prune.service.report_tables import (
     thresholds_table,
     wander_table,
 )
+from nncontrol_prune.shares import percent_removed
 
 TEMPLATE = "report_page.html"
 WORDS: dict[Decision, str] = {"accept": "ACCEPTED", "reject": "REJECTED", "inconclusive": "INCONCLUSIVE"}
@@ -68,7 +69,7 @@ def page(report: Report, charts: dict[str, Chart]) -> str:
         candidate=short(verdict.candidate),
         against=short(verdict.against),
         decided=verdict.created.replace("T", " ").replace("+00:00", " UTC"),
-        sparsity=1.0 - report.pruned.parameters / report.dense.parameters,
+        removed=percent_removed(1.0 - report.pruned.parameters / report.dense.parameters).replace("%", " %"),
         criteria=criteria_table(verdict),
         controllers=controllers_table(report),
         notes=_notes(report),
