@@ -70,7 +70,7 @@ class Verdict(Spec):
     """What is inconclusive is as good as rejected."""
     criteria: tuple[Criterion, ...]
     notes: tuple[str, ...] = ()
-    """What was not looked at, and why, as sentences."""
+    """What was not looked at, and why, and what else the decision does not say, as sentences."""
     environment: str | None
     """Where both were run in closed loop; None for an off-line check on rollouts alone, which proves much less."""
     thresholds: dict[str, FiniteFloat]

@@ -34,6 +34,8 @@ LOOK = 25
 """Pairs run between two looks."""
 REFERENCE_EPISODES = 20
 """Episodes that the dense controller's own return and action rate are taken from."""
+LEAST_SUCCESS = 0.5
+"""Share of its episodes in which a dense controller should succeed, or a note says what the verdict is worth."""
 
 
 class GateError(Exception):
@@ -116,7 +118,13 @@ class _Gate:
                 test = self._tried(trial)
                 criteria.append(test.criterion())
                 robustness += test.summaries()
-        settings = self._settings
+        settings, dense = self._settings, summarize(self._dense, [theirs for _, theirs in self._pairs])
+        if dense.successes < LEAST_SUCCESS * dense.episodes:
+            self._notes.append(
+                f"success: the dense controller itself succeeds in only {dense.successes} of {dense.episodes} "
+                "episodes, and to be as good as that says little; begin with one that can do its task, or check that "
+                "the task's success is the one that you mean"
+            )
         return Verdict(
             candidate=self._candidate.reference,
             against=self._dense.reference,
@@ -136,7 +144,7 @@ class _Gate:
             },
             robustness=robustness,
             seed=settings.first_seed,
-            dense=summarize(self._dense, [theirs for _, theirs in self._pairs]),
+            dense=dense,
             pruned=summarize(self._candidate, [ours for ours, _ in self._pairs]),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )

@@ -251,6 +251,19 @@ def test_controller_too_slow_for_its_rate_is_rejected(shipped_bundle: Bundle, ca
     assert "0 µs are allowed, 0% of the control period" in verdict.reasons[0]
 
 
+def test_dense_controller_that_cannot_do_its_task_is_told(
+    shipped_bundle: Bundle, small_bundle: Bundle, cache: EpisodeCache
+) -> None:
+    verdict = judge(small_bundle, small_bundle, CARTPOLE, gate_settings())
+    assert verdict.accepted
+    (told,) = [note for note in verdict.notes if note.startswith("success")]
+    assert (
+        "the dense controller itself succeeds in only 0 of 75 episodes, and to be as good as that says little" in told
+    )
+    able = judge(shipped_bundle, shipped_bundle, CARTPOLE, gate_settings(), cache=cache)
+    assert not any(note.startswith("success") for note in able.notes)
+
+
 def test_environment_that_does_not_fit_is_refused(shipped_bundle: Bundle) -> None:
     with pytest.raises(PlantError, match="observes 5 values, the environment gives 11"):
         judge(shipped_bundle, shipped_bundle, "Hopper-v5", gate_settings())
