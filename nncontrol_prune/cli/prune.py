@@ -125,7 +125,7 @@ def prune(
     where = _environment(dense, env or section.env or None, needed=auto)
     curve = None
     with display.progress_bar(as_json) as show:
-        data = work.read(dense, tuple(rollouts), Progress(show))
+        data = work.with_origin(work.read(dense, tuple(rollouts), Progress(show)), dense, bundles)
         if auto:
             found = prune_to_boundary(
                 dense,

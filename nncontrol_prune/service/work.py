@@ -6,10 +6,12 @@ The service runs this in a process of its own; the command line runs it directly
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.controllers.bundle import Bundle, short
+from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.progress import Progress
@@ -50,7 +52,7 @@ def carry_out(job: Job, progress: Progress, decided: Callable[[Outcome], None]) 
     where: str | Rollouts
     pruning: PruningReport | None = None
     if job.pruning is not None:
-        rollouts = read(dense, job.rollouts, progress)
+        rollouts = with_origin(read(dense, job.rollouts, progress), dense, store)
         where = job.environment or ""
         if job.environment is None:
             rollouts, where = _parted(rollouts)
@@ -88,6 +90,32 @@ def read(dense: Bundle, rollouts: tuple[Path, ...], progress: Progress) -> Rollo
     progress("rollouts", 0.0)
     manifest = dense.manifest
     return read_rollouts(rollouts, observation_size=manifest.observation.size, action_size=manifest.action.size)
+
+
+def with_origin(rollouts: Rollouts, dense: Bundle, store: BundleStore) -> Rollouts:
+    """Return rollouts with a warning if only controllers acted in them that have nothing to do with the one to prune.
+
+    One that was pruned from it, as far as the store tells, has: loops record while those run. Nothing is said of bags
+    that do not tell who acted.
+    """
+    origin = _origin(dense.manifest.parent or dense.reference, store)
+    if not rollouts.controllers or origin in (_origin(reference, store) for reference in rollouts.controllers):
+        return rollouts
+    warning = (
+        f"the rollouts were recorded with {', '.join(map(short, rollouts.controllers))}, which as far as the store "
+        f"{store.root} tells is neither {short(dense.reference)} nor pruned from it; they may miss the states that it "
+        "meets, so record some with it (`nncontrol-prune rollout`)"
+    )
+    return replace(rollouts, warnings=[*rollouts.warnings, warning])
+
+
+def _origin(reference: str, store: BundleStore) -> str:
+    """Return what a controller was pruned from in the end, as far as the store knows."""
+    try:
+        parent = store.manifest(reference).parent
+    except ControllerError:  # it is not there
+        return reference
+    return reference if parent is None else _origin(parent, store)
 
 
 def prune(

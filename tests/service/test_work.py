@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
-from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.controllers.bundle import Bundle, short
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning import pipeline
 from nncontrol_prune.pruning.settings import PruningSettings
-from nncontrol_prune.rollouts.reader import Rollouts
+from nncontrol_prune.rollouts.reader import Rollouts, read_rollouts
+from nncontrol_prune.rollouts.writer import BagWriter
 from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.service import work
 from nncontrol_prune.service.jobs import Job
@@ -48,6 +51,8 @@ def test_candidates_are_run_by_as_many_workers_as_the_settings_say(
 class Rows(list[int]):
     """Stands for rollouts of so many transitions."""
 
+    controllers = ()
+
     def rows(self, chosen: slice) -> Rows:
         return Rows(self[chosen])
 
@@ -80,3 +85,34 @@ def test_without_an_environment_no_row_is_checked_on_that_was_pruned_from(
         recorded += range(len(recorded), len(recorded) + 40)  # the loop goes on recording
     assert pruned_from == [Rows(range(75))]
     assert checked_on == [Rows(range(75, 100)), Rows(range(105, 140)), Rows(range(135, 180))]
+
+
+@pytest.mark.parametrize("acted", ["dense", "pruned", "parent", "nobody"])
+def test_rollouts_of_a_controllers_own_kin_are_nothing_to_warn_of(
+    tmp_path: Path, store: BundleStore, shipped_bundle: Bundle, make_cartpole_bundle, acted: str
+) -> None:
+    dense = make_cartpole_bundle(parent=shipped_bundle, name="dense")
+    pruned = make_cartpole_bundle(hidden=(4, 4), parent=dense, name="pruned")
+    for bundle in (dense, pruned):
+        store.add(bundle)
+    references = {"dense": dense.reference, "pruned": pruned.reference, "parent": shipped_bundle.reference}
+    rollouts = recorded(tmp_path / "bag", references.get(acted))
+    assert work.with_origin(rollouts, dense, store).warnings == rollouts.warnings
+
+
+def test_rollouts_of_another_controller_are_warned_of(
+    tmp_path: Path, store: BundleStore, shipped_bundle: Bundle, small_bundle: Bundle
+) -> None:
+    (warning,) = work.with_origin(recorded(tmp_path / "bag", small_bundle.reference), shipped_bundle, store).warnings
+    assert f"were recorded with {short(small_bundle.reference)}, which" in warning
+    assert f"neither {short(shipped_bundle.reference)} nor pruned from it" in warning
+
+
+def recorded(path: Path, controller: str | None) -> Rollouts:
+    """Return rollouts in which a controller acted."""
+    with BagWriter(path, observation_size=5, action_size=1, rate=100.0) as writer:
+        if controller is not None:
+            writer.bundle(0.0, 0, controller)
+        for tick in range(100):
+            writer.transition(tick * 0.01, 0, np.zeros(5), np.zeros(1))
+    return read_rollouts(path)
