@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ Row = NDArray[np.int64] | None
 """Labels along one dimension; None where all are fixed, which is cheaper to carry."""
 Labels = tuple[Row, ...]
 """Labels of a tensor, by dimension."""
+Entry = tuple[str, int, int]
+"""A tensor of the module, one of its dimensions, and an index along that."""
 
 
 class Coupling:
@@ -22,14 +24,28 @@ class Coupling:
 
     Args:
         module: Its parameters and buffers get labels.
+        whole: Modules in it that nothing may leave, so that their tensors get none, and what to say of each.
+
+    Attributes:
+        operation: What is going on, for the user to read if it makes something stay: the end of a sentence.
+        operands: The tensors that it is about.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, whole: Mapping[nn.Module, str] | None = None) -> None:
+        self.operation = ""
+        self.operands: Sequence[Tensor] = ()
+        self._origins: dict[int, str] = {}
+        self._causes: dict[int, str] = {}  # why a label stays; those that it is joined with stay too
         self._parent = [FIXED]
         self._labels: dict[int, Labels] = {}
         self._alive: list[Tensor] = []  # the dictionary goes by id, which is only a tensor's as long as it lives
         self._rows: dict[tuple[str, int], NDArray[np.int64]] = {}
+        for part, origin in (whole or {}).items():
+            for tensor in (*part.parameters(), *part.buffers()):
+                self.originate(tensor, origin)
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if self.origin(tensor):
+                continue
             rows: list[Row] = []
             for dim, size in enumerate(tensor.shape):
                 row = np.arange(len(self._parent), len(self._parent) + size, dtype=np.int64)
@@ -51,6 +67,15 @@ class Coupling:
         """Return whether any label of a tensor is not fixed."""
         return any(row is not None for row in self.labels(tensor))
 
+    def originate(self, tensor: Tensor, origin: str) -> None:
+        """Tell where a tensor comes from that has no labels: what it meets stays, and the user is told this."""
+        self._origins[id(tensor)] = origin
+        self._alive.append(tensor)
+
+    def origin(self, tensor: Tensor) -> str:
+        """Return where a tensor comes from that has no labels; empty if that was not told."""
+        return self._origins.get(id(tensor), "")
+
     def find(self, label: int) -> int:
         """Return what stands for all that a label is joined with."""
         root = label
@@ -68,30 +93,46 @@ class Coupling:
             self.fix(second if first is None else first)
             return
         for one, other in zip(first.tolist(), second.tolist(), strict=True):
-            self._union(one, other)
+            self._union(one, other, len(first))
 
     def join_all(self, labels: Iterable[int]) -> None:
         """Join labels with each other."""
         labels = list(labels)
         for other in labels[1:]:
-            self._union(labels[0], other)
+            self._union(labels[0], other, len(labels))
 
     def fix(self, row: Row) -> None:
         """Make the entries of a row stay."""
         if row is not None:
             for label in row.tolist():
-                self._union(FIXED, label)
+                self._union(FIXED, label, len(row))
 
-    def classes(self) -> list[list[tuple[str, int, int]]]:
-        """Return what leaves together, as (tensor, dimension, index) triples; what stays is left out."""
-        found: dict[int, list[tuple[str, int, int]]] = {}
+    def classes(self) -> list[list[Entry]]:
+        """Return what leaves together; what stays is left out."""
+        return [entries for entries, cause in self._classes() if cause is None]
+
+    def staying(self) -> list[tuple[list[Entry], str]]:
+        """Return what would leave together if something did not make it stay, and what that is."""
+        return [(entries, cause) for entries, cause in self._classes() if cause is not None]
+
+    def _classes(self) -> Iterator[tuple[list[Entry], str | None]]:
+        causes: dict[int, str] = {}
+        for label, cause in self._causes.items():
+            causes.setdefault(self.find(label), cause)
+        found: dict[int, list[Entry]] = {}
         for (name, dim), row in self._rows.items():
             for index, label in enumerate(row.tolist()):
-                root = self.find(label)
-                if root != FIXED:
-                    found.setdefault(root, []).append((name, dim, index))
-        return list(found.values())
+                found.setdefault(self.find(label), []).append((name, dim, index))
+        for root, entries in found.items():
+            yield entries, causes.get(root)
 
-    def _union(self, first: int, second: int) -> None:
-        one, other = sorted((self.find(first), self.find(second)))
-        self._parent[other] = one  # the smaller stands for both, so FIXED always does
+    def _union(self, first: int, second: int, size: int) -> None:
+        """Join two labels that are met along a dimension of some size."""
+        if first != FIXED and second != FIXED:
+            self._parent[self.find(second)] = self.find(first)
+        elif first != second:
+            self._causes.setdefault(max(first, second), self._cause(size))
+
+    def _cause(self, size: int) -> str:
+        met = (self.origin(tensor) for tensor in self.operands if size in tensor.shape)
+        return next((origin for origin in met if origin), self.operation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from nncontrol_prune.pruning.coupling import Entry
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.tracing import trace
 
@@ -142,16 +143,13 @@ def _find_groups(module: nn.Module, components: Components, run: Callable[[nn.Mo
     # Channels that lie in the same tensors in the same way are one group.
     found: dict[tuple[tuple[str, int, int], ...], list[dict[tuple[str, int], list[int]]]] = {}
     for entries in coupling.classes():
-        places: dict[tuple[str, int], list[int]] = {}
-        for tensor, dim, index in entries:
-            places.setdefault((tensor, dim), []).append(index)
-        # A channel that nothing makes, or that nothing takes in, is not one: the trace did not use the tensor.
-        if sum(len(shapes[tensor]) > 1 for tensor, _ in places) >= 2:
+        places = _places(entries)
+        if _is_channel(places, shapes):
             signature = tuple(sorted((*place, len(indices)) for place, indices in places.items()))
             found.setdefault(signature, []).append(places)
     groups = [_group(module, components, channels, position) for channels in found.values()]
     if not groups:
-        raise NothingToPrune("the network has no hidden layer, so there is nothing to prune")
+        raise NothingToPrune(_why_nothing(module, coupling.staying(), shapes, position))
     groups.sort(key=lambda group: position.get(group.name, len(position)))
     seen = Counter[str]()
     for number, group in enumerate(groups):
@@ -159,6 +157,42 @@ def _find_groups(module: nn.Module, components: Components, run: Callable[[nn.Mo
         if seen[group.name] > 1:
             groups[number] = replace(group, name=f"{group.name}#{seen[group.name]}")
     return groups
+
+
+def _places(entries: Sequence[Entry]) -> dict[tuple[str, int], list[int]]:
+    places: dict[tuple[str, int], list[int]] = {}
+    for tensor, dim, index in entries:
+        places.setdefault((tensor, dim), []).append(index)
+    return places
+
+
+def _is_channel(places: Iterable[tuple[str, int]], shapes: Mapping[str, torch.Size]) -> bool:
+    """A channel that nothing makes, or that nothing takes in, is not one: the trace did not use the tensor."""
+    return sum(len(shapes[tensor]) > 1 for tensor, _ in places) >= 2
+
+
+def _why_nothing(
+    module: nn.Module,
+    staying: Sequence[tuple[list[Entry], str]],
+    shapes: Mapping[str, torch.Size],
+    position: Mapping[str, int],
+) -> str:
+    """Tell what makes the outputs of hidden layers stay, if there are any."""
+    layers = [name for name in position if isinstance(module.get_submodule(name), (*LINEAR, *TRANSPOSED))]
+    counts = Counter[tuple[str, str]]()
+    for entries, cause in staying:
+        places = _places(entries)
+        members = [Member(tensor, dim, torch.empty(0, 1)) for tensor, dim in places]
+        makers = sorted(
+            {member.module for member in members if member.module in position and produces(module, member)},
+            key=position.__getitem__,
+        )
+        if _is_channel(places, shapes) or any(name != layers[-1] for name in makers):
+            counts[", ".join(makers or [member.tensor for member in members]), cause] += 1
+    if not counts:
+        return "the network has no hidden layer, so there is nothing to prune"
+    listed = "; ".join(f"the {count} channels of {names} {cause}" for (names, cause), count in counts.items())
+    return f"there is nothing to prune: {listed}"
 
 
 @contextmanager

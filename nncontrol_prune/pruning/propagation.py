@@ -40,8 +40,9 @@ def _elementwise(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> Non
                 continue  # broadcast: this operand has no say in it
             if known[dim]:
                 coupling.join(joined[dim], row)
-            else:
-                joined[dim], known[dim] = row, True
+            if joined[dim] is None:
+                joined[dim] = row
+            known[dim] = True
     coupling.label(result, tuple(joined))
 
 
@@ -245,6 +246,17 @@ def _mv(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
     coupling.label(result, (matrix[0],))
 
 
+def _attention(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+    """(…, positions, channels) of queries, keys and values; the scores are scaled by the queries' size, which stays."""
+    queries, keys, values = (coupling.labels(tensor) for tensor in args[:3])
+    for row in (*queries[:-2], queries[-1], *keys, *values[:-1]):
+        coupling.fix(row)
+    for mask in (*args[3:], *kwargs.values()):
+        if isinstance(mask, Tensor):
+            _fixing(coupling, (mask,), {}, result)
+    coupling.label(result[0], (*(None for _ in queries[:-2]), queries[-2], values[-1]))
+
+
 def _convolution(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
     inputs, weight, bias, _, _, _, transposed, _, groups = args[:9]
     ours, theirs = coupling.labels(inputs), coupling.labels(weight)
@@ -384,6 +396,7 @@ def _fresh(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
 
 def _copy(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
     """Written in place: what is written stays, and so does the place."""
+    coupling.operands = ()  # it is the writing that makes it stay, and not what is written into
     for tensor in args[:2]:
         for row in coupling.labels(tensor):
             coupling.fix(row)
@@ -391,6 +404,7 @@ def _copy(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
 
 def _fixing(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
     """Entries are addressed by number: all of them stay."""
+    coupling.operands = ()  # whatever the numbers come from
     for tensor in tree_iter(args):
         if isinstance(tensor, Tensor):
             for row in coupling.labels(tensor):
@@ -403,6 +417,7 @@ atanh asinh acosh erf erfc sigmoid relu relu6 leaky_relu elu selu celu silu mish
 softplus log_sigmoid_forward threshold clamp_min clamp_max round floor ceil trunc frac isnan isinf logical_not clone
 detach alias _to_copy contiguous lift_fresh dropout native_dropout zeros_like ones_like full_like empty_like rand_like
 randn_like nan_to_num positive softshrink hardshrink tanhshrink _conj bitwise_not fill bernoulli view_of
+randint_like normal uniform zero
 """
 _ELEMENTWISE = """
 add sub rsub mul div true_divide floor_divide pow maximum minimum fmax fmin where addcmul addcdiv lerp clamp eq ne lt le
@@ -440,6 +455,15 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("mm", "bmm"), _mm),
     **dict.fromkeys(("addmm", "baddbmm"), _addmm),
     "mv": _mv,
+    **dict.fromkeys(
+        (
+            "_scaled_dot_product_flash_attention_for_cpu",
+            "_scaled_dot_product_flash_attention",
+            "_scaled_dot_product_efficient_attention",
+            "_scaled_dot_product_cudnn_attention",
+        ),
+        _attention,
+    ),
     **dict.fromkeys(("convolution", "_convolution", "mkldnn_convolution"), _convolution),
     **dict.fromkeys(("native_layer_norm", "_fused_rms_norm"), _layer_norm),
     **dict.fromkeys(
@@ -452,7 +476,8 @@ RULES: dict[str, Rule] = {
     "topk": _topk,
     **dict.fromkeys(("argmax", "argmin"), _argmax),
     **dict.fromkeys(_IMAGES.split(), _images),
-    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty", "_local_scalar_dense", "numel"), _fresh),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), _fresh),
+    **dict.fromkeys(("_local_scalar_dense", "_is_all_true", "_is_any_true", "numel"), _fresh),
     "copy": _copy,
     **dict.fromkeys(("gather", "index", "index_select", "embedding", "scatter", "index_put", "unfold"), _fixing),
 }

@@ -12,11 +12,16 @@ concatenations, flattened images, simplices and recurrence need no cases of thei
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -33,17 +38,20 @@ def trace(module: nn.Module, run: Callable[[], Any]) -> Coupling:
         run: Runs it on some rows; what it returns holds every output, whose sizes stay.
 
     Raises:
-        PruningError: An operation is not known; the message names it. Or the module is recurrent.
+        PruningError: An operation is not known; the message names it. Or the module cannot be pruned.
     """
-    refuse_recurrence(module)
-    coupling = Coupling(module)
+    check_traceable(module)
+    coupling = Coupling(module, _whole_modules(module))
+    for name, tensor in _attributes(module):
+        coupling.originate(tensor, f"meet {name}, a tensor that is no buffer: make it one, with register_buffer")
     training = module.training
     module.eval()
     try:
-        with torch.no_grad(), _Propagation(coupling):
+        with torch.no_grad(), without_fast_path(), _Propagation(coupling):
             outputs = run()
     finally:
         module.train(training)
+    coupling.operation, coupling.operands = "are outputs", ()
     for output in tree_iter(outputs):
         if isinstance(output, Tensor):
             for row in coupling.labels(output):
@@ -51,18 +59,75 @@ def trace(module: nn.Module, run: Callable[[], Any]) -> Coupling:
     return coupling
 
 
-def refuse_recurrence(module: nn.Module) -> None:
-    """Refuse recurrent layers.
+def check_traceable(module: nn.Module) -> None:
+    """Check that none of a module's parts are of a kind that cannot be pruned.
 
     Raises:
-        PruningError: There is one.
+        PruningError: One is recurrent, compiled by TorchScript, or has weights that it computes from others.
     """
     for name, submodule in module.named_modules():
+        who = f"{name or 'the module'} ({type(submodule).__name__})"
         if isinstance(submodule, (nn.RNNBase, nn.RNNCellBase)):
             raise PruningError(
                 f"{name or 'the module'} is recurrent ({type(submodule).__name__}); "
                 "recurrent networks cannot be pruned yet"
             )
+        if isinstance(submodule, torch.jit.ScriptModule):
+            raise PruningError(
+                f"{who} is a TorchScript module, which cannot be taken apart; pass the torch.nn.Module it was made from"
+            )
+        if remedy := _reparametrized(submodule):
+            raise PruningError(
+                f"{who} computes its weight from other parameters, which only training needs; "
+                f"put it in place first, with {remedy}"
+            )
+
+
+def _reparametrized(module: nn.Module) -> str:
+    """Return the call that gives a module plain weights again; empty where it has them."""
+    if is_parametrized(module):
+        parametrized: Any = module.parametrizations
+        return f"torch.nn.utils.parametrize.remove_parametrizations(module, {next(iter(parametrized))!r})"
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            return f"torch.nn.utils.remove_weight_norm(module, {hook.name!r})"
+        if isinstance(hook, SpectralNorm):
+            return f"torch.nn.utils.remove_spectral_norm(module, {hook.name!r})"
+        if isinstance(hook, BasePruningMethod):
+            return f"torch.nn.utils.prune.remove(module, {hook._tensor_name!r})"
+    return ""
+
+
+def _whole_modules(module: nn.Module) -> dict[nn.Module, str]:
+    """Return the modules that nothing may leave, and what to say of each.
+
+    The size of torch's attention is written into it as a number, and its weights lie in one tensor for three uses.
+    """
+    return {
+        submodule: f"meet the embedding of {name or 'the model'} (nn.MultiheadAttention), which stays: to prune it, "
+        "write the attention with torch.nn.functional.scaled_dot_product_attention"
+        for name, submodule in module.named_modules()
+        if isinstance(submodule, nn.MultiheadAttention)
+    }
+
+
+def _attributes(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that are attributes of a module or its parts, neither parameters nor buffers, by name."""
+    for name, submodule in module.named_modules():
+        for key, value in vars(submodule).items():
+            if isinstance(value, Tensor):
+                yield f"{name}.{key}".lstrip("."), value
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Within the block, torch's attention and transformer layers run what they are made of, and not one operation."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 class _Propagation(TorchDispatchMode):
@@ -80,7 +145,11 @@ def _propagate(coupling: Coupling, func: Any, args: Any, kwargs: Any, result: An
     name = str(func.overloadpacket).removeprefix("aten.")
     tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
     if not any(coupling.knows(tensor) for tensor in tensors):
+        made = not tensors or name == "lift_fresh" or name.startswith("new_")
+        origins = [_made_by(name)] if made else [coupling.origin(tensor) for tensor in tensors]
+        _originate(coupling, next(filter(None, origins), ""), result)
         return
+    coupling.operation, coupling.operands = _described(name, func), tensors
     rule = RULES.get(name.rstrip("_") if not name.startswith("_") else name)
     if rule is None:
         raise PruningError(
@@ -88,3 +157,26 @@ def _propagate(coupling: Coupling, func: Any, args: Any, kwargs: Any, result: An
             "write it with other operations, or keep what it works on out of the traced pass"
         )
     rule(coupling, args, kwargs, result)
+    if name.startswith("new_"):
+        _originate(coupling, _made_by(name), result)
+
+
+def _originate(coupling: Coupling, origin: str, result: Any) -> None:
+    if origin:
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                coupling.originate(tensor, origin)
+
+
+def _made_by(name: str) -> str:
+    function = "torch.tensor" if name == "lift_fresh" else f"aten.{name}"
+    return (
+        f"meet a tensor that is made in the forward pass ({function}): make it a buffer, or like another tensor "
+        "(torch.zeros_like)"
+    )
+
+
+def _described(name: str, func: Any) -> str:
+    if name == "copy_":
+        return "are written into a part of a tensor: join the parts with torch.cat or torch.stack instead"
+    return f"are kept by the operation {func}, which needs all of them or joins them with what has to stay"

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +10,7 @@ from torch import Tensor, nn
 from nncontrol_prune.controllers.mlp import Mlp
 from nncontrol_prune.controllers.specs import MlpArchitecture
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.groups import check_components, describe, find_groups
+from nncontrol_prune.pruning.groups import NothingToPrune, check_components, describe, find_groups
 from nncontrol_prune.pruning.network import Network
 from tests.pruning.networks import ConvNet, ResidualNet, StackedEnsemble, WorldModel
 
@@ -204,6 +207,153 @@ def test_recurrent_networks_are_refused(layer: nn.Module) -> None:
     module = nn.Sequential(layer)
     with pytest.raises(PruningError, match="0 is recurrent .*recurrent networks cannot be pruned yet"):
         find_groups(module, {"all": [""]}, lambda m: m(torch.zeros(2, 4)))
+
+
+class Hidden(nn.Module):
+    """A hidden layer of 12 channels with something done to them, `h`, of inputs `x`."""
+
+    def __init__(self, between: Callable[[Hidden, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.again, self.last = nn.Linear(4, 12), nn.Linear(12, 12), nn.Linear(12, 2)
+        self.register_buffer("scale", torch.ones(12))
+        self.attribute = torch.ones(12)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between(self, torch.relu(self.first(x)), x))
+
+
+def recurrent(start: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Hidden, Tensor, Tensor], Tensor]:
+    def between(net: Hidden, h: Tensor, x: Tensor) -> Tensor:
+        state = start(h, x)
+        for _ in range(2):
+            state = torch.tanh(h + net.again(state))
+        return state
+
+    return between
+
+
+MADE = r"the 12 channels of first.* meet a tensor that is made in the forward pass \({}\): make it a buffer, or like"
+
+
+@pytest.mark.parametrize(
+    ("between", "message"),
+    [
+        (lambda net, h, x: h + torch.zeros(12), MADE.format(r"aten\.zeros")),
+        (lambda net, h, x: torch.zeros(len(x), 12) + h, MADE.format(r"aten\.zeros")),
+        (lambda net, h, x: torch.zeros(len(x), 12).add_(h), MADE.format(r"aten\.zeros")),
+        (recurrent(lambda h, x: torch.zeros(len(x), 12)), MADE.format(r"aten\.zeros")),
+        (recurrent(lambda h, x: x.new_zeros(len(x), 12)), MADE.format(r"aten\.new_zeros")),
+        (lambda net, h, x: h * torch.arange(12).sin().unsqueeze(0), MADE.format(r"aten\.arange")),
+        (lambda net, h, x: h * torch.tensor([0.5] * 12), MADE.format(r"torch\.tensor")),
+        (
+            lambda net, h, x: h * net.attribute,
+            "first meet attribute, a tensor that is no buffer: make it one, with reg",
+        ),
+        (
+            lambda net, h, x: torch.softmax(h, 1),
+            r"first are kept by the operation aten\._softmax\.default, which needs",
+        ),
+        (lambda net, h, x: h[:, list(range(12))], r"first are kept by the operation aten\.index\.Tensor"),
+        (
+            lambda net, h, x: torch.ones(len(x), 12).copy_(h),
+            "first are written into a part of a tensor: join the parts",
+        ),
+    ],
+)
+def test_what_keeps_the_channels_of_a_hidden_layer_is_told(between: Any, message: str) -> None:
+    with pytest.raises(NothingToPrune, match=f"there is nothing to prune: .*{message}"):
+        find_groups(Hidden(between), {"all": [""]}, lambda m: m(torch.randn(3, 4)))
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda net, h, x: h * net.scale,
+        lambda net, h, x: h * torch.ones(()) + torch.ones(1) - torch.zeros(len(x), 1),
+        lambda net, h, x: torch.zeros_like(h) + torch.full_like(h, 0.3) + torch.ones_like(h) * h,
+        lambda net, h, x: h + torch.randn_like(h) + torch.empty_like(h).normal_() + torch.empty_like(h).zero_(),
+        recurrent(lambda h, x: torch.zeros_like(h)),
+    ],
+)
+def test_tensors_like_a_hidden_one_and_buffers_lose_its_channels(between: Any) -> None:
+    groups = find_groups(Hidden(between), {"all": [""]}, lambda m: m(torch.randn(3, 4)))
+    assert [(group.name, group.channels) for group in groups] == [("first", 12)]
+
+
+def test_weights_computed_from_others_are_refused_with_how_to_put_them_in_place() -> None:
+    def refusal(change: Callable[[nn.Module], Any]) -> str:
+        module = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 2))
+        change(module[0])
+        with pytest.raises(PruningError, match=r"^0 \(.*\) computes its weight from other parameters") as error:
+            find_groups(module, {"all": [""]}, lambda m: m(torch.randn(3, 4)))
+        return str(error.value).rpartition(" ")[0].rpartition("with ")[2]
+
+    utils = torch.nn.utils
+    for parametrization in (utils.parametrizations.weight_norm, utils.parametrizations.spectral_norm):
+        assert refusal(parametrization) == "torch.nn.utils.parametrize.remove_parametrizations(module,"
+    with pytest.warns(FutureWarning):
+        assert refusal(utils.weight_norm) == "torch.nn.utils.remove_weight_norm(module,"
+    assert refusal(utils.spectral_norm) == "torch.nn.utils.remove_spectral_norm(module,"
+    assert refusal(lambda layer: utils.prune.identity(layer, "weight")) == "torch.nn.utils.prune.remove(module,"
+
+
+def test_torchscript_is_refused() -> None:
+    module = torch.jit.trace(nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 2)), torch.randn(3, 4))
+    with pytest.raises(PruningError, match="is a TorchScript module, which cannot be taken apart; pass the torch.nn"):
+        find_groups(module, {"all": [""]}, lambda m: m(torch.randn(3, 4)))
+
+
+def test_torchs_attention_keeps_its_embedding_and_the_layers_around_it_are_pruned() -> None:
+    layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+    module = nn.Sequential(nn.Linear(4, 16), nn.TransformerEncoder(layer, 2), nn.Linear(16, 2)).eval()
+    groups = find_groups(module, {"all": [""]}, lambda m: m(torch.randn(3, 5, 4)))
+    assert [(g.name, g.consumers, g.channels) for g in groups] == [
+        (f"1.layers.{number}.linear1", (f"1.layers.{number}.linear2",), 24) for number in (0, 1)
+    ]
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_where_torchs_attention_keeps_all_channels_another_way_to_write_it_is_told() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.attention, self.last = (
+                nn.Linear(4, 16), nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 2)
+            )  # fmt: skip
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.first(x)
+            return self.last(hidden + self.attention(hidden, hidden, hidden, need_weights=False)[0])
+
+    message = (
+        r"16 channels of first meet the embedding of attention \(nn.MultiheadAttention\), .*scaled_dot_product_att"
+    )
+    with pytest.raises(NothingToPrune, match=message):
+        find_groups(Attending().eval(), {"all": [""]}, lambda m: m(torch.randn(3, 5, 4)))
+
+
+def test_attention_written_out_loses_channels_of_the_stream_and_of_the_values_of_one_head() -> None:
+    class Attending(nn.Module):
+        def __init__(self, heads: int) -> None:
+            super().__init__()
+            self.first, self.last, self.heads = nn.Linear(4, 16), nn.Linear(16, 2), heads
+            self.queries, self.keys, self.values, self.back = (nn.Linear(16, 16) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.first(x)
+            heads = [
+                layer(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                for layer in (self.queries, self.keys, self.values)
+            ]
+            attended = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+            return self.last(hidden + self.back(attended))
+
+    def names(heads: int) -> list[str]:
+        return [g.name for g in find_groups(Attending(heads), {"all": [""]}, lambda m: m(torch.randn(3, 5, 4)))]
+
+    assert names(4) == ["first"]
+    assert names(1) == ["first", "values"]
 
 
 def test_grouped_convolutions_are_refused() -> None:
