@@ -107,7 +107,10 @@ def _cost(
     if settings.cost == "multiplications":
         return multiplications
     if latency is None:
-        raise PruningError("a budget on latency needs a way to measure it; there is one for controllers in bundles")
+        raise PruningError(
+            "a budget on latency needs a way to measure it: pass latency= to prune(), "
+            "a function that returns the seconds that a network takes"
+        )
     measured = []
     for share in LATENCY_SHARES:
         kept = [max(group.fewest, round(share * group.channels)) for group in groups]

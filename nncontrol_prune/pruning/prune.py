@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import HELD_OUT_SHARE, MIN_ROWS, Calibration
@@ -20,6 +20,7 @@ from nncontrol_prune.pruning.network import Batch, Network, Outputs, rows_of, ta
 from nncontrol_prune.pruning.settings import CostName, ImportanceName, Method, PruningSettings
 from nncontrol_prune.pruning.surgery import Module
 from nncontrol_prune.pruning.terms import Term
+from nncontrol_prune.pruning.tracing import check_traceable, without_fast_path
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ def prune(
     """
     if torch.is_inference_mode_enabled():
         raise PruningError("prune() takes gradients, which torch.inference_mode forbids; call it outside of that")
+    _check_types(model, data, weights=weights, held_out=held_out)
+    check_traceable(model)
     progress = progress or Progress()
     if not isinstance(budget, Budget):
         budget = Budget(float(budget))
@@ -127,15 +130,35 @@ def prune(
 
     dense = copy.deepcopy(model).eval()
     network = Network(dense, components, run, ties)
-    outputs = _dense_outputs(network, batch)
-    if terms is None:
-        terms = [Term(name, scale=None) for name in outputs]
-    for name in dict.fromkeys(term.output for term in terms):
-        if name in outputs and not torch.isfinite(outputs[name]).all():
-            raise PruningError(f"the dense network's output {name!r} holds NaN or infinity; leave those rows out")
-    return prune_network(
-        network, calibration, terms, settings, progress=progress, latency=latency, choose=choose, enough=enough
-    )
+    with without_fast_path():  # it passes over layers that have to be seen
+        outputs = _dense_outputs(network, batch)
+        if terms is None:
+            terms = [Term(name, scale=None) for name in outputs]
+        for name in dict.fromkeys(term.output for term in terms):
+            if name in outputs and not torch.isfinite(outputs[name]).all():
+                raise PruningError(f"the dense network's output {name!r} holds NaN or infinity; leave those rows out")
+        return prune_network(
+            network, calibration, terms, settings, progress=progress, latency=latency, choose=choose, enough=enough
+        )
+
+
+def _check_types(model: Any, data: Any, **by_row: Any) -> None:
+    """Check what the type hints say, since a notebook does not, and what goes wrong otherwise does so far from here."""
+    if not isinstance(model, nn.Module):
+        raise PruningError(f"the model is of type {type(model).__name__}; it needs to be a torch.nn.Module")
+    if not isinstance(data, (Tensor, Mapping)):
+        raise PruningError(
+            f"data is of type {type(data).__name__}; allowed are a tensor, such as torch.as_tensor(data).float(), "
+            "and a mapping of names to tensors"
+        )
+    named = {"data": data} if isinstance(data, Tensor) else {f"data[{name!r}]": value for name, value in data.items()}
+    for name, value in {**named, **by_row}.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise PruningError(
+                f"{name} is of type {type(value).__name__}; it needs to be a tensor, such as torch.as_tensor gives"
+            )
+        if value is not None and value.dim() == 0:
+            raise PruningError(f"{name} is a single number; it needs a row for every example")
 
 
 def _settings(**values: Any) -> PruningSettings:
@@ -185,8 +208,15 @@ def _checked_rows(batch: Batch, weights: Tensor | None, held_out: Tensor | None)
 
 def _dense_outputs(network: Network[Any], batch: Batch) -> Outputs:
     allowed = "allowed are a tensor with a row for each row of the data, and a mapping of names to such"
-    with torch.no_grad():
-        outputs: Any = network.run(network.module, batch)
+    try:
+        with torch.no_grad():
+            outputs: Any = network.run(network.module, batch)
+    except Exception as error:
+        given = ", ".join(f"{name} {tuple(values.shape)} {values.dtype}" for name, values in batch.items())
+        raise PruningError(
+            f"the dense network fails on the data ({given}) with {type(error).__name__}: {error}; "
+            "if it takes them in another way, pass trace="
+        ) from error
     if not isinstance(outputs, Mapping):
         raise PruningError(f"the network's output is of type {type(outputs).__name__}; {allowed}")
     for name, output in outputs.items():

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import io
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -81,7 +84,7 @@ def test_latency_is_a_budget_where_it_can_be_measured(classifier: nn.Module) -> 
         components={"all": [""]}, latency=seconds, method="uniform",
     )  # fmt: skip
     assert seconds(result.chosen.module) == pytest.approx(0.7 * seconds(classifier), rel=0.1)
-    with pytest.raises(PruningError, match="a budget on latency needs a way to measure it"):
+    with pytest.raises(PruningError, match=r"a budget on latency needs .*: pass latency= to prune\(\), a func"):
         prune(classifier, data=torch.randn(300, 6), budget=Budget(0.3, cost="latency"), components={"all": [""]})
 
 
@@ -187,6 +190,23 @@ def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
         ({"held_out": torch.zeros(200).bool()}, "held_out holds out 0 of 200 rows; allowed are 1 to 198"),
         ({"held_out": torch.ones(200).bool()}, "held_out holds out 200 of 200 rows"),
         ({"data": {}}, "the data has 0 rows"),
+        (
+            {"data": np.zeros((200, 6))},
+            r"data is of type ndarray; allowed are a tensor, such as torch.as_tensor\(data\)",
+        ),
+        ({"data": [torch.zeros(6)] * 200}, "data is of type list; allowed are a tensor"),
+        (
+            {"data": {"x": np.zeros((200, 6))}},
+            r"data\['x'\] is of type ndarray; it needs to be a tensor, such as torch",
+        ),
+        ({"data": torch.zeros(())}, "data is a single number; it needs a row for every example"),
+        ({"weights": np.ones(200)}, "weights is of type ndarray; it needs to be a tensor"),
+        ({"held_out": np.arange(200) % 4 == 0}, "held_out is of type ndarray; it needs to be a tensor"),
+        (
+            {"data": torch.zeros(200, 5)},
+            r"the dense network fails on the data \(data \(200, 5\) torch.float32\) with Runt",
+        ),
+        ({"data": {"x": torch.zeros(200, 6)}}, r"fails on the data \(x .*\) with TypeError: .* pass trace="),
         ({"trace": lambda m, rows: (m(rows), rows)}, "output is of type tuple; allowed are a tensor with a row for"),
         ({"trace": lambda m, rows: {"y": [m(rows)]}}, "output 'y' is of type list; allowed are a tensor with"),
         ({"trace": lambda m, rows: m(rows).sum()}, r"output 'output' has shape \(\) for 200 rows of data; allowed"),
@@ -203,6 +223,37 @@ def test_bad_input_gets_one_clear_sentence(classifier: nn.Module, changes: dict[
     arguments = {"data": torch.randn(200, 6), "budget": 0.5, "components": {"all": [""]}, **changes}
     with pytest.raises(PruningError, match=message):
         prune(classifier, **arguments)
+
+
+def test_what_is_no_network_or_cannot_be_copied_is_refused_in_a_sentence(classifier: nn.Module) -> None:
+    data = torch.randn(200, 6)
+    with pytest.raises(PruningError, match=r"the model is of type function; it needs to be a torch\.nn\.Module"):
+        prune(lambda rows: rows, data=data, budget=0.5)  # type: ignore[type-var]
+    with pytest.raises(PruningError, match="is a TorchScript module"):
+        prune(torch.jit.trace(classifier, data), data=data, budget=0.5)
+    torch.nn.utils.prune.identity(classifier[0], "weight")  # a module with such a hook cannot be copied
+    with pytest.raises(PruningError, match=r"with torch\.nn\.utils\.prune\.remove\(module, 'weight'\)"):
+        prune(classifier, data=data, budget=0.5)
+
+
+@pytest.mark.parametrize("importance", ["taylor", "obs"])
+def test_a_transformer_is_pruned_where_torch_would_take_its_fast_path(importance: Any) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 48, batch_first=True)
+    model = nn.Sequential(nn.Linear(4, 16), nn.TransformerEncoder(layer, 2), nn.Linear(16, 2))
+    data = torch.randn(200, 5, 4)
+    result = prune(model, data=data, budget=Budget(0.3, tolerance=0.03), components={"all": [""]},
+                   importance=importance, method="uniform")  # fmt: skip
+    smaller = result.chosen.module
+    assert smaller[1].layers[0].linear1.out_features < 48
+    assert result.chosen.errors["output"] < 0.1
+    fast = smaller.eval()(data)
+    torch.testing.assert_close(smaller(data.requires_grad_()), fast)
+    assert smaller.train()(data).shape == (200, 5, 2)
+    exported = io.BytesIO()
+    torch.onnx.export(smaller.eval(), (data.detach(),), exported, input_names=["x"], dynamo=False)
+    run = onnxruntime.InferenceSession(exported.getvalue()).run(None, {"x": data.detach().numpy()})
+    torch.testing.assert_close(torch.as_tensor(run[0]), fast.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_outputs_that_no_term_looks_at_may_be_infinite(classifier: nn.Module) -> None:
