@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
+import torch
 
 from nncontrol_prune.config import load_config
 from nncontrol_prune.plants.environments import environment_specs
 from tests.documentation import DOCS, block
 
 
-def test_any_module_is_pruned_as_the_documentation_shows(capsys) -> None:
+def test_any_module_is_pruned_as_the_documentation_shows(capsys, tmp_path: Path, monkeypatch) -> None:
     program = block(DOCS / "pruning.md", "tests/test_docs.py runs this block", "python")
     names: dict[str, object] = {}
     exec(compile(program, "pruning.md", "exec"), names)
@@ -20,6 +23,15 @@ def test_any_module_is_pruned_as_the_documentation_shows(capsys) -> None:
     assert "0.3: " in printed
     assert "inter-component" in printed
     assert re.search(r"60\.\d% removed|59\.\d% removed", printed)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block(DOCS / "pruning.md", "tests/test_docs.py runs this block after the one above", "python"),
+                 "pruning.md", "exec"), names)  # fmt: skip
+    assert "µs after" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(tmp_path / "smaller.onnx")
+    rows = np.ones((5, 6), np.float32)
+    with torch.no_grad():
+        expected = names["smaller"](torch.as_tensor(rows))  # type: ignore[operator]
+    np.testing.assert_allclose(session.run(None, {"x": rows})[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_task_in_the_documentation_fits_the_hopper(tmp_path: Path) -> None:
