@@ -21,7 +21,11 @@ Components = Mapping[str, Sequence[str]]
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+CHANNEL_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
+"""Norms of each channel by itself."""
 
 NORMED_ENTRIES: Mapping[type[nn.Module], int] = {nn.LayerNorm: 3, nn.RMSNorm: 2}
 """Entries that a norm over channels has to have. Of one less it leaves signs, +1 and -1 whatever the inputs: what comes
@@ -214,7 +218,7 @@ def _size_of_norm(module: nn.Module) -> tuple[int, ...]:
     """Return the shape of the weight that a norm has or could have; empty for other modules."""
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         return tuple(module.normalized_shape)
-    if isinstance(module, BATCH_NORMS):
+    if isinstance(module, CHANNEL_NORMS):
         return (module.num_features,)
     return (module.num_channels,) if isinstance(module, nn.GroupNorm) else ()
 

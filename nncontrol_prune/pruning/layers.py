@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nncontrol_prune.pruning.groups import BATCH_NORMS, LINEAR, TRANSPOSED, Group
+from nncontrol_prune.pruning.groups import CHANNEL_NORMS, LINEAR, TRANSPOSED, Group
 
-NORMS = (nn.LayerNorm, nn.RMSNorm, *BATCH_NORMS, nn.GroupNorm)
+NORMS = (nn.LayerNorm, nn.RMSNorm, *CHANNEL_NORMS, nn.GroupNorm)
 CONVOLVE: Any = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 CONVOLVE_TRANSPOSED: Any = {
     1: functional.conv_transpose1d,

@@ -36,8 +36,8 @@ def _elementwise(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> Non
         offset = dims - tensor.dim()
         for index, row in enumerate(coupling.labels(tensor)):
             dim = offset + index
-            if tensor.shape[index] != result.shape[dim]:
-                continue  # broadcast: this operand has no say in it
+            if tensor.shape[index] != result.shape[dim] or tensor.stride(index) == 0:
+                continue  # broadcast, here or in an expand: this operand has no say in it
             if known[dim]:
                 coupling.join(joined[dim], row)
             if joined[dim] is None:
@@ -62,14 +62,15 @@ def reshaped(coupling: Coupling, before: Sequence[int], labels: Labels, after: S
         labelled = [dim for dim in ours if labels[dim] is not None]
         if not labelled:
             continue
-        if len(labelled) > 1:
-            for dim in labelled:
+        # One of several can be told apart afterwards: the widest, since an ensemble's members are few.
+        chosen = max(labelled, key=lambda dim: before[dim])
+        for dim in labelled:
+            if dim != chosen:
                 coupling.fix(labels[dim])
-            continue
         shape = [before[dim] for dim in ours]
         spread = [1] * len(ours)
-        spread[ours.index(labelled[0])] = -1
-        row = labels[labelled[0]]
+        spread[ours.index(chosen)] = -1
+        row = labels[chosen]
         assert row is not None
         entries = np.broadcast_to(row.reshape(spread), shape).reshape([after[dim] for dim in theirs])
         wide = [position for position, dim in enumerate(theirs) if after[dim] > 1]
@@ -125,6 +126,48 @@ def _expand(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
         if source.shape[index] == result.shape[offset + index]:
             rows[offset + index] = row
     coupling.label(result, tuple(rows))
+
+
+def _repeat(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+    source, times = args[0], args[1]
+    rows: list[Row] = [None] * (result.dim() - source.dim())
+    rows += coupling.labels(source)
+    tiled = [None if row is None else np.tile(row, count) for row, count in zip(rows, times, strict=True)]
+    coupling.label(result, tuple(tiled))
+
+
+def _staying(coupling: Coupling, source: Tensor, dims: Sequence[int], result: Any) -> None:
+    rows = list(coupling.labels(source))
+    for dim in dims:
+        coupling.fix(rows[dim])
+        rows[dim] = None
+    coupling.label(result, tuple(rows))
+
+
+def _glu(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+    """One half is multiplied with the other, so that dimension stays."""
+    _staying(coupling, args[0], [args[1] if len(args) > 1 else kwargs.get("dim", -1)], result)
+
+
+def _flip(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+    """Entries change places, so these dimensions stay."""
+    _staying(coupling, args[0], args[1] if len(args) > 1 else kwargs["dims"], result)
+
+
+def _roll(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+    """Entries change places, so these dimensions stay; without any it goes through all of them."""
+    dims = args[2] if len(args) > 2 else kwargs.get("dims")
+    _staying(coupling, args[0], dims or range(args[0].dim()), result)
+
+
+def _extremum(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+    """Largest or least of two tensors, of all entries, or along a dimension; that tells which one, by its number."""
+    if len(args) > 1 and isinstance(args[1], Tensor):
+        _elementwise(coupling, args, kwargs, result)
+    elif isinstance(result, Tensor):
+        _reduction(coupling, args, kwargs, result)
+    else:
+        _ordered(coupling, args[0], args[1] if len(args) > 1 else kwargs["dim"], result)
 
 
 def _transpose(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
@@ -330,9 +373,10 @@ def _ordered(coupling: Coupling, source: Tensor, dim: int, result: Any) -> None:
     coupling.fix(rows[dim])
     rows[dim] = None
     for output in tree_iter(result):
+        found = list(rows)
         if output.dim() < source.dim():
-            rows.pop(dim)
-        coupling.label(output, tuple(rows))
+            found.pop(dim)
+        coupling.label(output, tuple(found))
 
 
 def _sort(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
@@ -429,7 +473,9 @@ _REDUCTIONS = "mean sum var std amax amin prod logsumexp var_mean std_mean any a
 _IMAGES = """
 max_pool1d_with_indices max_pool2d max_pool2d_with_indices avg_pool1d avg_pool2d adaptive_avg_pool2d
 _adaptive_avg_pool2d adaptive_max_pool2d constant_pad_nd reflection_pad2d replication_pad2d upsample_nearest1d
-upsample_nearest2d upsample_bilinear2d pixel_unshuffle
+upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
+_upsample_nearest_exact1d _upsample_nearest_exact2d pixel_unshuffle pixel_shuffle avg_pool3d max_pool3d_with_indices
+_adaptive_avg_pool3d adaptive_max_pool3d reflection_pad1d replication_pad1d
 """
 
 RULES: dict[str, Rule] = {
@@ -440,6 +486,11 @@ RULES: dict[str, Rule] = {
     "norm": _norm_reduction,
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "view_as"), _view),
     **dict.fromkeys(("expand", "broadcast_to"), _expand),
+    "repeat": _repeat,
+    "glu": _glu,
+    "flip": _flip,
+    "roll": _roll,
+    **dict.fromkeys(("max", "min"), _extremum),
     "t": _t,
     "transpose": _transpose,
     "permute": _permute,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nncontrol_prune.pruning.groups import BATCH_NORMS, LINEAR, TRANSPOSED, Group, leaving_entries, weighted_norms
+from nncontrol_prune.pruning.groups import CHANNEL_NORMS, LINEAR, TRANSPOSED, Group, leaving_entries, weighted_norms
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -76,7 +76,7 @@ def _correct_sizes(module: nn.Module) -> None:
             module.out_channels, module.in_channels = weight.shape[:2]
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         module.normalized_shape = tuple(weight.shape)
-    elif isinstance(module, BATCH_NORMS):
+    elif isinstance(module, CHANNEL_NORMS):
         module.num_features = weight.shape[0]
     elif isinstance(module, nn.GroupNorm):
         module.num_groups = module.num_groups * weight.shape[0] // module.num_channels

@@ -37,6 +37,12 @@ def groups_with(between: Callable[[Tensor], Tensor]) -> list[str]:
         lambda hidden: hidden + hidden.argmax(),
         lambda hidden: hidden + hidden.argmin(dim=-1, keepdim=True),
         lambda hidden: hidden + hidden.argmax(dim=2)[..., None],
+        lambda hidden: hidden + hidden.max(dim=2, keepdim=True)[1],
+        lambda hidden: hidden + hidden.min(2)[0][..., None],
+        lambda hidden: hidden.flip(-1),
+        lambda hidden: hidden.roll(1, 2),
+        lambda hidden: hidden.roll(1),
+        lambda hidden: torch.nn.functional.glu(hidden).repeat(1, 1, 2),
     ],
 )
 def test_channels_that_are_put_in_order_stay(between: Callable[[Tensor], Tensor]) -> None:
@@ -52,6 +58,12 @@ def test_channels_that_are_put_in_order_stay(between: Callable[[Tensor], Tensor]
         lambda hidden: hidden + hidden.argsort(dim=1),
         lambda hidden: hidden + hidden.argmax(1, keepdim=True),
         lambda hidden: hidden.mean(dim=1) + hidden.argmin(1),
+        lambda hidden: hidden.max(dim=1)[0] + hidden.max() + torch.max(hidden, -hidden).min(1)[0],
+        lambda hidden: hidden.flip(1) + hidden.roll(1, 1),
+        lambda hidden: torch.nn.functional.glu(hidden[:, :4], dim=1),
+        lambda hidden: hidden.repeat(1, 2, 1).repeat(2, 1, 1, 1),
+        lambda hidden: torch.nn.functional.normalize(hidden, dim=-1),
+        lambda hidden: hidden - hidden.mean(-1, keepdim=True).expand_as(hidden),
     ],
 )
 def test_channels_may_leave_where_positions_are_put_in_order(between: Callable[[Tensor], Tensor]) -> None:

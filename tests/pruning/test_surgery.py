@@ -67,11 +67,13 @@ def test_pruned_network_equals_the_masked_dense_one(network: type[Any], share: f
         [nn.Conv1d(2, 6, 3), nn.Conv1d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv1d(6, 2, 3)],
         [nn.Conv1d(2, 6, 3), nn.ConvTranspose1d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv1d(6, 2, 3)],
         [nn.Conv1d(2, 6, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(6, 2)],
+        [nn.Conv1d(2, 6, 3), nn.InstanceNorm1d(6, affine=True), nn.Upsample(scale_factor=2, mode="linear"),
+         nn.ReflectionPad1d(1), nn.Conv1d(6, 2, 3)],
         [nn.Linear(8, 6), nn.PReLU(6), nn.Dropout(), nn.Linear(6, 2)],
         [nn.Linear(8, 6), nn.RMSNorm(6), nn.GELU(), nn.Linear(6, 6, bias=False), nn.LayerNorm(6, bias=False),
          nn.Hardswish(), nn.Linear(6, 2)],
     ],
-    ids=["conv1d", "depthwise", "depthwise transposed", "pooled", "prelu", "norms"],
+    ids=["conv1d", "depthwise", "depthwise transposed", "pooled", "instance norm", "prelu", "norms"],
 )  # fmt: skip
 def test_layers_of_all_kinds(layers: list[nn.Module]) -> None:
     torch.manual_seed(3)
@@ -86,6 +88,7 @@ BARE_NORMS = {
     "batch": [nn.Linear(8, 12), nn.BatchNorm1d(12, affine=False), nn.ReLU(), nn.Linear(12, 2)],
     "images": [nn.Conv1d(2, 12, 3), nn.BatchNorm1d(12, affine=False), nn.GroupNorm(6, 12, affine=False),
                nn.ReLU(), nn.Conv1d(12, 2, 3)],
+    "instance": [nn.Conv1d(2, 12, 3), nn.InstanceNorm1d(12), nn.ReLU(), nn.Conv1d(12, 2, 3)],
     "forgetful": [nn.Linear(8, 12), nn.BatchNorm1d(12, affine=False, track_running_stats=False), nn.Linear(12, 2)],
 }  # fmt: skip
 
@@ -105,6 +108,23 @@ def test_norms_without_parameters_norm_the_channels_that_are_left(kind: str) -> 
     assert remembered
     assert set(remembered) <= {6, (6,)}
     assert list(pruned.state_dict()) == list(module.state_dict())
+
+
+def test_an_ensemble_whose_members_einsum_runs() -> None:
+    class Ensemble(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.bias = nn.Parameter(torch.randn(3, 5, 8)), nn.Parameter(torch.randn(3, 8))
+            self.second = nn.Parameter(torch.randn(3, 8, 2))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            hidden = torch.tanh(torch.einsum("bi,eio->beo", inputs, self.first) + self.bias)
+            return torch.einsum("bei,eio->beo", hidden, self.second)
+
+    torch.manual_seed(3)
+    inputs = torch.randn(7, 5)
+    pruned: Any = check_equals_masked(Ensemble(), {"all": [""]}, lambda m: m(inputs))
+    assert (pruned.first.shape, pruned.bias.shape, pruned.second.shape) == ((3, 5, 4), (3, 4), (3, 4, 2))
 
 
 def test_a_depthwise_transposed_convolution_has_a_group_for_each_channel_left() -> None:
