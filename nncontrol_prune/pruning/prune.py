@@ -17,6 +17,7 @@ from nncontrol_prune.pruning.engine import Choose, Enough, Pruned, prune_network
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Components
 from nncontrol_prune.pruning.network import Batch, Network, Outputs, rows_of, take
+from nncontrol_prune.pruning.rehearsal import rehearse
 from nncontrol_prune.pruning.settings import CostName, ImportanceName, Method, PruningSettings
 from nncontrol_prune.pruning.surgery import Module
 from nncontrol_prune.pruning.terms import Term
@@ -137,6 +138,7 @@ def prune(
         for name in dict.fromkeys(term.output for term in terms):
             if name in outputs and not torch.isfinite(outputs[name]).all():
                 raise PruningError(f"the dense network's output {name!r} holds NaN or infinity; leave those rows out")
+        rehearse(network, batch)
         return prune_network(
             network, calibration, terms, settings, progress=progress, latency=latency, choose=choose, enough=enough
         )

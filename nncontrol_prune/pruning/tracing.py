@@ -44,6 +44,11 @@ def trace(module: nn.Module, run: Callable[[], Any]) -> Coupling:
     coupling = Coupling(module, _whole_modules(module))
     for name, tensor in _attributes(module):
         coupling.originate(tensor, f"meet {name}, a tensor that is no buffer: make it one, with register_buffer")
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, inputs, name=name: _keep_positions(coupling, name, layer, inputs))
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    ]
     training = module.training
     module.eval()
     try:
@@ -51,6 +56,8 @@ def trace(module: nn.Module, run: Callable[[], Any]) -> Coupling:
             outputs = run()
     finally:
         module.train(training)
+        for hook in hooks:
+            hook.remove()
     coupling.operation, coupling.operands = "are outputs", ()
     for output in tree_iter(outputs):
         if isinstance(output, Tensor):
@@ -128,6 +135,14 @@ def without_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def _keep_positions(coupling: Coupling, name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Make stay what a linear layer treats alike, as a mixer's does with channels: it is fitted to all of them."""
+    coupling.operation, coupling.operands = f"are positions to the layer {name}, which is applied to each", ()
+    if inputs and isinstance(inputs[0], Tensor):
+        for row in coupling.labels(inputs[0])[:-1]:
+            coupling.fix(row)
 
 
 class _Propagation(TorchDispatchMode):

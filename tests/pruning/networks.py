@@ -109,6 +109,22 @@ class ConvNet(nn.Module):
         return self.decoder(self.encoder(image))
 
 
+class Mixer(nn.Module):
+    """An MLP-mixer over (batch, positions, channels): one of its layers takes positions in, for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 2)
+        self.norms = nn.ModuleList(nn.RMSNorm(16) for _ in range(2))
+        self.positions = nn.Sequential(nn.Linear(5, 24), nn.GELU(), nn.Linear(24, 5))
+        self.channels = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.first(inputs)
+        hidden = hidden + self.positions(self.norms[0](hidden).transpose(1, 2)).transpose(1, 2)
+        return self.last((hidden + self.channels(self.norms[1](hidden))).mean(1))
+
+
 class StackedEnsemble(nn.Module):
     """Members in one tensor each, run by vmap."""
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from nncontrol_prune.progress import Cancelled, Progress
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.prune import Budget, prune
 from nncontrol_prune.pruning.terms import Term, mean_squared
-from tests.pruning.networks import ConvNet, WorldModel
+from tests.pruning.networks import ConvNet, Mixer, WorldModel
 
 
 @pytest.fixture
@@ -254,6 +255,65 @@ def test_a_transformer_is_pruned_where_torch_would_take_its_fast_path(importance
     torch.onnx.export(smaller.eval(), (data.detach(),), exported, input_names=["x"], dynamo=False)
     run = onnxruntime.InferenceSession(exported.getvalue()).run(None, {"x": data.detach().numpy()})
     torch.testing.assert_close(torch.as_tensor(run[0]), fast.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_mixer_keeps_the_channels_that_a_layer_is_applied_to_each_of() -> None:
+    torch.manual_seed(0)
+    result = prune(Mixer(), data=torch.randn(200, 5, 6), budget=Budget(0.4, tolerance=0.03), components={"all": [""]})
+    assert [outcome.group.name for outcome in result.chosen.groups] == ["positions.0", "channels.0"]
+    assert result.chosen.errors["output"] < 0.1
+
+
+class Written(nn.Module):
+    """Two hidden layers with something done to the second one's outputs."""
+
+    def __init__(self, between: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 32), nn.Linear(32, 32), nn.Linear(32, 2)
+        self.between = between
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.last(self.between(torch.relu(self.second(torch.relu(self.first(inputs))))))
+
+
+@pytest.mark.parametrize(
+    ("between", "message"),
+    [
+        (
+            lambda h: h.view(-1, 32),
+            r"second \(32\) the network fails with RuntimeError: shape '\[-1, 32\]' .*, write -1",
+        ),
+        (
+            lambda h: nn.functional.layer_norm(h, (32,)),
+            r"second \(32\) the network fails with RuntimeError: Given normal",
+        ),
+        (lambda h: h * h.mean(1, keepdim=True).expand(-1, 32), r"second \(32\) the network fails .* must match"),
+        (lambda h: h.view(len(h), 4, -1).softmax(-1).flatten(1), r"second \(4\) the network divides .* size instead"),
+    ],
+)
+def test_a_size_written_into_the_forward_pass_is_told_before_anything_takes_long(between: Any, message: str) -> None:
+    stages: list[str] = []
+    with pytest.raises(PruningError, match=f"^without one of the channels of {message}"):
+        prune(Written(between), data=torch.randn(200, 6), budget=0.5, components={"all": [""]},
+              progress=Progress(lambda stage, _: stages.append(stage)))  # fmt: skip
+    assert not stages
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda h: h.view(len(h), -1),
+        lambda h: nn.functional.layer_norm(h, h.shape[1:]),
+        lambda h: h * h.mean(1, keepdim=True).expand_as(h),
+        lambda h: h.view(len(h), -1, 4).softmax(-1).flatten(1),
+    ],
+)
+def test_a_size_taken_from_a_tensor_is_no_obstacle(between: Any) -> None:
+    torch.manual_seed(0)
+    result = prune(Written(between), data=torch.randn(200, 6), budget=Budget(0.5, tolerance=0.05), method="uniform",
+                   components={"all": [""]})  # fmt: skip
+    assert result.chosen.module.second.out_features < 32
+    assert result.chosen.errors["output"] < 0.5
 
 
 def test_outputs_that_no_term_looks_at_may_be_infinite(classifier: nn.Module) -> None:
