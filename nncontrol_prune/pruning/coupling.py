@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,20 @@ Row = NDArray[np.int64] | None
 """Labels along one dimension; None where all are fixed, which is cheaper to carry."""
 Labels = tuple[Row, ...]
 """Labels of a tensor, by dimension."""
+
+
+class Cause(NamedTuple):
+    """Why channels stay, as what follows "the channels of a layer" in a sentence, and what the user can do about it."""
+
+    reason: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.remedy}" if self.remedy else self.reason
+
+
+OUTPUT = Cause("are outputs")
+
 Entry = tuple[str, int, int]
 """A tensor of the module, one of its dimensions, and an index along that."""
 
@@ -27,15 +42,15 @@ class Coupling:
         whole: Modules in it that nothing may leave, so that their tensors get none, and what to say of each.
 
     Attributes:
-        operation: What is going on, for the user to read if it makes something stay: the end of a sentence.
+        operation: What is going on, in case that it makes something stay.
         operands: The tensors that it is about.
     """
 
-    def __init__(self, module: nn.Module, whole: Mapping[nn.Module, str] | None = None) -> None:
-        self.operation = ""
+    def __init__(self, module: nn.Module, whole: Mapping[nn.Module, Cause] | None = None) -> None:
+        self.operation = Cause("are kept")
         self.operands: Sequence[Tensor] = ()
-        self._origins: dict[int, str] = {}
-        self._causes: dict[int, str] = {}  # why a label stays; those that it is joined with stay too
+        self._origins: dict[int, Cause] = {}
+        self._causes: dict[int, Cause] = {}  # why a label stays; those that it is joined with stay too
         self._parent = [FIXED]
         self._labels: dict[int, Labels] = {}
         self._alive: list[Tensor] = []  # the dictionary goes by id, which is only a tensor's as long as it lives
@@ -67,14 +82,14 @@ class Coupling:
         """Return whether any label of a tensor is not fixed."""
         return any(row is not None for row in self.labels(tensor))
 
-    def originate(self, tensor: Tensor, origin: str) -> None:
+    def originate(self, tensor: Tensor, origin: Cause) -> None:
         """Tell where a tensor comes from that has no labels: what it meets stays, and the user is told this."""
         self._origins[id(tensor)] = origin
         self._alive.append(tensor)
 
-    def origin(self, tensor: Tensor) -> str:
-        """Return where a tensor comes from that has no labels; empty if that was not told."""
-        return self._origins.get(id(tensor), "")
+    def origin(self, tensor: Tensor) -> Cause | None:
+        """Return where a tensor comes from that has no labels, if that was told."""
+        return self._origins.get(id(tensor))
 
     def find(self, label: int) -> int:
         """Return what stands for all that a label is joined with."""
@@ -111,14 +126,15 @@ class Coupling:
         """Return what leaves together; what stays is left out."""
         return [entries for entries, cause in self._classes() if cause is None]
 
-    def staying(self) -> list[tuple[list[Entry], str]]:
+    def staying(self) -> list[tuple[list[Entry], Cause]]:
         """Return what would leave together if something did not make it stay, and what that is."""
         return [(entries, cause) for entries, cause in self._classes() if cause is not None]
 
-    def _classes(self) -> Iterator[tuple[list[Entry], str | None]]:
-        causes: dict[int, str] = {}
+    def _classes(self) -> Iterator[tuple[list[Entry], Cause | None]]:
+        causes: dict[int, Cause] = {}
         for label, cause in self._causes.items():
-            causes.setdefault(self.find(label), cause)
+            root = self.find(label)
+            causes[root] = OUTPUT if cause == OUTPUT else causes.get(root, cause)
         found: dict[int, list[Entry]] = {}
         for (name, dim), row in self._rows.items():
             for index, label in enumerate(row.tolist()):
@@ -131,8 +147,10 @@ class Coupling:
         if first != FIXED and second != FIXED:
             self._parent[self.find(second)] = self.find(first)
         elif first != second:
-            self._causes.setdefault(max(first, second), self._cause(size))
+            label = max(first, second)
+            if label not in self._causes or self.operation == OUTPUT:  # which nobody would want to change
+                self._causes[label] = self._cause(size)
 
-    def _cause(self, size: int) -> str:
+    def _cause(self, size: int) -> Cause:
         met = (self.origin(tensor) for tensor in self.operands if size in tensor.shape)
         return next((origin for origin in met if origin), self.operation)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nncontrol_prune.pruning.coupling import Entry
+from nncontrol_prune.pruning.coupling import OUTPUT, Cause, Entry
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.tracing import trace
 
@@ -130,37 +130,60 @@ def find_groups(module: nn.Module, components: Components, run: Callable[[nn.Mod
         return _find_groups(module, components, run)
 
 
-def _find_groups(module: nn.Module, components: Components, run: Callable[[nn.Module], Any]) -> list[Group]:
-    order: list[str] = []
-    hooks = [
-        submodule.register_forward_pre_hook(lambda *_, name=name: order.append(name))
-        for name, submodule in module.named_modules()
-    ]
-    try:
-        coupling = trace(module, lambda: run(module))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    position = {name: index for index, name in enumerate(dict.fromkeys(order))}
-    shapes = {name: tensor.shape for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+def kept_needlessly(module: nn.Module, run: Callable[[nn.Module], Any]) -> list[str]:
+    """Return what keeps channels of hidden layers and could be written in another way, a sentence each.
 
-    # Channels that lie in the same tensors in the same way are one group.
-    found: dict[tuple[tuple[str, int, int], ...], list[dict[tuple[str, int], list[int]]]] = {}
-    for entries in coupling.classes():
-        places = _places(entries)
-        if _is_channel(places, shapes):
-            signature = tuple(sorted((*place, len(indices)) for place, indices in places.items()))
-            found.setdefault(signature, []).append(places)
-    groups = [_group(module, components, channels, position) for channels in found.values()]
-    if not groups:
-        raise NothingToPrune(_why_nothing(module, coupling.staying(), shapes, position))
-    groups.sort(key=lambda group: position.get(group.name, len(position)))
-    seen = Counter[str]()
-    for number, group in enumerate(groups):
-        seen[group.name] += 1
-        if seen[group.name] > 1:
-            groups[number] = replace(group, name=f"{group.name}#{seen[group.name]}")
-    return groups
+    Args:
+        module: The network.
+        run: See `find_groups`.
+    """
+    with weighted_norms(module):
+        staying = _Trace(module, run).staying()
+    return [f"the {count} channels of {names} {cause}" for (names, cause), count in staying.items() if cause.remedy]
+
+
+class _Trace:
+    """A traced module: how it is coupled, and in which order its parts are run."""
+
+    def __init__(self, module: nn.Module, run: Callable[[nn.Module], Any]) -> None:
+        order: list[str] = []
+        hooks = [
+            submodule.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+            for name, submodule in module.named_modules()
+        ]
+        try:
+            self.coupling = trace(module, lambda: run(module))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._module = module
+        self.position = {name: index for index, name in enumerate(dict.fromkeys(order))}
+        self._shapes = {name: tensor.shape for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+
+    def channels(self) -> list[dict[tuple[str, int], list[int]]]:
+        """Return the indices that each channel takes, by tensor and dimension."""
+        return [places for places in map(_places, self.coupling.classes()) if self._is_channel(places)]
+
+    def staying(self) -> Counter[tuple[str, Cause]]:
+        """Count the outputs of hidden layers that stay, by the names of the layers and what makes them stay."""
+        layers = [
+            name for name in self.position if isinstance(self._module.get_submodule(name), (*LINEAR, *TRANSPOSED))
+        ]
+        counts = Counter[tuple[str, Cause]]()
+        for entries, cause in self.coupling.staying():
+            places = _places(entries)
+            members = [Member(tensor, dim, torch.empty(0, 1)) for tensor, dim in places]
+            makers = sorted(
+                {m.module for m in members if m.module in self.position and produces(self._module, m)},
+                key=self.position.__getitem__,
+            )
+            if self._is_channel(places) or (cause != OUTPUT and any(name != layers[-1] for name in makers)):
+                counts[", ".join(makers or [member.tensor for member in members]), cause] += 1
+        return counts
+
+    def _is_channel(self, places: Iterable[tuple[str, int]]) -> bool:
+        """A channel that nothing makes, or that nothing takes in, is not one: the trace did not use the tensor."""
+        return sum(len(self._shapes[tensor]) > 1 for tensor, _ in places) >= 2
 
 
 def _places(entries: Sequence[Entry]) -> dict[tuple[str, int], list[int]]:
@@ -170,33 +193,29 @@ def _places(entries: Sequence[Entry]) -> dict[tuple[str, int], list[int]]:
     return places
 
 
-def _is_channel(places: Iterable[tuple[str, int]], shapes: Mapping[str, torch.Size]) -> bool:
-    """A channel that nothing makes, or that nothing takes in, is not one: the trace did not use the tensor."""
-    return sum(len(shapes[tensor]) > 1 for tensor, _ in places) >= 2
-
-
-def _why_nothing(
-    module: nn.Module,
-    staying: Sequence[tuple[list[Entry], str]],
-    shapes: Mapping[str, torch.Size],
-    position: Mapping[str, int],
-) -> str:
-    """Tell what makes the outputs of hidden layers stay, if there are any."""
-    layers = [name for name in position if isinstance(module.get_submodule(name), (*LINEAR, *TRANSPOSED))]
-    counts = Counter[tuple[str, str]]()
-    for entries, cause in staying:
-        places = _places(entries)
-        members = [Member(tensor, dim, torch.empty(0, 1)) for tensor, dim in places]
-        makers = sorted(
-            {member.module for member in members if member.module in position and produces(module, member)},
-            key=position.__getitem__,
+def _find_groups(module: nn.Module, components: Components, run: Callable[[nn.Module], Any]) -> list[Group]:
+    traced = _Trace(module, run)
+    position = traced.position
+    # Channels that lie in the same tensors in the same way are one group.
+    found: dict[tuple[tuple[str, int, int], ...], list[dict[tuple[str, int], list[int]]]] = {}
+    for places in traced.channels():
+        signature = tuple(sorted((*place, len(indices)) for place, indices in places.items()))
+        found.setdefault(signature, []).append(places)
+    groups = [_group(module, components, channels, position) for channels in found.values()]
+    if not groups:
+        listed = "; ".join(f"the {n} channels of {names} {cause}" for (names, cause), n in traced.staying().items())
+        raise NothingToPrune(
+            f"there is nothing to prune: {listed}"
+            if listed
+            else "the network has no hidden layer, so there is nothing to prune"
         )
-        if _is_channel(places, shapes) or any(name != layers[-1] for name in makers):
-            counts[", ".join(makers or [member.tensor for member in members]), cause] += 1
-    if not counts:
-        return "the network has no hidden layer, so there is nothing to prune"
-    listed = "; ".join(f"the {count} channels of {names} {cause}" for (names, cause), count in counts.items())
-    return f"there is nothing to prune: {listed}"
+    groups.sort(key=lambda group: position.get(group.name, len(position)))
+    seen = Counter[str]()
+    for number, group in enumerate(groups):
+        seen[group.name] += 1
+        if seen[group.name] > 1:
+            groups[number] = replace(group, name=f"{group.name}#{seen[group.name]}")
+    return groups
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import HELD_OUT_SHARE, MIN_ROWS, Calibration
 from nncontrol_prune.pruning.engine import Choose, Enough, Pruned, prune_network
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.groups import Components
-from nncontrol_prune.pruning.network import Batch, Network, Outputs, rows_of, take
+from nncontrol_prune.pruning.groups import Components, kept_needlessly
+from nncontrol_prune.pruning.network import TRACED_ROWS, Batch, Network, Outputs, rows_of, take
 from nncontrol_prune.pruning.rehearsal import rehearse
 from nncontrol_prune.pruning.settings import CostName, ImportanceName, Method, PruningSettings
 from nncontrol_prune.pruning.surgery import Module
@@ -139,9 +139,12 @@ def prune(
             if name in outputs and not torch.isfinite(outputs[name]).all():
                 raise PruningError(f"the dense network's output {name!r} holds NaN or infinity; leave those rows out")
         rehearse(network, batch)
-        return prune_network(
+        few = take(batch, torch.arange(TRACED_ROWS))
+        kept = kept_needlessly(dense, lambda module: dict(run(module, few)))
+        pruned = prune_network(
             network, calibration, terms, settings, progress=progress, latency=latency, choose=choose, enough=enough
         )
+    return replace(pruned, warnings=(*kept, *pruned.warnings))
 
 
 def _check_types(model: Any, data: Any, **by_row: Any) -> None:

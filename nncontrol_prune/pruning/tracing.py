@@ -25,7 +25,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from nncontrol_prune.pruning.coupling import Coupling
+from nncontrol_prune.pruning.coupling import OUTPUT, Cause, Coupling
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.propagation import RULES
 
@@ -43,7 +43,9 @@ def trace(module: nn.Module, run: Callable[[], Any]) -> Coupling:
     check_traceable(module)
     coupling = Coupling(module, _whole_modules(module))
     for name, tensor in _attributes(module):
-        coupling.originate(tensor, f"meet {name}, a tensor that is no buffer: make it one, with register_buffer")
+        coupling.originate(
+            tensor, Cause(f"meet {name}, a tensor that is no buffer", "make it one, with register_buffer")
+        )
     hooks = [
         layer.register_forward_pre_hook(lambda layer, inputs, name=name: _keep_positions(coupling, name, layer, inputs))
         for name, layer in module.named_modules()
@@ -58,7 +60,7 @@ def trace(module: nn.Module, run: Callable[[], Any]) -> Coupling:
         module.train(training)
         for hook in hooks:
             hook.remove()
-    coupling.operation, coupling.operands = "are outputs", ()
+    coupling.operation, coupling.operands = OUTPUT, ()
     for output in tree_iter(outputs):
         if isinstance(output, Tensor):
             for row in coupling.labels(output):
@@ -105,14 +107,16 @@ def _reparametrized(module: nn.Module) -> str:
     return ""
 
 
-def _whole_modules(module: nn.Module) -> dict[nn.Module, str]:
+def _whole_modules(module: nn.Module) -> dict[nn.Module, Cause]:
     """Return the modules that nothing may leave, and what to say of each.
 
     The size of torch's attention is written into it as a number, and its weights lie in one tensor for three uses.
     """
     return {
-        submodule: f"meet the embedding of {name or 'the model'} (nn.MultiheadAttention), which stays: to prune it, "
-        "write the attention with torch.nn.functional.scaled_dot_product_attention"
+        submodule: Cause(
+            f"meet the embedding of {name or 'the model'} (nn.MultiheadAttention), which stays",
+            "to prune it, write the attention with torch.nn.functional.scaled_dot_product_attention",
+        )
         for name, submodule in module.named_modules()
         if isinstance(submodule, nn.MultiheadAttention)
     }
@@ -139,7 +143,7 @@ def without_fast_path() -> Iterator[None]:
 
 def _keep_positions(coupling: Coupling, name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Make stay what a linear layer treats alike, as a mixer's does with channels: it is fitted to all of them."""
-    coupling.operation, coupling.operands = f"are positions to the layer {name}, which is applied to each", ()
+    coupling.operation, coupling.operands = Cause(f"are positions to the layer {name}, which is applied to each"), ()
     if inputs and isinstance(inputs[0], Tensor):
         for row in coupling.labels(inputs[0])[:-1]:
             coupling.fix(row)
@@ -162,7 +166,7 @@ def _propagate(coupling: Coupling, func: Any, args: Any, kwargs: Any, result: An
     if not any(coupling.knows(tensor) for tensor in tensors):
         made = not tensors or name == "lift_fresh" or name.startswith("new_")
         origins = [_made_by(name)] if made else [coupling.origin(tensor) for tensor in tensors]
-        _originate(coupling, next(filter(None, origins), ""), result)
+        _originate(coupling, next(filter(None, origins), None), result)
         return
     coupling.operation, coupling.operands = _described(name, func), tensors
     rule = RULES.get(name.rstrip("_") if not name.startswith("_") else name)
@@ -176,22 +180,25 @@ def _propagate(coupling: Coupling, func: Any, args: Any, kwargs: Any, result: An
         _originate(coupling, _made_by(name), result)
 
 
-def _originate(coupling: Coupling, origin: str, result: Any) -> None:
-    if origin:
+def _originate(coupling: Coupling, origin: Cause | None, result: Any) -> None:
+    if origin is not None:
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
                 coupling.originate(tensor, origin)
 
 
-def _made_by(name: str) -> str:
+def _made_by(name: str) -> Cause:
     function = "torch.tensor" if name == "lift_fresh" else f"aten.{name}"
-    return (
-        f"meet a tensor that is made in the forward pass ({function}): make it a buffer, or like another tensor "
-        "(torch.zeros_like)"
+    return Cause(
+        f"meet a tensor that is made in the forward pass ({function})",
+        "make it a buffer, or like another tensor (torch.zeros_like)",
     )
 
 
-def _described(name: str, func: Any) -> str:
+def _described(name: str, func: Any) -> Cause:
     if name == "copy_":
-        return "are written into a part of a tensor: join the parts with torch.cat or torch.stack instead"
-    return f"are kept by the operation {func}, which needs all of them or joins them with what has to stay"
+        return Cause(
+            "are written into a part of a tensor",
+            "join the parts with torch.cat or torch.stack instead of writing them",
+        )
+    return Cause(f"are kept by the operation {func}, which needs all of them or joins them with what has to stay")

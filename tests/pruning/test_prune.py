@@ -299,6 +299,25 @@ def test_a_size_written_into_the_forward_pass_is_told_before_anything_takes_long
     assert not stages
 
 
+def test_what_keeps_channels_and_could_be_written_in_another_way_is_told_though_others_leave() -> None:
+    class Actor(Written):
+        """An actor whose limits are no buffers either; they meet its output, which has to stay anyway."""
+
+        def __init__(self) -> None:
+            super().__init__(lambda h: h + torch.zeros(32))
+            self.low, self.high, self.value = -torch.ones(2), torch.ones(2), nn.Linear(6, 1)
+
+        def forward(self, inputs: torch.Tensor) -> Any:
+            return {"action": super().forward(inputs).clamp(self.low, self.high), "value": self.value(inputs)}
+
+    result = prune(Actor(), data=torch.randn(200, 6), budget=Budget(0.5, tolerance=0.05), components={"all": [""]})
+    assert [outcome.group.name for outcome in result.chosen.groups] == ["first"]
+    assert result.warnings == (
+        "the 32 channels of second meet a tensor that is made in the forward pass (aten.zeros): "
+        "make it a buffer, or like another tensor (torch.zeros_like)",
+    )
+
+
 @pytest.mark.parametrize(
     "between",
     [
