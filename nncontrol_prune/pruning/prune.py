@@ -82,7 +82,7 @@ def prune(
         held_out: Which rows (rows,), as booleans, are held out for judging; by default every fourth.
         rounds: Surgery and reconstruction in so many steps.
         distill_steps: Gradient steps of distillation; 0 for none.
-        latency: Returns the seconds that a network takes; for a budget on latency.
+        latency: Returns the seconds that a network takes, where it will run; a budget on latency needs it.
         choose: Takes the candidates and returns the index of the best, where something can tell that better than the
             terms, such as a closed loop. With it, uniform coefficients are a candidate beside those of the method,
             and not only what it picks is distilled, but also the one with the least objective, and one with channels
