@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,3 +154,7 @@ class Coupling:
     def _cause(self, size: int) -> Cause:
         met = (self.origin(tensor) for tensor in self.operands if size in tensor.shape)
         return next((origin for origin in met if origin), self.operation)
+
+
+Rule = Callable[[Coupling, Any, Any, Any], None]
+"""What an operation does to labels; takes the coupling, and the operation's arguments, keywords and result."""
