@@ -86,9 +86,9 @@ def _mv(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
 
 
 def _attention(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
-    """(…, positions, channels) of queries, keys and values; the scores are scaled by the queries' size, which stays."""
+    """(…, positions, channels) of queries, keys and values; that channels of the first two stay, tracing.py sees to."""
     queries, keys, values = (coupling.labels(tensor) for tensor in args[:3])
-    for row in (*queries[:-2], queries[-1], *keys, *values[:-1]):
+    for row in (*queries[:-2], *keys[:-1], *values[:-1]):
         coupling.fix(row)
     for mask in (*args[3:], *kwargs.values()):
         if isinstance(mask, Tensor):

@@ -22,6 +22,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -54,7 +55,7 @@ def trace(module: nn.Module, run: Callable[[], Any]) -> Coupling:
     training = module.training
     module.eval()
     try:
-        with torch.no_grad(), without_fast_path(), _Propagation(coupling):
+        with torch.no_grad(), without_fast_path(), _ScaledAttention(coupling), _Propagation(coupling):
             outputs = run()
     finally:
         module.train(training)
@@ -147,6 +148,28 @@ def _keep_positions(coupling: Coupling, name: str, layer: nn.Module, inputs: tup
     if inputs and isinstance(inputs[0], Tensor):
         for row in coupling.labels(inputs[0])[:-1]:
             coupling.fix(row)
+
+
+class _ScaledAttention(TorchFunctionMode):
+    """Makes the channels of queries and keys stay: scores are scaled by how many there are.
+
+    Of that nothing is seen where an attention is taken apart before it gets to the operations.
+    """
+
+    def __init__(self, coupling: Coupling) -> None:
+        super().__init__()
+        self._coupling = coupling
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            self._coupling.operation, self._coupling.operands = (
+                Cause("are what an attention's scores are scaled by"),
+                (),
+            )
+            named = kwargs or {}
+            for tensor in (*args[:2], *(named[name] for name in ("query", "key") if name in named)):
+                self._coupling.fix(self._coupling.labels(tensor)[-1])
+        return func(*args, **(kwargs or {}))
 
 
 class _Propagation(TorchDispatchMode):

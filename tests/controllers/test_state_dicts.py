@@ -104,6 +104,14 @@ def test_checkpoints_of_rsl_rl_are_read_with_their_normalization(
     check_same(imported, lambda o: actor(normalizer(o)).clamp(LOWER, UPPER))
 
 
+def test_critic_is_no_actor_though_it_fits(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    action = ActionSpec(joints=("slide",), lower=(-1.0,), upper=(1.0,))
+    actor, critic = mlp(outputs=1), mlp(outputs=1)
+    path = saved(tmp_path / "ppo.pt", {"actor_mean": actor.state_dict(), "critic": critic.state_dict()})
+    check_same(import_state_dict(path, 5, action, activation="elu"), lambda o: actor(o).clamp(-1.0, 1.0))
+
+
 def test_layers_may_be_named_one_by_one(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layers = {

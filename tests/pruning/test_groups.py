@@ -373,3 +373,21 @@ def test_channels_that_are_addressed_by_number_stay() -> None:
 
     module = Sliced()
     assert [g.name for g in find_groups(module, {"all": [""]}, lambda m: m(torch.zeros(2, 4)))] == ["first"]
+
+
+@pytest.mark.parametrize("shape", [(4, 7, 5), (4, 1, 7, 5)])  # the first is taken apart, the second is one operation
+@pytest.mark.parametrize("named", [True, False])
+def test_scores_of_an_attention_are_scaled_by_a_size_that_stays(shape: tuple[int, ...], named: bool) -> None:
+    class OneHead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.value = (nn.Linear(5, 12) for _ in range(3))
+            self.out = nn.Linear(12, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            parts = {name: getattr(self, name)(inputs) for name in ("query", "key", "value")}
+            attend = nn.functional.scaled_dot_product_attention
+            return self.out(attend(**parts) if named else attend(*parts.values()))
+
+    groups = find_groups(OneHead(), {"all": [""]}, lambda module: module(torch.randn(shape)))
+    assert [(group.name, group.channels) for group in groups] == [("value", 12)]
