@@ -12,7 +12,7 @@ from nncontrol_prune.controllers.errors import BundleError
 from nncontrol_prune.controllers.specs import POLICY, MlpArchitecture, TdMpcArchitecture
 
 PLANS_AT_ONCE = 16
-"""Observations that a planner is run on at once: each takes a megabyte or more, for all the plans it tries."""
+"""Observations that a planner is run on at once: memory grows with them times the plans that it tries."""
 
 
 class Policy(Protocol):

@@ -143,13 +143,14 @@ def environment_specs(environment: str) -> EnvironmentSpecs:
     env = make_environment(environment)
     try:
         base: Any = env.unwrapped
+        wrapper = opaque_wrapper(env)
         return EnvironmentSpecs(
             environment=environment,
-            observation=_observation_spec(environment, env),
-            action=_action_spec(environment, env),
+            observation=_observation_spec(environment, env, opaque=wrapper is not None),
+            action=_action_spec(environment, env, opaque=wrapper is not None),
             period=_period(environment, env),
             states=base.model.nq + base.model.nv,
-            wrapper=opaque_wrapper(env),
+            wrapper=wrapper,
         )
     finally:
         env.close()
@@ -186,7 +187,7 @@ def _vector_of(environment: str, space: Any, what: str) -> gymnasium.spaces.Box:
     return space
 
 
-def _action_spec(environment: str, env: gymnasium.Env[Any, Any]) -> ActionSpec:
+def _action_spec(environment: str, env: gymnasium.Env[Any, Any], *, opaque: bool) -> ActionSpec:
     base: Any = env.unwrapped
     box = _vector_of(environment, env.action_space, "takes actions in a")
     if not (np.isfinite(box.low).all() and np.isfinite(box.high).all()):
@@ -194,7 +195,7 @@ def _action_spec(environment: str, env: gymnasium.Env[Any, Any]) -> ActionSpec:
     joints = _actuated_joints(base.model)
     if len(joints) != len(box.low):
         joints = tuple(f"action_{index}" for index in range(len(box.low)))
-    unit = "" if opaque_wrapper(env) else "N or N m"
+    unit = "" if opaque else "N or N m"
     return ActionSpec(joints=joints, lower=tuple(map(float, box.low)), upper=tuple(map(float, box.high)), unit=unit)
 
 
@@ -240,7 +241,7 @@ def _actuated_joints(model: mujoco.MjModel) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _observation_spec(environment: str, env: gymnasium.Env[Any, Any]) -> ObservationSpec:
+def _observation_spec(environment: str, env: gymnasium.Env[Any, Any], *, opaque: bool) -> ObservationSpec:
     base: Any = env.unwrapped
     if environment == CARTPOLE:
         return ObservationSpec(
@@ -253,7 +254,7 @@ def _observation_spec(environment: str, env: gymnasium.Env[Any, Any]) -> Observa
             )
         )
     size = int(_vector_of(environment, env.observation_space, "observes a").shape[0])
-    structure: dict[str, int] = {} if opaque_wrapper(env) else getattr(base, "observation_structure", None) or {}
+    structure: dict[str, int] = {} if opaque else getattr(base, "observation_structure", None) or {}
     positions, velocities = structure.get("qpos", 0), structure.get("qvel", 0)
     model = base.model
     scalar_joints = model.nq == model.nv == model.njnt

@@ -82,6 +82,10 @@ class Coupling:
         """Return whether any label of a tensor is not fixed."""
         return any(row is not None for row in self.labels(tensor))
 
+    def begin(self, operation: Cause, operands: Sequence[Tensor] = ()) -> None:
+        """Tell what goes on from here, and the tensors that it is about, in case that it makes something stay."""
+        self.operation, self.operands = operation, operands
+
     def originate(self, tensor: Tensor, origin: Cause) -> None:
         """Tell where a tensor comes from that has no labels: what it meets stays, and the user is told this."""
         self._origins[id(tensor)] = origin

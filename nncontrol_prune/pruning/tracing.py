@@ -61,7 +61,7 @@ def trace(module: nn.Module, run: Callable[[], Any]) -> Coupling:
         module.train(training)
         for hook in hooks:
             hook.remove()
-    coupling.operation, coupling.operands = OUTPUT, ()
+    coupling.begin(OUTPUT)
     for output in tree_iter(outputs):
         if isinstance(output, Tensor):
             for row in coupling.labels(output):
@@ -144,7 +144,7 @@ def without_fast_path() -> Iterator[None]:
 
 def _keep_positions(coupling: Coupling, name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Make stay what a linear layer treats alike, as a mixer's does with channels: it is fitted to all of them."""
-    coupling.operation, coupling.operands = Cause(f"are positions to the layer {name}, which is applied to each"), ()
+    coupling.begin(Cause(f"are positions to the layer {name}, which is applied to each"))
     if inputs and isinstance(inputs[0], Tensor):
         for row in coupling.labels(inputs[0])[:-1]:
             coupling.fix(row)
@@ -162,10 +162,7 @@ class _ScaledAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.scaled_dot_product_attention:
-            self._coupling.operation, self._coupling.operands = (
-                Cause("are what an attention's scores are scaled by"),
-                (),
-            )
+            self._coupling.begin(Cause("are what an attention's scores are scaled by"))
             named = kwargs or {}
             for tensor in (*args[:2], *(named[name] for name in ("query", "key") if name in named)):
                 self._coupling.fix(self._coupling.labels(tensor)[-1])
@@ -191,7 +188,7 @@ def _propagate(coupling: Coupling, func: Any, args: Any, kwargs: Any, result: An
         origins = [_made_by(name)] if made else [coupling.origin(tensor) for tensor in tensors]
         _originate(coupling, next(filter(None, origins), None), result)
         return
-    coupling.operation, coupling.operands = _described(name, func), tensors
+    coupling.begin(_described(name, func), tensors)
     rule = RULES.get(name.rstrip("_") if not name.startswith("_") else name)
     if rule is None:
         raise PruningError(
