@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -69,6 +70,26 @@ def write_atomically(path: Path, data: bytes) -> None:
         fsync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def held_directory(path: Path) -> Iterator[None]:
+    """Hold a directory, made where there is none, against all who would hold it too; whoever dies lets go of it.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+        OSError: It cannot be made or read.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"{path} is in use by another process; wait for its end, or name another") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

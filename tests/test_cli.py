@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from nncontrol_prune.cli import app
 from nncontrol_prune.controllers.bundle import Bundle, load_bundle
+from nncontrol_prune.files import held_directory
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.rollouts.writer import BagWriter
@@ -404,6 +405,20 @@ def test_wrong_arguments_of_sim(tmp_path: Path, port: int, arguments: list[objec
     result = run("sim", "--port", port, "--out", tmp_path, *arguments)
     assert result.exit_code == code
     assert message in " ".join(result.stderr.split())
+
+
+def test_sim_neither_shares_its_directory_nor_replaces_what_is_no_report(tmp_path: Path, port: int) -> None:
+    with held_directory(tmp_path / "out"):
+        refused = run("sim", "--port", port, "--out", tmp_path / "out", "--prune-after", -1)
+    assert refused.exit_code == 1
+    assert "/out is in use by another process; wait for its end, or name another" in " ".join(refused.stderr.split())
+    thesis = tmp_path / "out" / "report" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.touch()
+    refused = run("sim", "--port", port, "--out", tmp_path / "out")
+    assert refused.exit_code == 1
+    assert "is there already and no report (it holds thesis.tex)" in " ".join(refused.stderr.split())
+    assert thesis.exists()
 
 
 DOUBLE_PENDULUM = ROOT / "benchmarks" / "controllers" / "double_pendulum_sac"

@@ -64,12 +64,13 @@ def sim(
     """Run plant, control loop and pruning service; prune, validate and swap while the loop runs."""
     from nncontrol_prune import display
     from nncontrol_prune.config import load_config
+    from nncontrol_prune.files import held_directory
     from nncontrol_prune.plots import plot_run
     from nncontrol_prune.rollouts.reader import read_rollouts
     from nncontrol_prune.runtime.store import BundleStore
-    from nncontrol_prune.service.report_files import PAGE
+    from nncontrol_prune.service.report_files import PAGE, check_directory
     from nncontrol_prune.transport.session import check_places, ending_by_signal, export_bundles, run_session
-    from nncontrol_prune.transport.simulation import Simulation, first_controller
+    from nncontrol_prune.transport.simulation import REPORT, Simulation, first_controller
 
     setup = load_config(config)
     env_is_given = env is not None or (config is not None and "env" in setup.mujoco_sim.model_fields_set)
@@ -77,6 +78,7 @@ def sim(
     setup = setup.override("nn_controller", controller=controller, rate=rate, record=record)
     setup = setup.override("pruning_service", sparsity=sparsity, method=method)
     check_writable(out)
+    check_directory(out / REPORT)
     check_places(out / "bundles", setup.nn_controller.controller or setup.nn_controller.default_controller)
     bundles = BundleStore(store or out / "store")
     if not env_is_given:
@@ -85,27 +87,28 @@ def sim(
     bag = out / "bags" / f"{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S}" if setup.nn_controller.record else None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does, so that nothing is left behind
     simulation = Simulation(setup, Network(port=port, host=host, keys=keys), out=out, store=bundles, bag=bag)
-    with simulation, display.progress_bar(as_json) as tell, ending_by_signal() as ending:
-        result, ticks = run_session(
-            simulation,
-            duration=duration or None,
-            prune_after=prune_after if prune_after >= 0 and bag is not None else None,
-            tell=tell,
-            ending=ending,
-        )
-    written = export_bundles(bundles, result, out / "bundles")
-    if bag is not None:
-        picture = out / "run.png"
-        plot_run(
-            picture,
-            setup.mujoco_sim.env,
-            read_rollouts(bag),
-            simulation.dense.manifest.action,
-            ticks,
-            result.active_by_swap,
-            setup.mujoco_sim.real_time_factor,
-        )
-        written += [bag, picture]
+    with held_directory(out):
+        with simulation, display.progress_bar(as_json) as tell, ending_by_signal() as ending:
+            result, ticks = run_session(
+                simulation,
+                duration=duration or None,
+                prune_after=prune_after if prune_after >= 0 and bag is not None else None,
+                tell=tell,
+                ending=ending,
+            )
+        written = export_bundles(bundles, result, out / "bundles")
+        if bag is not None:
+            picture = out / "run.png"
+            plot_run(
+                picture,
+                setup.mujoco_sim.env,
+                read_rollouts(bag),
+                simulation.dense.manifest.action,
+                ticks,
+                result.active_by_swap,
+                setup.mujoco_sim.real_time_factor,
+            )
+            written += [bag, picture]
     if result.job.outcome is not None and result.job.outcome.report is not None:
         written.append(result.job.outcome.report / PAGE)
     if as_json:

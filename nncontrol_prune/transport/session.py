@@ -160,11 +160,11 @@ def run_session(
         tell(_describe(phase, job, now - started), job.progress if phase == "pruning" else None)
         ending.wait(POLL)
     try:
-        if phase == "pruning" or job.state == "running":
-            job = JobStatus.model_validate(simulation.pruning.request(Status()))
-            if job.state == "running":
-                simulation.pruning.request(Cancel())
-                job = JobStatus.model_validate(simulation.pruning.request(Status()))
+        last = JobStatus.model_validate(simulation.pruning.request(Status()))  # it may have been asked for from without
+        if last.state == "running":
+            simulation.pruning.request(Cancel())
+            last = JobStatus.model_validate(simulation.pruning.request(Status()))
+        job = last if last.job else job  # a service that was started again knows of none
         while job.outcome is not None and not job.finished:
             tell("writing the report" + ("; Ctrl-C again ends it" if ending.is_set() else ""), job.progress)
             time.sleep(POLL)

@@ -26,6 +26,9 @@ from nncontrol_prune.transport.process import GRACE, ChildProcess, ProcessError
 from nncontrol_prune.transport.pruning_process import PruningProcessSettings
 from nncontrol_prune.transport.requests import Client
 
+REPORT = "report"
+"""Where, among what comes of a simulation, the report is."""
+
 
 def first_controller(config: ControllerConfig, store: BundleStore) -> Bundle:
     """Find the controller that a simulation begins with.
@@ -64,7 +67,6 @@ class Simulation:
             except PlantError as error:
                 raise ConfigError(f"nn_controller: {error}") from error
         store.add(bundle)
-        self.report = out / "report"
         self.store = store
         self.dense = bundle
         self.plant = Client(network, "plant")
@@ -84,7 +86,7 @@ class Simulation:
             config=config.pruning_service,
             store=store.root,
             environment=environment,
-            report=self.report,
+            report=out / REPORT,
         )
         self._planned: dict[str, Spec] = {"plant": plant, "controller": controller, "pruning": pruning}
         self._logs = out / "logs"

@@ -122,7 +122,7 @@ def test_job_that_is_not_accepted_is_told_and_nothing_is_deployed(shipped_bundle
 
 def test_pruning_process_that_ends_is_started_again_and_its_job_is_lost(shipped_bundle: Bundle) -> None:
     running = JobStatus(job=1, state="running", stage="choice", progress=0.3)
-    processes = Processes(shipped_bundle, [running], deaths=[[], [], ["pruning"]])
+    processes = Processes(shipped_bundle, [running, JobStatus()], deaths=[[], [], ["pruning"]])
     result = session(processes)
     assert processes.restarts == 1
     assert (result.job.state, result.job.message) == ("failed", "the pruning process ended")
@@ -142,6 +142,15 @@ def test_session_that_is_ended_cancels_its_job_and_tells_what_happened(shipped_b
 
     result, _ = run_session(processes, duration=None, prune_after=0.0, tell=tell, ending=ending)
     assert [type(message) for message in processes.pruning.asked] == [Prune, Cancel]
+    assert (result.job, result.notes) == (cancelled, [])
+
+
+def test_job_that_was_asked_for_from_without_ends_with_the_session(shipped_bundle: Bundle) -> None:
+    running = JobStatus(job=1, state="running", stage="choice", progress=0.3)
+    cancelled = running.model_copy(update={"state": "cancelled"})
+    processes = Processes(shipped_bundle, [running, cancelled])
+    result, _ = run_session(processes, duration=0.0, prune_after=None, tell=lambda *_: None)
+    assert [type(message) for message in processes.pruning.asked] == [Cancel]
     assert (result.job, result.notes) == (cancelled, [])
 
 
