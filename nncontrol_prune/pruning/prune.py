@@ -138,13 +138,13 @@ def prune(
         for name in dict.fromkeys(term.output for term in terms):
             if name in outputs and not torch.isfinite(outputs[name]).all():
                 raise PruningError(f"the dense network's output {name!r} holds NaN or infinity; leave those rows out")
-        rehearse(network, batch)
+        rehearsed = rehearse(network, batch)
         few = take(batch, torch.arange(TRACED_ROWS))
         kept = kept_needlessly(dense, lambda module: dict(run(module, few)))
         pruned = prune_network(
             network, calibration, terms, settings, progress=progress, latency=latency, choose=choose, enough=enough
         )
-    return replace(pruned, warnings=(*kept, *pruned.warnings))
+    return replace(pruned, warnings=(*rehearsed, *kept, *pruned.warnings))
 
 
 def _check_types(model: Any, data: Any, **by_row: Any) -> None:

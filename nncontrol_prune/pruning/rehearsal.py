@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Group, find_groups
@@ -17,27 +18,39 @@ from nncontrol_prune.pruning.network import TRACED_ROWS, Batch, Network, rows_of
 from nncontrol_prune.pruning.surgery import remove_channels
 
 
-def rehearse(network: Network[Any], batch: Batch) -> None:
+def rehearse(network: Network[Any], batch: Batch) -> list[str]:
     """Take a channel from every group, and check that the network runs and has the same groups as before.
+
+    Returns:
+        What the user should know, as sentences: where a number in the forward pass follows how many channels there are.
 
     Raises:
         PruningError: It does not; the message names a group that it does not without.
     """
     groups = network.groups(batch)
+    few = take(batch, torch.arange(min(TRACED_ROWS, rows_of(batch))))
     # Where one of two channels leaves, the other broadcasts and is no channel any more, which is nobody's mistake.
     able = [group for group in groups if group.channels > max(group.fewest, 2)]
     try:
-        _check_without(network, groups, able, batch)
+        smaller = _checked_without(network, groups, able, few)
     except PruningError:
         for group in able:
-            _check_without(network, groups, [group], batch)
+            _checked_without(network, groups, [group], few)
         raise
+    before = _numbers(network, network.module, few)
+    if _numbers(network, smaller, few) == before:
+        return []
+    found = ((group, _numbers(network, _without_one(network, groups, [group]), few)) for group in able)
+    return [
+        f"the forward pass takes how many channels {group.name} has ({group.channels}) for a number, which changes as "
+        f"they leave ({_difference(before, numbers)}); if it is a scale, as of an attention, write down what it is now"
+        for group, numbers in found
+        if numbers != before
+    ]
 
 
-def _check_without(network: Network[Any], groups: Sequence[Group], less: Sequence[Group], batch: Batch) -> None:
-    keep = [torch.arange(group.channels - (group in less)) for group in groups]
-    smaller = remove_channels(network.module, groups, keep)
-    few = take(batch, torch.arange(min(TRACED_ROWS, rows_of(batch))))
+def _checked_without(network: Network[Any], groups: Sequence[Group], less: Sequence[Group], few: Batch) -> Any:
+    smaller = _without_one(network, groups, less)
     who = f"without one of the channels of {', '.join(f'{group.name} ({group.channels})' for group in less)}"
     try:
         found = find_groups(smaller, network.components, lambda module: dict(network.run(module, few)))
@@ -51,3 +64,43 @@ def _check_without(network: Network[Any], groups: Sequence[Group], less: Sequenc
             f"{who} the network divides the others into other parts than before; if the number of parts is written "
             "into its forward pass, write their size instead and -1 for the number"
         )
+    return smaller
+
+
+def _without_one(network: Network[Any], groups: Sequence[Group], less: Sequence[Group]) -> Any:
+    keep = [torch.arange(group.channels - (group in less)) for group in groups]
+    return remove_channels(network.module, groups, keep)
+
+
+@torch.no_grad()
+def _numbers(network: Network[Any], module: Any, few: Batch) -> list[tuple[str, float]]:
+    """Run a module, and return the numbers that its operations are given where they could take a tensor as well."""
+    with _Numbers() as seen:
+        network.run(module, few)
+    return seen.found
+
+
+def _difference(before: Sequence[tuple[str, float]], after: Sequence[tuple[str, float]]) -> str:
+    """Describe the first number that is another one: an operation, and what it is given before and after."""
+    pairs = zip(before, after, strict=False)
+    return next(
+        (f"{name}: {old:g}, then {new:g}" for (name, old), (_, new) in pairs if old != new), "one more or one less"
+    )
+
+
+class _Numbers(TorchDispatchMode):
+    """Collects numbers by the operation that is given them; sizes, dimensions and the like are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, float]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        names = [argument.name for argument in func._schema.arguments]
+        given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+        for argument in func._schema.arguments:
+            value = given.get(argument.name)
+            number = isinstance(value, float) or str(argument.type) in ("Tensor", "number")
+            if number and isinstance(value, (int, float)):
+                self.found.append((str(func), value))
+        return func(*args, **(kwargs or {}))

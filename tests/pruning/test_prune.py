@@ -333,6 +333,28 @@ def test_a_size_taken_from_a_tensor_is_no_obstacle(between: Any) -> None:
                    components={"all": [""]})  # fmt: skip
     assert result.chosen.module.second.out_features < 32
     assert result.chosen.errors["output"] < 0.5
+    assert result.warnings == ()
+
+
+def test_a_scale_that_follows_how_many_channels_there_are_is_told() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.value = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(6, 16)
+            self.last = nn.Linear(16, 2)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            query, key, value = self.query(inputs), self.key(inputs), self.value(inputs)
+            scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+            return self.last(scores.softmax(-1) @ value)
+
+    torch.manual_seed(0)
+    result = prune(Attention(), data=torch.randn(200, 5, 6), budget=Budget(0.5, tolerance=0.05), method="uniform",
+                   components={"all": [""]})  # fmt: skip
+    assert result.warnings == (
+        "the forward pass takes how many channels query has (16) for a number, which changes as they leave "
+        "(aten.div.Tensor: 4, then 3.87298); if it is a scale, as of an attention, write down what it is now",
+    )
 
 
 def test_outputs_that_no_term_looks_at_may_be_infinite(classifier: nn.Module) -> None:
