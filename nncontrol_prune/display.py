@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,10 +16,12 @@ from nncontrol_prune.controllers.bundle import Bundle, short
 from nncontrol_prune.controllers.specs import Manifest
 from nncontrol_prune.controllers.verdict import Verdict, share_kept
 from nncontrol_prune.runtime.statistics import Quantiles
-from nncontrol_prune.service.boundary import BoundaryPoint
-from nncontrol_prune.service.mnist_report import MnistReport
 from nncontrol_prune.shares import percent_removed
-from nncontrol_prune.transport.session import SessionResult
+
+if TYPE_CHECKING:  # what makes these needs what a robot's computer may lack
+    from nncontrol_prune.service.boundary import BoundaryPoint
+    from nncontrol_prune.service.mnist_report import MnistReport
+    from nncontrol_prune.transport.session import SessionResult
 
 out = Console()
 if not out.is_terminal:

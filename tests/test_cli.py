@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -478,8 +479,10 @@ def started_sim(tmp_path: Path, port: int) -> tuple[subprocess.Popen[str], list[
     return process, children
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_ends_the_session_which_writes_its_results(tmp_path: Path, port: int, number: signal.Signals) -> None:
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip("the tests run under nohup")
     process, children = started_sim(tmp_path, port)
     os.killpg(process.pid, number)
     told, _ = process.communicate(timeout=30)
@@ -490,6 +493,38 @@ def test_ctrl_c_ends_the_session_which_writes_its_results(tmp_path: Path, port: 
     assert {str(tmp_path / "run.png"), str(tmp_path / "bundles" / "dense")} < set(result["written"])
     assert all(Path(path).exists() for path in result["written"])
     assert [pid for pid in children if alive(pid)] == []
+
+
+def test_session_whose_terminal_goes_away_writes_its_results(tmp_path: Path, port: int) -> None:
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        pytest.skip("the tests run under nohup")
+    command = [sys.executable, "-m", "nncontrol_prune.cli", "sim", "--duration", "0", "--prune-after", "-1"]
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execv(sys.executable, [*command, "--port", str(port), "--out", str(tmp_path)])
+    shown = b""
+    while b"running" not in shown:
+        shown += os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    assert (tmp_path / "bundles" / "dense").is_dir()
+    assert (tmp_path / "run.png").exists()
+
+
+def test_results_that_cannot_be_written_are_told_beside_the_figures(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "out/run.png")
+
+    monkeypatch.setattr("nncontrol_prune.plots.plot_run", full)
+    ran = run("sim", "--out", tmp_path, "--port", port, "--duration", 1, "--prune-after", -1, "--json")
+    assert ran.exit_code == 1
+    result = json_of(ran)
+    assert result["ticks"] > 20
+    assert result["notes"] == [
+        f"not all that came of it could be written to {tmp_path}: [Errno 28] No space left on device: 'out/run.png'"
+    ]
 
 
 def test_second_ctrl_c_ends_everything_within_two_seconds(tmp_path: Path, port: int) -> None:

@@ -93,8 +93,38 @@ def test_ament_finds_the_package(setup_arguments: dict[str, Any]) -> None:
     assert all(not Path(name).is_absolute() and (ROOT / name).is_file() for names in files.values() for name in names)
 
 
-def test_robot_needs_no_torch(setup_arguments: dict[str, Any]) -> None:
+def robots_packages() -> list[str]:
     lines = (ROOT / "requirements-robot.txt").read_text().splitlines()
-    robot = [line for line in lines if line and not line.startswith("#")]
-    assert set(robot) <= set(setup_arguments["install_requires"])
-    assert not package_names(robot) & {"torch", "torch-pruning", "mujoco"}
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_robot_needs_no_torch(setup_arguments: dict[str, Any]) -> None:
+    assert set(robots_packages()) <= set(setup_arguments["install_requires"])
+    assert not package_names(robots_packages()) & {"torch", "torch-pruning", "mujoco"}
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "told"),
+    [
+        (["inspect", "cartpole_swingup_sac"], 0, "to find the groups of channels takes torch"),
+        (["keys", "robot-keys"], 0, "copy it to the other machine"),
+        (["status", "--port", "46999"], 1, "no answer from the controller"),
+        (["rollout", "cartpole_swingup_sac", "--out", "bag"], 1, "which is not installed here, as on a robot"),
+        (["mnist"], 1, "needs the package torch, which is not installed here, as on a robot's computer"),
+    ],
+)
+def test_commands_on_a_robot(
+    setup_arguments: dict[str, Any], tmp_path: Path, command: list[str], code: int, told: str
+) -> None:
+    missing = package_names(setup_arguments["install_requires"]) - package_names(robots_packages())
+    script = "import sys; sys.modules.update(dict.fromkeys({!r})); from nncontrol_prune.cli import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-c", script.format(missing), *command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == code, ran.stderr
+    assert told in " ".join((ran.stdout + ran.stderr).split())
+    assert "Traceback" not in ran.stderr

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nncontrol_prune.controllers.bundle import Bundle
 
 FAILED, USAGE, REJECTED, INTERRUPTED = 1, 2, 3, 130
-REFUSED = (None, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+REFUSED = (None, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the operating system, or we in its words, say where a file cannot be written, and no fault of ours."""
 
 
@@ -63,6 +63,15 @@ def handled(command: Command) -> Command:
             _fail("interrupted", INTERRUPTED, kwargs)
         except ConfigError as error:
             _fail(str(error), USAGE, kwargs)
+        except ModuleNotFoundError as error:
+            if (error.name or "nncontrol_prune").startswith("nncontrol_prune"):
+                raise
+            _fail(
+                f"this needs the package {error.name}, which is not installed here, as on a robot's computer "
+                "(requirements-robot.txt); do it where all of nncontrol_prune is",
+                FAILED,
+                kwargs,
+            )
         except Exception as error:
             # Ours are sentences for the user; anything else is a fault that deserves its traceback.
             if type(error).__module__.startswith("nncontrol_prune."):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ def inspect(
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Show what is in a bundle, with its prunable groups, or in a bag."""
+    """Show what is in a bundle, with its prunable groups where torch is installed, or in a bag."""
     from nncontrol_prune import display
     from nncontrol_prune.runtime.finding import find_bundle
     from nncontrol_prune.runtime.store import BundleStore
@@ -32,10 +33,14 @@ def inspect(
                 display.out.print(f"{key}: {value}", soft_wrap=True)
         return
     bundle = find_bundle(BundleStore(store), what)
-    groups = inspection.inspect_groups(bundle)
+    # A robot's computer has no torch to find them with; the rest can be told there too.
+    groups = inspection.inspect_groups(bundle) if find_spec("torch") else None
     if as_json:
         manifest = bundle.manifest.model_dump(mode="json")
         print_json({"reference": bundle.reference, **manifest, "groups": groups})
+        return
+    display.out.print(display.bundle_table(bundle))
+    if groups is None:
+        display.note("to find the groups of channels takes torch, which is not installed here")
     else:
-        display.out.print(display.bundle_table(bundle))
         display.out.print(display.groups_table(groups))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
@@ -64,12 +63,20 @@ def sim(
     """Run plant, control loop and pruning service; prune, validate and swap while the loop runs."""
     from nncontrol_prune import display
     from nncontrol_prune.config import load_config
+    from nncontrol_prune.controllers.errors import ControllerError
     from nncontrol_prune.files import held_directory
     from nncontrol_prune.plots import plot_run
+    from nncontrol_prune.rollouts.errors import RolloutError
     from nncontrol_prune.rollouts.reader import read_rollouts
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service.report_files import PAGE, check_directory
-    from nncontrol_prune.transport.session import check_places, ending_by_signal, export_bundles, run_session
+    from nncontrol_prune.transport.session import (
+        check_places,
+        ending_by_signal,
+        export_bundles,
+        interrupt_by_any_signal,
+        run_session,
+    )
     from nncontrol_prune.transport.simulation import REPORT, Simulation, first_controller
 
     setup = load_config(config)
@@ -85,7 +92,7 @@ def sim(
         made_for = first_controller(setup.nn_controller, bundles).manifest.environment
         setup = setup.override("mujoco_sim", env=made_for)
     bag = out / "bags" / f"{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S}" if setup.nn_controller.record else None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does, so that nothing is left behind
+    interrupt_by_any_signal()
     simulation = Simulation(setup, Network(port=port, host=host, keys=keys), out=out, store=bundles, bag=bag)
     with held_directory(out):
         with simulation, display.progress_bar(as_json) as tell, ending_by_signal() as ending:
@@ -96,19 +103,23 @@ def sim(
                 tell=tell,
                 ending=ending,
             )
-        written = export_bundles(bundles, result, out / "bundles")
-        if bag is not None:
-            picture = out / "run.png"
-            plot_run(
-                picture,
-                setup.mujoco_sim.env,
-                read_rollouts(bag),
-                simulation.dense.manifest.action,
-                ticks,
-                result.active_by_swap,
-                setup.mujoco_sim.real_time_factor,
-            )
-            written += [bag, picture]
+        written: list[Path] = []
+        try:
+            written += export_bundles(bundles, result, out / "bundles")
+            if bag is not None:
+                written.append(bag)
+                plot_run(
+                    out / "run.png",
+                    setup.mujoco_sim.env,
+                    read_rollouts(bag),
+                    simulation.dense.manifest.action,
+                    ticks,
+                    result.active_by_swap,
+                    setup.mujoco_sim.real_time_factor,
+                )
+                written.append(out / "run.png")
+        except (OSError, ControllerError, RolloutError) as error:  # as on a full disk: what happened is told anyway
+            result.notes.append(f"not all that came of it could be written to {out}: {error}")
     if result.job.outcome is not None and result.job.outcome.report is not None:
         written.append(result.job.outcome.report / PAGE)
     if as_json:

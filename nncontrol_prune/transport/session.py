@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,8 +36,6 @@ GOAL_PATIENCE = 15.0
 AFTER_SWAP = 10.0
 """Seconds that a session goes on after the swap, at the least."""
 
-ENDING = (signal.SIGINT, signal.SIGTERM)
-"""Signals that end a session."""
 DENSE, PRUNED = "dense", "pruned"
 """What a session's bundles are called."""
 
@@ -81,22 +82,45 @@ class SessionResult(BaseModel):
     notes: list[str] = []
 
 
+def interrupt_by_any_signal() -> list[signal.Signals]:
+    """Make whatever ends a process interrupt it as Ctrl-C does, so that nothing is left behind; return those signals.
+
+    One that comes where a terminal is closed, or the connection to it lost, is left to `nohup`.
+    """
+    ending = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        ending.append(signal.SIGHUP)
+    for number in ending:
+        signal.signal(number, signal.default_int_handler)
+    return ending
+
+
 @contextmanager
 def ending_by_signal() -> Iterator[threading.Event]:
-    """Yield an event that the first Ctrl-C, or SIGTERM, in the block sets; a second one interrupts as usual."""
+    """Yield an event that the first Ctrl-C, or its like, in the block sets; a second one interrupts."""
     asked = threading.Event()
 
-    def ask(*_: object) -> None:
+    def ask(number: int, _: object) -> None:
+        interrupt_by_any_signal()
+        if number == signal.SIGHUP:
+            _leave_terminal()
         asked.set()
-        for number in ENDING:
-            signal.signal(number, signal.default_int_handler)
 
-    before = {number: signal.signal(number, ask) for number in ENDING}
+    before = {number: signal.signal(number, ask) for number in interrupt_by_any_signal()}
     try:
         yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave_terminal() -> None:
+    """Write to nowhere what goes to a terminal: one that is gone answers with errors."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout.fileno(), sys.stderr.fileno()):
+        if stat.S_ISCHR(os.fstat(stream).st_mode):
+            os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def run_session(
