@@ -10,11 +10,14 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-from nncontrol_prune.controllers.specs import Spec
+from nncontrol_prune.controllers.specs import Manifest, Spec
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.resources import share_directory
 from nncontrol_prune.runtime.scheduling import DEFAULT_PRIORITY
 from nncontrol_prune.validation.settings import GateSettings
+
+RATE_TOLERANCE = 1e-6
+"""Relative."""
 
 Section = Literal["mujoco_sim", "nn_controller", "pruning_service"]
 Model = TypeVar("Model", bound=Spec)
@@ -82,6 +85,15 @@ class ControllerConfig(Spec):
     """SCHED_FIFO priority of the loop, where the operating system grants it; 0 for none."""
     observation_timeout: Annotated[FiniteFloat, Field(gt=0.0, le=60.0)] = 0.25
     """Age of an observation in seconds past which the safe command is sent."""
+
+    def check_rate(self, manifest: Manifest) -> None:
+        """Check that a controller runs at the rate that is asked for, if one is.
+
+        Raises:
+            ConfigError: It does not.
+        """
+        if self.rate is not None and abs(self.rate - manifest.rate) > RATE_TOLERANCE * manifest.rate:
+            raise ConfigError(f"rate = {self.rate:g} Hz: controller {manifest.name} runs at {manifest.rate:g} Hz")
 
 
 class PruningServiceConfig(PruningSettings, GateSettings):

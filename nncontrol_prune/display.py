@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from rich.table import Table
 from nncontrol_prune.controllers.bundle import Bundle, short
 from nncontrol_prune.controllers.specs import Manifest
 from nncontrol_prune.controllers.verdict import Verdict, share_kept
-from nncontrol_prune.runtime.statistics import Quantiles
+from nncontrol_prune.runtime.statistics import Quantiles, TickSummary
 from nncontrol_prune.shares import percent_removed
 
 if TYPE_CHECKING:  # what makes these needs what a robot's computer may lack
@@ -199,13 +200,33 @@ def session_table(result: SessionResult) -> Table:
     return table
 
 
+def loop_table(status: Mapping[str, Any], times: TickSummary) -> Table:
+    """Return how a loop fared, from what its controller says of itself and from its ticks."""
+    counts = status["ticks"]
+    rows = {
+        "controller": short(status["active"]),
+        "swaps": str(status["swaps"]),
+        "ticks": f"{counts['ticks']:,} at {status['rate']:g} Hz",
+        "ticks skipped, late": f"{counts['skipped']}, {counts['overruns']}",
+        "whole tick p50 / p99": _microseconds(times.compute),
+        "inference p50 / p99": _microseconds(times.inference),
+        "ticks without a fresh state, with one that is no number": f"{status['stale']}, {status['unsound']}",
+        "states of another size": str(status["unfit_states"]),
+        "recorder drops, faulty actions": f"{status['dropped']}, {status['faults']}",
+    }
+    table = Table(title="the loop", title_justify="left", show_header=False)
+    for row in rows.items():
+        table.add_row(*row)
+    return table
+
+
 def written(paths: list[Path]) -> str:
     """Return a line that names what was written."""
     return "written: " + ", ".join(str(path) for path in paths)
 
 
 def _microseconds(quantiles: Quantiles) -> str:
-    return f"{1e6 * quantiles.p50:.0f} / {1e6 * quantiles.p99:.0f} µs"
+    return "-" if math.isnan(quantiles.p50) else f"{1e6 * quantiles.p50:.0f} / {1e6 * quantiles.p99:.0f} µs"
 
 
 def _limits(manifest: Manifest) -> zip[tuple[str, float, float]]:

@@ -34,6 +34,11 @@ def test_any_module_is_pruned_as_the_documentation_shows(capsys, tmp_path: Path,
     np.testing.assert_allclose(session.run(None, {"x": rows})[0], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_loop_of_ones_own_reads_a_bundle_as_the_documentation_shows(monkeypatch) -> None:
+    monkeypatch.chdir(DOCS.parent)
+    exec(compile(block(DOCS / "robot.md", "tests/test_docs.py runs this block too", "python"), "robot.md", "exec"), {})
+
+
 def test_task_in_the_documentation_fits_the_hopper(tmp_path: Path) -> None:
     path = tmp_path / "setup.yaml"
     path.write_text(block(DOCS / "validation.md", "tests/test_docs.py reads this block", "yaml"))

@@ -108,18 +108,21 @@ def test_robot_needs_no_torch(setup_arguments: dict[str, Any]) -> None:
     [
         (["inspect", "cartpole_swingup_sac"], 0, "to find the groups of channels takes torch"),
         (["keys", "robot-keys"], 0, "copy it to the other machine"),
-        (["status", "--port", "46999"], 1, "no answer from the controller"),
+        (["status", "--port", "PORT"], 1, "no answer from the controller"),
         (["rollout", "cartpole_swingup_sac", "--out", "bag"], 1, "which is not installed here, as on a robot"),
+        (["run", "cartpole_swingup_sac", "--duration", "0.5", "--port", "PORT"], 0, "0 at 100 Hz"),
+        (["run", "cartpole_swingup_sac", "--pruning"], 2, "--pruning takes torch, which is not installed here"),
         (["mnist"], 1, "needs the package torch, which is not installed here, as on a robot's computer"),
     ],
 )
 def test_commands_on_a_robot(
-    setup_arguments: dict[str, Any], tmp_path: Path, command: list[str], code: int, told: str
+    setup_arguments: dict[str, Any], tmp_path: Path, port: int, command: list[str], code: int, told: str
 ) -> None:
+    arguments = [str(port) if argument == "PORT" else argument for argument in command]
     missing = package_names(setup_arguments["install_requires"]) - package_names(robots_packages())
     script = "import sys; sys.modules.update(dict.fromkeys({!r})); from nncontrol_prune.cli import main; main()"
     ran = subprocess.run(
-        [sys.executable, "-c", script.format(missing), *command],
+        [sys.executable, "-c", script.format(missing), *arguments],
         cwd=tmp_path,
         capture_output=True,
         text=True,

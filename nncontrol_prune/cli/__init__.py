@@ -18,6 +18,7 @@ from nncontrol_prune.cli.inspect import inspect
 from nncontrol_prune.cli.mnist import mnist
 from nncontrol_prune.cli.prune import prune
 from nncontrol_prune.cli.rollout import rollout
+from nncontrol_prune.cli.run import run
 from nncontrol_prune.cli.sim import sim
 from nncontrol_prune.cli.validate import validate
 
@@ -28,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (sim, rollout, prune, validate, inspect, status, call, mnist):
+for command in (sim, run, rollout, prune, validate, inspect, status, call, mnist):
     app.command()(command)
 app.command("keys")(make_keys)
 app.add_typer(importer, name="import")

@@ -70,14 +70,10 @@ def sim(
     from nncontrol_prune.rollouts.reader import read_rollouts
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service.report_files import PAGE, check_directory
-    from nncontrol_prune.transport.session import (
-        check_places,
-        ending_by_signal,
-        export_bundles,
-        interrupt_by_any_signal,
-        run_session,
-    )
-    from nncontrol_prune.transport.simulation import REPORT, Simulation, first_controller
+    from nncontrol_prune.transport.live_loop import REPORT, first_controller
+    from nncontrol_prune.transport.session import check_places, export_bundles, run_session
+    from nncontrol_prune.transport.signals import ending_by_signal, interrupt_by_any_signal
+    from nncontrol_prune.transport.simulation import Simulation
 
     setup = load_config(config)
     env_is_given = env is not None or (config is not None and "env" in setup.mujoco_sim.model_fields_set)

@@ -37,7 +37,6 @@ DIAGNOSTICS = 1.0
 """Seconds between diagnostics."""
 ANYTIME = {"controller", "autostart", "default_controller"}
 """Parameters that may be set while the loop runs."""
-RATE_TOLERANCE = 1e-6
 
 
 class ControllerNode(LifecycleNode):
@@ -133,8 +132,7 @@ class ControllerNode(LifecycleNode):
             allow_offline=config.allow_offline,
         )
         manifest = slot.active.manifest
-        if config.rate is not None and abs(config.rate - manifest.rate) > RATE_TOLERANCE * manifest.rate:
-            raise ConfigError(f"rate = {config.rate:g} Hz: controller {manifest.name} runs at {manifest.rate:g} Hz")
+        config.check_rate(manifest)
         self._runner = LoopRunner(self, config, manifest)
         self._slot = slot
         self._told_swaps = -1

@@ -14,8 +14,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import IO, TypeVar
 
 from nncontrol_prune.controllers.specs import Spec
@@ -24,6 +25,7 @@ GRACE = 1.2
 """Seconds that a process has to end by itself."""
 
 Settings = TypeVar("Settings", bound=Spec)
+Group = TypeVar("Group", bound="ProcessGroup")
 
 
 class ProcessError(Exception):
@@ -127,3 +129,69 @@ class ChildProcess:
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._log.close()
+
+
+class ProcessGroup:
+    """Processes that are started together, in a context; at its end they are gone, whatever happened.
+
+    Args:
+        settings: What each process is told, by name; NAME runs `nncontrol_prune.transport.NAME_process`.
+        logs: Directory; the error output of each goes to `NAME.log` there.
+    """
+
+    def __init__(self, settings: Mapping[str, Spec], logs: Path) -> None:
+        self._settings = settings
+        self.logs = logs
+        self._children: dict[str, ChildProcess] = {}
+
+    def __enter__(self: Group) -> Group:
+        """Start them all.
+
+        Raises:
+            ProcessError: One cannot start; the message says which and why.
+        """
+        self.logs.mkdir(parents=True, exist_ok=True)
+        try:
+            for name in self._settings:
+                self._children[name] = self._start(name)
+            for child in self._children.values():
+                child.wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End them."""
+        for child in self._children.values():
+            child.begin_stop()
+        deadline = time.monotonic() + GRACE  # one for all of them, so that the end does not take as long as their sum
+        for child in self._children.values():
+            child.finish_stop(max(0.0, deadline - time.monotonic()))
+        self._children.clear()
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """Process ids by name."""
+        return {name: child.pid for name, child in self._children.items()}
+
+    def dead(self) -> list[str]:
+        """Return the processes that have ended."""
+        return [name for name, child in self._children.items() if child.exit_code is not None]
+
+    def restart(self, name: str) -> None:
+        """Start a process again if it has ended."""
+        child = self._children[name]
+        if child.exit_code is not None:
+            child.finish_stop(0.0)
+            self._children[name] = self._start(name)
+            self._children[name].wait_until_ready()
+
+    def _start(self, name: str) -> ChildProcess:
+        module = f"nncontrol_prune.transport.{name}_process"
+        return ChildProcess(name, module, self._settings[name], self.logs / f"{name}.log")

@@ -30,7 +30,7 @@ class PruningProcessSettings(Spec):
     network: Network
     config: PruningServiceConfig
     store: Path
-    environment: str
+    environment: str | None
     report: Path | None
 
 

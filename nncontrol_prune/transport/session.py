@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import stat
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +18,11 @@ from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.runtime.statistics import BUNDLE, COMPUTE, Quantiles, summarize
 from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.service.pruning_service import JobStatus
+from nncontrol_prune.transport.live_loop import TickTrace
 from nncontrol_prune.transport.messages import Cancel, Deploy, Prune, Status
 from nncontrol_prune.transport.network import TransportError
 from nncontrol_prune.transport.requests import RequestFailedError
-from nncontrol_prune.transport.simulation import Simulation, TickTrace
+from nncontrol_prune.transport.simulation import Simulation
 
 POLL = 0.2
 GOAL_HELD = 1.0
@@ -82,47 +78,6 @@ class SessionResult(BaseModel):
     notes: list[str] = []
 
 
-def interrupt_by_any_signal() -> list[signal.Signals]:
-    """Make whatever ends a process interrupt it as Ctrl-C does, so that nothing is left behind; return those signals.
-
-    One that comes where a terminal is closed, or the connection to it lost, is left to `nohup`.
-    """
-    ending = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        ending.append(signal.SIGHUP)
-    for number in ending:
-        signal.signal(number, signal.default_int_handler)
-    return ending
-
-
-@contextmanager
-def ending_by_signal() -> Iterator[threading.Event]:
-    """Yield an event that the first Ctrl-C, or its like, in the block sets; a second one interrupts."""
-    asked = threading.Event()
-
-    def ask(number: int, _: object) -> None:
-        interrupt_by_any_signal()
-        if number == signal.SIGHUP:
-            _leave_terminal()
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in interrupt_by_any_signal()}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _leave_terminal() -> None:
-    """Write to nowhere what goes to a terminal: one that is gone answers with errors."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout.fileno(), sys.stderr.fileno()):
-        if stat.S_ISCHR(os.fstat(stream).st_mode):
-            os.dup2(nowhere, stream)
-    os.close(nowhere)
-
-
 def run_session(
     simulation: Simulation,
     *,
@@ -158,7 +113,7 @@ def run_session(
         simulation.check_alive()
         if "pruning" in simulation.dead():
             notes.append("the pruning process ended; it was started again, and its job is lost")
-            simulation.restart_pruning()
+            simulation.restart("pruning")
             job = job.model_copy(update={"state": "failed", "message": "the pruning process ended"})
             phase = "running"
         try:

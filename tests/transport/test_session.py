@@ -14,6 +14,7 @@ from nncontrol_prune.runtime.statistics import COLUMNS, summarize
 from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.service.jobs import Outcome
 from nncontrol_prune.service.pruning_service import JobStatus
+from nncontrol_prune.transport.live_loop import TickTrace
 from nncontrol_prune.transport.messages import Cancel, Deploy, Prune, Status
 from nncontrol_prune.transport.session import (
     ControllerFigures,
@@ -22,7 +23,6 @@ from nncontrol_prune.transport.session import (
     export_bundles,
     run_session,
 )
-from nncontrol_prune.transport.simulation import TickTrace
 
 PLANT = {"has_goal": False, "goal_held": 0.0, "missed_commands": 0}
 
@@ -71,7 +71,7 @@ class Processes:
     def dead(self) -> list[str]:
         return self._deaths.pop(0) if self._deaths else []
 
-    def restart_pruning(self) -> None:
+    def restart(self, _: str) -> None:
         self.restarts += 1
 
     def ticks(self) -> TickTrace:

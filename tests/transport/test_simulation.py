@@ -99,7 +99,7 @@ def test_killed_pruning_process_leaves_the_loop_undisturbed(network: Network, tm
         running.check_alive()
         assert running.dead() == ["pruning"]
         assert [path.name for path in (tmp_path / "store/bundles").iterdir()] == [running.dense.digest]
-        running.restart_pruning()
+        running.restart("pruning")
         running.pruning.request(Prune(settings={**QUICK, "sparsity": 0.3}))
         assert wait_until(lambda: job_ended(running.pruning))["state"] == "accepted"
 

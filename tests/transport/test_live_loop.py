@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from nncontrol_prune.config import Config, ConfigError
+from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.rollouts.reader import read_rollouts
+from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError
+from nncontrol_prune.transport.live_loop import LiveLoop, watch
+from nncontrol_prune.transport.messages import Status
+from nncontrol_prune.transport.network import Network
+from nncontrol_prune.transport.process import ProcessError
+from tests.documentation import DOCS, block
+
+
+@contextmanager
+def plant_of_the_documentation(port: int) -> Iterator[None]:
+    """Run the program in docs/robot.md, at other ports."""
+    program = block(DOCS / "robot.md", "tests/transport/test_live_loop.py runs this block", "python")
+    process = subprocess.Popen(
+        [sys.executable, "-c", program.replace(":5550", f":{port}").replace(":5551", f":{port + 1}")]
+    )
+    try:
+        yield
+        assert process.poll() is None, "it has ended by itself"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def live_loop(network: Network, tmp_path: Path, bundle: Bundle, **given: Any) -> LiveLoop:
+    store = BundleStore(tmp_path / "store")
+    given = {"bag": tmp_path / "bag", "pruning": False, **given}
+    return LiveLoop(given.pop("config", Config()), network, bundle, out=tmp_path, store=store, **given)
+
+
+def test_run_controls_and_records_the_plant_of_the_documentation_until_ctrl_c(tmp_path: Path, port: int) -> None:
+    command = [sys.executable, "-m", "nncontrol_prune.cli", "run", "cartpole_swingup_sac", "--json"]
+    with plant_of_the_documentation(port):
+        process = subprocess.Popen(
+            [*command, "--out", str(tmp_path), "--port", str(port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        while not (tmp_path / "bags").exists() or not any((tmp_path / "bags").iterdir()):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        time.sleep(3.0)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    status = json.loads(output)
+    assert status["ticks"]["ticks"] > 100
+    assert (status["unfit_states"], status["unsound"], status["dropped"], status["notes"]) == (0, 0, 0, [])
+    rollouts = read_rollouts(Path(status["bag"]))
+    assert len(rollouts.stamp) > 50
+    assert not rollouts.has_rewards
+
+
+def test_a_plant_that_says_nothing_or_something_else_is_told(
+    network: Network, tmp_path: Path, shipped_bundle: Bundle
+) -> None:
+    ending, told = threading.Event(), list[str]()
+    context = zmq.Context()
+    states = network.bind(context, "state", zmq.PUB)
+
+    def tell(what: str) -> None:
+        told.append(what)
+        states.send(bytes(8))
+        if "do not fit" in what:
+            ending.set()
+
+    with live_loop(network, tmp_path, shipped_bundle) as loop:
+        status, trace, notes = watch(loop, duration=60.0, tell=tell, ending=ending)
+    context.destroy()
+    assert told[0].endswith("waiting for the plant's states")
+    assert told[-1].endswith("the plant's states do not fit: they have another size than the controller takes")
+    assert status["unfit_states"] > 0
+    assert (status["ticks"]["ticks"], notes) == (status["stale"], [])
+    assert len(trace.rows) == status["ticks"]["ticks"]
+
+
+def test_pruning_service_that_dies_is_started_again_and_the_loop_goes_on(
+    network: Network, tmp_path: Path, shipped_bundle: Bundle
+) -> None:
+    with live_loop(network, tmp_path, shipped_bundle, pruning=True) as loop:
+        os.kill(loop.processes["pruning"], signal.SIGKILL)
+        while "pruning" not in loop.dead():
+            time.sleep(0.01)
+        _, _, notes = watch(loop, duration=0.0, tell=lambda _: None, ending=threading.Event())
+        assert notes == ["the pruning process ended; it was started again, and its job is lost"]
+        assert loop.pruning.request(Status())["state"] == "idle"
+
+
+def test_controller_process_that_dies_ends_it(network: Network, tmp_path: Path, shipped_bundle: Bundle) -> None:
+    with live_loop(network, tmp_path, shipped_bundle) as loop:
+        os.kill(loop.processes["controller"], signal.SIGKILL)
+        with pytest.raises(ProcessError, match="the controller process has ended"):
+            watch(loop, duration=60.0, tell=lambda _: time.sleep(0.1), ending=threading.Event())
+
+
+def test_what_may_not_run_is_refused_before_a_process_starts(
+    network: Network, tmp_path: Path, shipped_bundle: Bundle, make_cartpole_bundle: Any
+) -> None:
+    pruned = make_cartpole_bundle(parent=shipped_bundle, name="pruned")
+    with pytest.raises(NotAcceptedError):
+        live_loop(network, tmp_path, pruned)
+    slower = Config().override("nn_controller", rate=50.0)
+    with pytest.raises(ConfigError, match="rate = 50 Hz: controller cartpole_swingup_sac runs at 100 Hz"):
+        live_loop(network, tmp_path, shipped_bundle, config=slower)
