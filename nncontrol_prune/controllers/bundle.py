@@ -31,6 +31,7 @@ from nncontrol_prune.controllers.specs import (
     ObservationSpec,
     Provenance,
     TdMpcArchitecture,
+    parameters_of,
 )
 from nncontrol_prune.files import new_directory, write_synced
 
@@ -230,7 +231,7 @@ def parse_manifest(data: bytes | None) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{MANIFEST} is not JSON: {error}") from error
     version = raw.get("format_version") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, (int, float)) and version > FORMAT_VERSION:
         raise BundleError(
             f"{MANIFEST} has format version {version}, this release reads up to {FORMAT_VERSION}; "
             "update nncontrol_prune"
@@ -248,7 +249,9 @@ def _read_files(directory: Path) -> dict[str, bytes]:
     if not directory.is_dir():
         raise BundleError("there is no such directory")
     path = directory / MANIFEST
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
+        if path.exists():
+            raise BundleError(f"{MANIFEST} is not a regular file")
         raise BundleError(f"{MANIFEST} is missing; a bundle is a directory with {', '.join((MANIFEST, *BUNDLE_FILES))}")
     files = {MANIFEST: _read_file(path, MAX_MANIFEST_BYTES)}
     manifest = parse_manifest(files[MANIFEST])
@@ -277,6 +280,9 @@ def _check_weights(data: bytes, manifest: Manifest) -> None:
         tensors = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise BundleError(f"{WEIGHTS} is not a safetensors file: {error}") from error
+    parameters = parameters_of(manifest.architecture, manifest.observation.size, manifest.action.size)
+    if manifest.parameters != parameters:
+        raise BundleError(f"{MANIFEST} says {manifest.parameters} parameters, its architecture has {parameters}")
     found = {name: tuple(array.shape) for name, array in tensors.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):

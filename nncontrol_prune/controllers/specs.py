@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 FORMAT_VERSION = 1
+LARGEST_LIMIT = 1e30
+"""Of an action: a policy is of float32, and deviations are measured by the range."""
 """Version of the bundle format that this release writes, and the newest it reads."""
 
 WEIGHTS, POLICY, REFERENCE = "weights.safetensors", "policy.onnx", "reference.npz"
@@ -72,10 +75,12 @@ class ObservationTerm(Spec):
     unit: str = ""
     """SI unit, such as `rad` or `m/s`."""
     scale: FiniteFloat = 1.0
-    """The observation entry is the measured value in `unit` times this."""
+    """The observation entry is the measured value in `unit` times this; not 0."""
 
     @model_validator(mode="after")
-    def _joints_match_size(self) -> ObservationTerm:
+    def _measures_something(self) -> ObservationTerm:
+        if self.scale == 0.0:
+            raise ValueError(f"term {self.name!r} has the scale 0, by which nothing is measured")
         if self.quantity in JOINT_QUANTITIES and not self.joints:
             raise ValueError(f"term {self.name!r} measures the {self.quantity} of no joint: name its joints")
         if self.joints and len(self.joints) != self.size:
@@ -115,6 +120,8 @@ class ActionSpec(Spec):
         for joint, lower, upper in zip(self.joints, self.lower, self.upper, strict=True):
             if not lower < upper:
                 raise ValueError(f"the lower limit of {joint!r} ({lower}) is not below the upper ({upper})")
+            if max(abs(lower), abs(upper)) > LARGEST_LIMIT:
+                raise ValueError(f"a limit of {joint!r} ({lower}, {upper}) is beyond ±{LARGEST_LIMIT:g}")
         return self
 
     def __str__(self) -> str:
@@ -265,6 +272,13 @@ class TdMpcArchitecture(Spec):
         return shapes
 
 
+def parameters_of(architecture: Architecture, observation_size: int, action_size: int) -> int:
+    """Count the trainable parameters: all but what brings observations and actions into the network's units."""
+    fixed = _input_output_shapes(observation_size, action_size)
+    shapes = architecture.tensor_shapes(observation_size, action_size)
+    return sum(math.prod(shape) for name, shape in shapes.items() if name not in fixed)
+
+
 def _input_output_shapes(observation_size: int, action_size: int) -> dict[str, tuple[int, ...]]:
     return {
         "normalizer.mean": (observation_size,),
@@ -314,7 +328,7 @@ class FileEntry(Spec):
 class Manifest(Spec):
     """The `manifest.json` of a bundle. Its sha256 is the bundle's digest, since it holds those of all others."""
 
-    format_version: Annotated[int, Field(ge=1)] = FORMAT_VERSION
+    format_version: Annotated[int, Field(ge=1, strict=True)] = FORMAT_VERSION
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     architecture: Architecture
     observation: ObservationSpec

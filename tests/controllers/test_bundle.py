@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from nncontrol_prune.controllers.bundle import MANIFEST, Bundle, load_bundle
 from nncontrol_prune.controllers.errors import BundleError
-from nncontrol_prune.controllers.specs import POLICY, REFERENCE, WEIGHTS
+from nncontrol_prune.controllers.specs import POLICY, REFERENCE, WEIGHTS, ObservationTerm
 
 
 @pytest.fixture
@@ -111,8 +112,9 @@ def test_non_finite_weights_are_refused(directory: Path, value: float) -> None:
     assert "layers.1.bias holds NaN or infinite values" in refusal(directory)
 
 
-def test_newer_format_version_asks_for_an_update(directory: Path) -> None:
-    edit_manifest(directory, format_version=99)
+@pytest.mark.parametrize("version", [99, 99.0])
+def test_newer_format_version_asks_for_an_update(directory: Path, version: float) -> None:
+    edit_manifest(directory, format_version=version)
     message = refusal(directory)
     assert "99" in message
     assert "update" in message
@@ -124,11 +126,12 @@ def test_path_that_climbs_out_is_refused(directory: Path) -> None:
     assert "'../secret' is not a file of a bundle" in refusal(directory)
 
 
-def test_link_out_of_the_bundle_is_refused(directory: Path) -> None:
+@pytest.mark.parametrize("name", [POLICY, MANIFEST])
+def test_link_out_of_the_bundle_is_refused(directory: Path, name: str) -> None:
     target = directory.parent / "elsewhere"
-    (directory / POLICY).rename(target)
-    (directory / POLICY).symlink_to(target)
-    assert f"{POLICY} is not a regular file" in refusal(directory)
+    (directory / name).rename(target)
+    (directory / name).symlink_to(target)
+    assert f"{name} is not a regular file" in refusal(directory)
 
 
 def test_huge_declared_size_is_refused_before_reading(directory: Path) -> None:
@@ -205,9 +208,24 @@ def test_manifest_that_is_no_json_is_refused(directory: Path) -> None:
     assert "not JSON" in refusal(directory)
 
 
-def test_wrong_manifest_field_is_named(directory: Path) -> None:
-    edit_manifest(directory, rate=-5)
-    assert "rate" in refusal(directory)
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("rate", -5, "rate: "),
+        ("format_version", True, "format_version: "),
+        ("format_version", "1", "format_version: "),
+        ("parameters", 5, "says 5 parameters, its architecture has "),
+        ("action", {"joints": ["slider"], "lower": [-1e308], "upper": [1e308]}, "limit of 'slider' .* is beyond ±1e"),
+    ],
+)
+def test_wrong_manifest_field_is_named(directory: Path, field: str, value: object, message: str) -> None:
+    edit_manifest(directory, **{field: value})
+    assert re.search(message, refusal(directory))
+
+
+def test_term_that_measures_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="term 'angle' has the scale 0, by which nothing is measured"):
+        ObservationTerm(name="angle", size=1, scale=0.0)
 
 
 def test_unknown_manifest_field_is_named(directory: Path) -> None:
