@@ -3,6 +3,10 @@
 A controller is *staged* outside the loop: loaded, checked, warmed up. Between two ticks the loop *swaps* it in,
 which is one assignment. It is then on *probation*; a fault in that time brings back the last controller that passed
 its own (*rollback*), otherwise it is *committed* and the store remembers it.
+
+A rollback on request gives up what is staged or on probation: the last controller that passed its probation goes on.
+Where there is nothing to give up, it leads to the one before that. So it makes no difference whether the loop has taken
+a controller already when its rollback is asked for, nor whether the store has been written.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from pydantic import BaseModel
 from nncontrol_prune.controllers.bundle import Bundle, short
 from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.controllers.specs import Manifest, layout_difference
-from nncontrol_prune.runtime.store import BundleStore, SlotRecord, StoreError
+from nncontrol_prune.runtime.store import HISTORY_LENGTH, BundleStore, SlotRecord, StoreError
 
 
 class StagingError(ControllerError):
@@ -40,18 +44,18 @@ class SwapEvent(BaseModel):
     """What it added to that tick, in seconds."""
 
 
+Line = tuple[str, ...]
+"""The controllers that passed their probation and were not rolled back, newest last."""
+
+
 @dataclass(frozen=True)
 class _Staged:
+    number: int
+    """Counts what was staged."""
     bundle: Bundle
     reason: str
-    rollback: bool
-    """Back to a controller that passed its probation before; it needs no second one."""
-
-
-@dataclass(frozen=True)
-class _Commit:
-    reference: str
-    rollback: bool
+    back_to: Line | None = None
+    """For a rollback, the slot's line once it is carried out: that controller needs no second probation."""
 
 
 class ControllerSlot:
@@ -67,7 +71,7 @@ class ControllerSlot:
         allow_offline: Whether a pruned controller may run that was accepted on rollouts alone.
 
     Raises:
-        ControllerError: The first controller cannot be loaded, or may not be staged.
+        ControllerError: The first controller cannot be loaded, or may not be staged; or the slot's record is damaged.
     """
 
     def __init__(
@@ -85,14 +89,18 @@ class ControllerSlot:
         bundle = store.load(reference)
         store.check_accepted(bundle, allow_offline=allow_offline)
         self._probation_ticks = max(1, round(probation * bundle.manifest.rate))
+        record = store.slot(slot)
+        # Each of these has one writer, and is replaced whole: so the loop needs no lock to read or write them.
+        self._written: Line = () if record is None else (*record.history, record.current)
+        self._line = _longer(self._written, bundle.reference)
         self._staging = threading.Lock()
         self._staged: _Staged | None = None
+        self._taken = 0  # number of what was staged and is swapped in
         self._active = bundle
         self._policy = bundle.policy
         self._proven = bundle
         self._retired: list[Bundle] = []  # freed outside the loop, where it takes nobody's time
         self._probation_left = 0
-        self._due: _Commit | None = _Commit(bundle.reference, rollback=False)
         self.swaps = 0
         """How many times the controller changed; identifies the active one in logs."""
         self.events: list[SwapEvent] = []
@@ -116,46 +124,67 @@ class ControllerSlot:
         Raises:
             ControllerError: It is not in the store, damaged, not accepted by the gate, or does not fit the loop.
         """
-        return self._stage(reference, "swap", rollback=False)
+        with self._staging:
+            bundle = self._load(reference)
+            if bundle.digest == self._active.digest:
+                raise StagingError(f"{short(bundle.reference)} is active already")
+            self._put(bundle, "swap")
+            return bundle.reference
 
     def rollback(self) -> str:
-        """Stage the controller before the current one; on probation, the last that passed its own.
+        """Go back: give up what is staged or on probation, or else stage the controller before the current one.
+
+        Returns:
+            The `name@digest` of the controller that runs then; it may be active already.
 
         Raises:
             StagingError: There is none.
             ControllerError: It cannot be staged.
         """
-        record = self._store.slot(self._slot)
-        if self.on_probation:
-            previous = self._proven.reference
-        elif record is not None and record.history:
-            previous = record.history[-1]
-        else:
-            raise StagingError("there is no earlier controller to roll back to")
-        return self._stage(previous, "rollback on request", rollback=True)
-
-    def _stage(self, reference: str, reason: str, *, rollback: bool) -> str:
         with self._staging:
-            bundle = self._store.load(reference)
-            self._store.check_accepted(bundle, allow_offline=self._allow_offline)
-            check_interchangeable(bundle.manifest, self._active.manifest)
-            if bundle.digest == self._active.digest:
-                raise StagingError(f"{short(bundle.reference)} is active already")
-            self._staged = _Staged(bundle, reason, rollback)
+            # In this order: the loop extends the line before it calls what is staged taken.
+            staged, active = self._waiting(), self._active.reference
+            line = self._line
+            if staged is not None and staged.back_to is not None:
+                line = staged.back_to[:-1]  # a rollback is under way, and this one goes on from there
+            elif staged is None and active == line[-1]:
+                line = line[:-1]
+            if not line:
+                raise StagingError("there is no earlier controller to roll back to")
+            proven = self._proven
+            bundle = proven if proven.reference == line[-1] else self._load(line[-1])
+            # Also where it is active: dropping what is staged would be too late if the loop is just taking it.
+            self._put(bundle, "rollback on request", line)
             return bundle.reference
+
+    def _load(self, reference: str) -> Bundle:
+        bundle = self._store.load(reference)
+        self._store.check_accepted(bundle, allow_offline=self._allow_offline)
+        check_interchangeable(bundle.manifest, self._active.manifest)
+        return bundle
+
+    def _put(self, bundle: Bundle, reason: str, back_to: Line | None = None) -> None:
+        number = 1 if self._staged is None else self._staged.number + 1
+        self._staged = _Staged(number, bundle, reason, back_to)
+
+    def _waiting(self) -> _Staged | None:
+        """Return what is staged and not swapped in yet."""
+        staged = self._staged
+        return None if staged is None or staged.number == self._taken else staged
 
     def swap_if_staged(self, tick: int) -> None:
         """Make a staged controller the active one; called by the loop between two ticks."""
-        staged = self._staged
+        staged = self._waiting()
         if staged is None:
             return
-        self._activate(staged.bundle, staged.reason, tick)
-        if staged.rollback:
-            self._pass_probation(rollback=True)
-        else:
+        swap = staged.bundle.digest != self._active.digest
+        if swap:
+            self._activate(staged.bundle, staged.reason, tick)
+        if staged.back_to is not None:
+            self._pass_probation(staged.back_to)
+        elif swap:
             self._probation_left = self._probation_ticks
-        if self._staged is staged:  # another one may have been staged in the meantime
-            self._staged = None
+        self._taken = staged.number
 
     def act(self, observation: NDArray[np.float64], action: NDArray[np.float64]) -> None:
         """Compute the action (m,) for an observation (n,), in place."""
@@ -176,9 +205,10 @@ class ControllerSlot:
             self._probation_left = 0
             self._activate(self._proven, "rollback: a fault during probation", tick)
             return
-        self._probation_left -= 1
-        if self._probation_left == 0:
-            self._pass_probation(rollback=False)
+        if self._probation_left == 1:
+            self._pass_probation(_longer(self._line, self._active.reference))
+        else:
+            self._probation_left -= 1
 
     def commit_if_due(self) -> None:
         """Write the active controller to the store once its probation is over; not for the loop's thread.
@@ -187,17 +217,10 @@ class ControllerSlot:
             OSError: It cannot be written; the next call tries again.
         """
         self._retired.clear()
-        due = self._due
-        if due is None:
-            return
-        record = self._store.slot(self._slot)
-        if due.rollback and record is not None and record.history and record.history[-1] == due.reference:
-            # Drop the one in between, so that the next rollback goes further back and not forth again.
-            self._store.write_slot(self._slot, SlotRecord(current=due.reference, history=record.history[:-1]))
-        else:
-            self._store.commit(self._slot, due.reference)
-        if self._due is due:
-            self._due = None
+        line = self._line
+        if line != self._written:
+            self._store.write_slot(self._slot, SlotRecord(current=line[-1], history=line[:-1]))
+            self._written = line
 
     def _activate(self, bundle: Bundle, reason: str, tick: int) -> None:
         start = time.perf_counter()
@@ -213,11 +236,16 @@ class ControllerSlot:
             )
         )
 
-    def _pass_probation(self, *, rollback: bool) -> None:
+    def _pass_probation(self, line: Line) -> None:
+        self._line = line  # what a rollback on request goes by, so it comes first
         self._retired.append(self._proven)
-        self._probation_left = 0
         self._proven = self._active
-        self._due = _Commit(self._active.reference, rollback)
+        self._probation_left = 0
+
+
+def _longer(line: Line, reference: str) -> Line:
+    """Return a line with a controller that passed its probation; as long as a slot's record may be."""
+    return line if line[-1:] == (reference,) else (*line, reference)[-HISTORY_LENGTH - 1 :]
 
 
 def check_interchangeable(candidate: Manifest, active: Manifest) -> None:

@@ -241,15 +241,6 @@ class BundleStore:
         """Record what a slot runs."""
         write_atomically(self.root / "slots" / f"{slot}.json", record.model_dump_json(indent=1).encode())
 
-    def commit(self, slot: str, reference: str) -> None:
-        """Make a controller the slot's current one; the one before it goes to the history."""
-        record = self.slot(slot)
-        if record is None:
-            self.write_slot(slot, SlotRecord(current=reference))
-        elif record.current != reference:
-            history = (*record.history, record.current)[-HISTORY_LENGTH:]
-            self.write_slot(slot, SlotRecord(current=reference, history=history))
-
     def remove_unfinished(self) -> None:
         """Remove what processes that were killed had half written."""
         for directory in ("bundles", "verdicts", "slots", "reports"):

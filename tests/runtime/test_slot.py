@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.controllers.specs import ActionSpec, ObservationSpec, ObservationTerm
 from nncontrol_prune.runtime.slot import ControllerSlot, StagingError
-from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError
+from nncontrol_prune.runtime.store import HISTORY_LENGTH, BundleStore, NotAcceptedError, SlotRecord
 
 
 @pytest.fixture
@@ -158,11 +160,111 @@ def test_commit_that_cannot_be_written_is_tried_again(
         raise OSError("disk full")
 
     with monkeypatch.context() as broken:
-        broken.setattr(store, "commit", fail)
+        broken.setattr(store, "write_slot", fail)
         with pytest.raises(OSError, match="disk full"):
             slot.commit_if_due()
     slot.commit_if_due()
     assert current(store) == second.reference
+
+
+@pytest.fixture
+def proven(slot: ControllerSlot, second: Bundle, third: Bundle) -> list[Bundle]:
+    """Two controllers that passed their probation after the first; the last one is active."""
+    for bundle in (second, third):
+        slot.stage(bundle.reference)
+        pass_ticks(slot, 3)
+        slot.commit_if_due()
+    return [second, third]
+
+
+@pytest.fixture
+def fourth(store: BundleStore, make_cartpole_bundle) -> Bundle:
+    bundle = make_cartpole_bundle(seed=11, name="fourth")
+    store.add(bundle)
+    return bundle
+
+
+@pytest.mark.parametrize("ticks", [0, 1, 2])
+def test_rollback_of_what_was_just_staged_leads_to_the_active_one_whether_it_was_taken_or_not(
+    slot: ControllerSlot, store: BundleStore, proven: list[Bundle], fourth: Bundle, ticks: int
+) -> None:
+    slot.stage(fourth.reference)
+    pass_ticks(slot, ticks)
+    assert slot.rollback() == proven[-1].reference
+    pass_ticks(slot, 3)
+    slot.commit_if_due()
+    assert slot.active.digest == proven[-1].digest
+    assert current(store) == proven[-1].reference
+    assert not slot.on_probation
+
+
+def test_rollback_that_comes_while_the_loop_takes_a_controller_is_carried_out_by_the_next_tick(
+    slot: ControllerSlot, proven: list[Bundle], fourth: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot.stage(fourth.reference)
+    activate = slot._activate
+
+    def roll_back_meanwhile(*arguments: Any) -> None:
+        monkeypatch.undo()
+        slot.rollback()
+        activate(*arguments)
+
+    monkeypatch.setattr(slot, "_activate", roll_back_meanwhile)
+    slot.swap_if_staged(0)
+    assert slot.active.digest == fourth.digest
+    slot.swap_if_staged(1)
+    assert slot.active.digest == proven[-1].digest
+
+
+def test_rollback_leads_to_the_one_before_though_the_store_was_not_written(
+    slot: ControllerSlot, store: BundleStore, proven: list[Bundle], fourth: Bundle, make_cartpole_bundle
+) -> None:
+    fifth = make_cartpole_bundle(seed=12, name="fifth")
+    store.add(fifth)
+    for bundle in (fourth, fifth):
+        slot.stage(bundle.reference)
+        pass_ticks(slot, 3)
+    for before in (fourth, *reversed(proven)):
+        assert slot.rollback() == before.reference
+        pass_ticks(slot, 1)
+        assert slot.active.digest == before.digest
+    slot.commit_if_due()
+    assert current(store) == proven[0].reference
+
+
+@pytest.mark.parametrize("ticks", [0, 1])
+def test_two_rollbacks_go_two_controllers_back_whether_the_first_was_taken_or_not(
+    slot: ControllerSlot, store: BundleStore, small_bundle: Bundle, proven: list[Bundle], ticks: int
+) -> None:
+    assert slot.rollback() == proven[0].reference
+    pass_ticks(slot, ticks)
+    assert slot.rollback() == small_bundle.reference
+    pass_ticks(slot, 1)
+    slot.commit_if_due()
+    assert slot.active.digest == small_bundle.digest
+    assert store.slot("loop") == SlotRecord(current=small_bundle.reference)
+
+
+def test_history_is_as_long_as_a_record_may_be(
+    slot: ControllerSlot, store: BundleStore, small_bundle: Bundle, second: Bundle
+) -> None:
+    for _ in range(HISTORY_LENGTH):
+        for bundle in (second, small_bundle):
+            slot.stage(bundle.reference)
+            pass_ticks(slot, 3)
+    slot.commit_if_due()
+    record = store.slot("loop")
+    assert record is not None
+    assert (record.current, len(record.history)) == (small_bundle.reference, HISTORY_LENGTH)
+
+
+def test_started_again_a_slot_knows_what_it_ran_before(
+    slot: ControllerSlot, store: BundleStore, small_bundle: Bundle, proven: list[Bundle]
+) -> None:
+    again = ControllerSlot(store, proven[-1].reference, slot="loop")
+    assert again.rollback() == proven[0].reference
+    again = ControllerSlot(store, small_bundle.reference, slot="loop")
+    assert again.rollback() == proven[-1].reference
 
 
 def test_staging_an_earlier_controller_is_no_rollback(

@@ -9,7 +9,7 @@ import pytest
 
 from nncontrol_prune.controllers.errors import BundleError
 from nncontrol_prune.files import write_atomically
-from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError, StoreError
+from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError, SlotRecord, StoreError
 
 
 def test_stored_bundle_is_found_by_full_and_short_reference(store: BundleStore, small_bundle) -> None:
@@ -139,13 +139,10 @@ def test_damaged_verdict_does_not_count(store: BundleStore, small_bundle, make_c
         store.check_accepted(pruned)
 
 
-def test_commit_remembers_the_controllers_before(store: BundleStore) -> None:
-    for name in "abb":
-        store.commit("loop", f"{name}@{name * 64}")
-    record = store.slot("loop")
-    assert record is not None
-    assert record.current.startswith("b@")
-    assert [reference[0] for reference in record.history] == ["a"]
+def test_record_of_a_slot_is_read_as_it_was_written(store: BundleStore) -> None:
+    record = SlotRecord(current="b@" + "b" * 64, history=("a@" + "a" * 64,))
+    store.write_slot("loop", record)
+    assert store.slot("loop") == record
     assert store.slot("other") is None
 
 
