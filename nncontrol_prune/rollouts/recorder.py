@@ -158,8 +158,8 @@ class Recorder:
             return self._drop(stream, f"a transition could not be recorded: {error}")
         return self._send(stream, stream.buffer)
 
-    def step(self, stamp: float, episode: int, step: int, reward: float, terminated: bool, truncated: bool) -> bool:
-        """Record what the simulator said of one step.
+    def step(self, stamp: float, episode: float, step: float, reward: float, terminated: bool, truncated: bool) -> bool:
+        """Record what the simulator said of one step; one whose numbers are none is dropped.
 
         Args:
             stamp: The stamp of the transition that the step started from, in s.
@@ -175,7 +175,9 @@ class Recorder:
         stream = self._steps
         now = time.time_ns()
         try:
-            STEP_RECORD.pack_into(stream.buffer, 0, Kind.STEP, now, stamp, episode, step, reward, terminated, truncated)
+            # NaN and infinity, which come over the wire as well, have no integer.
+            where = int(episode), int(step)
+            STEP_RECORD.pack_into(stream.buffer, 0, Kind.STEP, now, stamp, *where, reward, terminated, truncated)
         except Exception as error:  # as above
             return self._drop(stream, f"a step could not be recorded: {error}")
         return self._send(stream, stream.buffer)

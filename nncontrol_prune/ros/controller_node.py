@@ -204,8 +204,8 @@ class ControllerNode(LifecycleNode):
         values = {name: part[0] for name, part in labelled(message).items()}
         self._recorder.step(
             values["stamp"],
-            int(values["episode"]),
-            int(values["step"]),
+            values["episode"],
+            values["step"],
             values["reward"],
             values["terminated"] > 0,
             values["truncated"] > 0,

@@ -102,7 +102,7 @@ class ControllerLink:
         while self._steps:
             stamp, episode, step, reward, terminated, truncated = self._steps.popleft()
             if self._recorder is not None and not math.isnan(stamp):  # no step led to the first state
-                self._recorder.step(stamp, int(episode), int(step), reward, terminated > 0, truncated > 0)
+                self._recorder.step(stamp, episode, step, reward, terminated > 0, truncated > 0)
 
     def close(self) -> None:
         """Free the sockets, after what was sent last has left."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -122,6 +123,15 @@ def test_what_cannot_be_recorded_is_dropped(make_recorder: MakeRecorder, observa
     assert summary.dropped_by_loop == 3
     assert summary.reason is not None
     assert "a transition could not be recorded" in summary.reason
+
+
+@pytest.mark.parametrize(("episode", "step"), [(math.nan, 1.0), (0.0, math.inf), (-math.inf, 1.0)])
+def test_step_whose_numbers_are_none_is_dropped(make_recorder: MakeRecorder, episode: float, step: float) -> None:
+    recorder = make_recorder()
+    assert not recorder.step(0.1, episode, step, 1.0, False, False)
+    assert recorder.step(0.2, 0.0, 1.0, math.nan, False, False), "a reward that nobody knows is NaN"
+    assert recorder.dropped == 1
+    assert "a step could not be recorded" in (recorder.close().reason or "")
 
 
 def test_single_precision_is_recorded(make_recorder: MakeRecorder, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ import math
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nncontrol_prune.plants.state import HEADER
 from nncontrol_prune.plants.tasks import Task
+from nncontrol_prune.rollouts.recorder import Recorder
 from nncontrol_prune.transport.controller_process import ControllerLink
 from nncontrol_prune.transport.network import Network
 from nncontrol_prune.transport.plant_process import PlantLink
@@ -73,6 +75,27 @@ def test_state_arrives_and_a_state_of_another_size_is_counted(
         time.sleep(0.01)
     assert observation.tolist() == [7.0, 8.0, 9.0]
     assert controller.unfit == 1
+
+
+def test_header_that_is_no_number_is_not_recorded_and_the_loop_goes_on(network: Network, tmp_path: Path) -> None:
+    plant = PlantLink(network, Task())
+    recorder = Recorder(tmp_path / "bag", observation_size=3, action_size=2, rate=100.0)
+    controller = ControllerLink(network, 3, 2, recorder)
+    try:
+        for number in (math.nan, math.inf):
+            state = np.full(len(HEADER) + 3, number)
+            state[:2] = 1.0, 0.9
+            for _ in range(100):
+                plant.publish(state)
+                if controller.wait(0.05):
+                    break
+            controller.read(np.zeros(3))
+            controller.after_tick()
+        assert recorder.dropped >= 2
+    finally:
+        controller.close()
+        plant.close()
+        recorder.close()
 
 
 WITHOUT_RIGHT = """
