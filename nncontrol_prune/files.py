@@ -81,7 +81,25 @@ def held_directory(path: Path) -> Iterator[None]:
         OSError: It cannot be made or read.
     """
     path.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDONLY)
+    with _held(os.open(path, os.O_RDONLY), path):
+        yield
+
+
+@contextmanager
+def held_file(path: Path) -> Iterator[None]:
+    """Hold what an empty file stands for, as `held_directory` holds a directory. The file stays.
+
+    Raises:
+        BlockingIOError: It is held already.
+        OSError: The file cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _held(os.open(path, os.O_RDONLY | os.O_CREAT, 0o644), path):
+        yield
+
+
+@contextmanager
+def _held(descriptor: int, path: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,11 @@ class ControllerNode(LifecycleNode):
             allow_offline=config.allow_offline,
         )
         manifest = slot.active.manifest
-        config.check_rate(manifest)
-        self._runner = LoopRunner(self, config, manifest)
+        with ExitStack() as undone:
+            undone.callback(slot.close)
+            config.check_rate(manifest)
+            self._runner = LoopRunner(self, config, manifest)
+            undone.pop_all()
         self._slot = slot
         self._told_swaps = -1
         self._joints.ask(config.command_controller, manifest.action.joints)
@@ -184,6 +188,8 @@ class ControllerNode(LifecycleNode):
     def _release(self) -> None:
         if self._runner is not None:
             self._runner.close()
+        if self._slot is not None:
+            self._slot.close()
         self._runner = self._slot = None
 
     def _simulator_name(self) -> str:

@@ -11,6 +11,7 @@ a controller already when its rollback is asked for, nor whether the store has b
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ class ControllerSlot:
         allow_offline: Whether a pruned controller may run that was accepted on rollouts alone.
 
     Raises:
-        ControllerError: The first controller cannot be loaded, or may not be staged; or the slot's record is damaged.
+        ControllerError: The first controller cannot be loaded, or may not be staged; another loop has the slot; or
+            its record is damaged.
     """
 
     def __init__(
@@ -89,7 +91,10 @@ class ControllerSlot:
         bundle = store.load(reference)
         store.check_accepted(bundle, allow_offline=allow_offline)
         self._probation_ticks = max(1, round(probation * bundle.manifest.rate))
-        record = store.slot(slot)
+        with contextlib.ExitStack() as held:
+            held.enter_context(store.held_slot(slot))
+            record = store.slot(slot)
+            self._held = held.pop_all()  # until `close`
         # Each of these has one writer, and is replaced whole: so the loop needs no lock to read or write them.
         self._written: Line = () if record is None else (*record.history, record.current)
         self._line = _longer(self._written, bundle.reference)
@@ -104,6 +109,10 @@ class ControllerSlot:
         self.swaps = 0
         """How many times the controller changed; identifies the active one in logs."""
         self.events: list[SwapEvent] = []
+
+    def close(self) -> None:
+        """Let another loop have the slot; the end of the process does the same."""
+        self._held.close()
 
     @property
     def active(self) -> Bundle:

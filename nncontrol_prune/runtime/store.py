@@ -3,6 +3,7 @@
     <root>/bundles/<digest>/           bundles, never changed after they are written
     <root>/verdicts/<digest>.json      what the gate said
     <root>/slots/<slot>.json           current controller and history of a slot
+    <root>/slots/<slot>.lock           held by the loop that has the slot
     <root>/episodes/                   dense controllers' episodes, which validation need not run again
 
 Everything comes by atomic rename: a power cut leaves the old controller or the new one, never neither.
@@ -22,7 +23,7 @@ from nncontrol_prune.controllers.bundle import MANIFEST, Bundle, check_bundle, l
 from nncontrol_prune.controllers.errors import BundleError, ControllerError
 from nncontrol_prune.controllers.specs import Manifest, Spec, parse_reference
 from nncontrol_prune.controllers.verdict import Verdict
-from nncontrol_prune.files import remove_unfinished, write_atomically
+from nncontrol_prune.files import held_file, remove_unfinished, write_atomically
 
 HISTORY_LENGTH = 32
 STORE_VARIABLE = "NNCONTROL_PRUNE_STORE"
@@ -240,6 +241,27 @@ class BundleStore:
     def write_slot(self, slot: str, record: SlotRecord) -> None:
         """Record what a slot runs."""
         write_atomically(self.root / "slots" / f"{slot}.json", record.model_dump_json(indent=1).encode())
+
+    @contextlib.contextmanager
+    def held_slot(self, slot: str) -> Iterator[None]:
+        """Hold a slot against every other loop, which would write its own controllers over this one's.
+
+        Where the store cannot be written, nothing can be written over, and nothing is held.
+
+        Raises:
+            StoreError: Another loop has the slot.
+        """
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(held_file(self.root / "slots" / f"{slot}.lock"))
+            except BlockingIOError as error:
+                raise StoreError(
+                    f"another loop has slot {slot} of the store {self.root}; end that one, or give this one a store of "
+                    "its own with --store, or the parameter store"
+                ) from error
+            except OSError:
+                pass
+            yield
 
     def remove_unfinished(self) -> None:
         """Remove what processes that were killed had half written."""

@@ -113,10 +113,7 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
     """Prepare the loop; see `transport.process.run`."""
     config = settings.config
     store = BundleStore(settings.store)
-    slot = ControllerSlot(
-        store, settings.reference, slot=SLOT, probation=config.probation, allow_offline=config.allow_offline
-    )
-    manifest = slot.active.manifest
+    slot: ControllerSlot  # had once the port is
     recorded_swaps = 0
 
     def between_requests() -> None:
@@ -154,7 +151,7 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
         rows = loop.statistics.rows(first, TICKS_PER_REPLY)
         return {"first": first, "rows": len(rows)}, rows.tobytes()
 
-    # Before anything is written: if the port is taken, another loop has this slot.
+    # Before anything is written: the port may be taken.
     server = RequestServer(
         settings.network,
         "controller",
@@ -169,6 +166,10 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
         errors=(ControllerError,),
         between=between_requests,
     )
+    slot = ControllerSlot(
+        store, settings.reference, slot=SLOT, probation=config.probation, allow_offline=config.allow_offline
+    )
+    manifest = slot.active.manifest
     observation_size, action_size = manifest.observation.size, manifest.action.size
     recorder = None
     if settings.bag is not None:
@@ -199,6 +200,7 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
         finally:
             server.close()
             link.close()
+            slot.close()
             if recorder is not None:
                 recorder.close()
 

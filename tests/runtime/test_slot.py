@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.controllers.specs import ActionSpec, ObservationSpec, ObservationTerm
+from nncontrol_prune.files import write_atomically
 from nncontrol_prune.runtime.slot import ControllerSlot, StagingError
-from nncontrol_prune.runtime.store import HISTORY_LENGTH, BundleStore, NotAcceptedError, SlotRecord
+from nncontrol_prune.runtime.store import HISTORY_LENGTH, BundleStore, NotAcceptedError, SlotRecord, StoreError
 
 
 @pytest.fixture
@@ -261,10 +263,41 @@ def test_history_is_as_long_as_a_record_may_be(
 def test_started_again_a_slot_knows_what_it_ran_before(
     slot: ControllerSlot, store: BundleStore, small_bundle: Bundle, proven: list[Bundle]
 ) -> None:
+    slot.close()
     again = ControllerSlot(store, proven[-1].reference, slot="loop")
     assert again.rollback() == proven[0].reference
+    again.close()
     again = ControllerSlot(store, small_bundle.reference, slot="loop")
     assert again.rollback() == proven[-1].reference
+
+
+def test_second_loop_cannot_have_the_slot_while_the_first_has_it(
+    slot: ControllerSlot, store: BundleStore, second: Bundle
+) -> None:
+    with pytest.raises(StoreError, match=r"another loop has slot loop .*--store"):
+        ControllerSlot(store, second.reference, slot="loop")
+    ControllerSlot(store, second.reference, slot="another").close()
+    slot.close()
+    ControllerSlot(store, second.reference, slot="loop").close()
+
+
+def test_slot_whose_record_is_damaged_is_not_held(store: BundleStore, small_bundle: Bundle) -> None:
+    reference = store.add(small_bundle)
+    write_atomically(store.root / "slots" / "loop.json", b"{}")
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"loop\.json is not a slot record"):
+            ControllerSlot(store, reference, slot="loop")
+
+
+def test_loop_whose_store_cannot_be_written_has_its_slot(
+    store: BundleStore, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    reference = store.add(small_bundle)
+    monkeypatch.setattr("nncontrol_prune.runtime.store.held_file", read_only)
+    assert ControllerSlot(store, reference).active.digest == small_bundle.digest
 
 
 def test_staging_an_earlier_controller_is_no_rollback(

@@ -15,7 +15,7 @@ from nncontrol_prune.rollouts.reader import read_rollouts
 from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError
 from nncontrol_prune.service.pruning_service import JobStatus
 from nncontrol_prune.transport.messages import Cancel, Deploy, Pause, Prune, Reset, Rollback, Stage, Status
-from nncontrol_prune.transport.network import Network
+from nncontrol_prune.transport.network import PORT_OFFSETS, Network
 from nncontrol_prune.transport.process import ProcessError
 from nncontrol_prune.transport.requests import Client, RequestFailedError
 from nncontrol_prune.transport.simulation import Simulation
@@ -122,6 +122,19 @@ def test_second_simulation_on_the_same_ports_is_refused_and_the_first_goes_on(ne
         assert not (tmp_path / "second" / "bag").exists()
         assert not (tmp_path / "second" / "store" / "slots").exists()
         assert first.controller.request(Status())["faults"] == 0
+
+
+def test_second_simulation_with_the_same_store_is_refused_and_the_first_goes_on(
+    network: Network, tmp_path: Path
+) -> None:
+    other = network.model_copy(update={"port": network.port + len(PORT_OFFSETS)})
+    with simulation(network, tmp_path) as first:
+        with pytest.raises(ProcessError, match=r"another loop has slot nn_controller .*--store"):
+            Simulation(
+                CONFIG, other, out=tmp_path / "second", store=first.store, bag=tmp_path / "second/bag"
+            ).__enter__()
+        assert first.dead() == []
+        assert not (tmp_path / "second" / "bag").exists()
 
 
 def test_pause_reset_and_cancel(network: Network, tmp_path: Path) -> None:
