@@ -18,6 +18,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from nncontrol_prune.processes import how_it_ended
 from nncontrol_prune.rollouts.errors import RolloutError
 from nncontrol_prune.rollouts.records import COUNTS, HEAD, MAX_TEXT, READY, STEP_RECORD, TRANSITION_HEAD, Kind
 
@@ -94,7 +95,8 @@ class Recorder:
         self._directory = Path(directory)
         self._observation_size, self._action_size = observation_size, action_size
         self._summary: RecorderSummary | None = None
-        self._reason: str | None = None
+        self._reason: str | None = None  # of the first drop
+        self._ended: str | None = None  # why the recorder's process did
 
         self._transitions = _Stream(TRANSITION_HEAD.size + 8 * (observation_size + action_size))
         self._steps = _Stream(STEP_RECORD.size)
@@ -132,6 +134,16 @@ class Recorder:
     def dropped(self) -> int:
         """Messages dropped so far, by the loop and by the recorder's process."""
         return sum(stream.dropped for stream in self._streams) + self._counts()[1]
+
+    @property
+    def reason(self) -> str | None:
+        """Why the recording ended early, or messages could not be taken; None if nothing is known to be wrong."""
+        if self._summary is not None:
+            return self._summary.reason
+        status = self._process.poll()
+        if status is not None and self._ended is None:
+            self._ended = self._last_words() or f"the recorder's process {how_it_ended(status)}"
+        return self._ended or self._reason
 
     def transition(self, stamp: float, bundle: int, observation: Vector, action: Vector) -> bool:
         """Record what the controller saw and did in one tick.
@@ -215,7 +227,7 @@ class Recorder:
             answer = self._answer(timeout)
             try:
                 status = self._process.wait(max(0.1, deadline - time.monotonic()))
-                ended = f"the recorder's process ended with status {status}" if status else None
+                ended = f"the recorder's process {how_it_ended(status)}" if status else None
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -227,7 +239,7 @@ class Recorder:
                 written=written,
                 dropped_by_loop=sum(stream.dropped for stream in self._streams),
                 dropped_by_recorder=self.accepted - written,
-                reason=answer or ended or self._reason,
+                reason=self._ended or answer or ended or self._reason,
             )
         return self._summary
 
@@ -285,6 +297,14 @@ class Recorder:
                 if until_ready:
                     break
         self._socket.setblocking(False)  # with a timeout, Python would wait for room before it even tries to send
+        return answer.decode()
+
+    def _last_words(self) -> str:
+        """Return what the recorder's process said before it ended; never waits, as the loop uses the socket too."""
+        answer = b""
+        with suppress(OSError):
+            while message := self._socket.recv(4096, socket.MSG_DONTWAIT):
+                answer = message
         return answer.decode()
 
     def _send(self, stream: _Stream, record: bytearray | memoryview) -> bool:

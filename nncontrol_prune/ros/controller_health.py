@@ -41,6 +41,10 @@ def health(
         values["messages not recorded"] = recorder.dropped
         if recorder.dropped:
             problems.append((DiagnosticStatus.WARN, f"{recorder.dropped} messages could not be recorded"))
+        if recorder.reason is not None:
+            problems.append((DiagnosticStatus.ERROR, f"recording: {recorder.reason}"))
+    if slot.problem is not None:
+        problems.append((DiagnosticStatus.ERROR, slot.problem))
     if not active:
         values["state"] = "inactive: commands nothing"
     return problems, values

@@ -60,6 +60,7 @@ class ControllerNode(LifecycleNode):
         self._recorder: Recorder | None = None
         self._told_swaps = -1
         self._told_status = ""
+        self._told_problem: str | None = None
         self._sent_dense = ""
         self._received: dict[str, str] = {"digest": "", "error": ""}
         self._joints = CommandJoints(self)
@@ -269,6 +270,10 @@ class ControllerNode(LifecycleNode):
         slot = self._slot
         if slot is not None:
             slot.commit_if_due()
+            if slot.problem != self._told_problem:
+                self._told_problem = slot.problem
+                if slot.problem is not None:
+                    self.get_logger().error(slot.problem)
             if slot.swaps != self._told_swaps:
                 self._tell_swaps(slot)
         self._tell_status()

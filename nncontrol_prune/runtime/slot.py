@@ -12,6 +12,7 @@ a controller already when its rollback is asked for, nor whether the store has b
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from nncontrol_prune.controllers.bundle import Bundle, short
 from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.controllers.specs import Manifest, layout_difference
 from nncontrol_prune.runtime.store import HISTORY_LENGTH, BundleStore, SlotRecord, StoreError
+
+PATIENCE, LONGEST_PATIENCE = 0.5, 30.0
+"""Seconds from a first failure to write to the store to the next attempt, and at the most from one to the next."""
 
 
 class StagingError(ControllerError):
@@ -109,6 +113,9 @@ class ControllerSlot:
         self.swaps = 0
         """How many times the controller changed; identifies the active one in logs."""
         self.events: list[SwapEvent] = []
+        self.problem: str | None = None
+        """Why the store does not know what the slot runs; None if it does, or soon will."""
+        self._next_attempt, self._patience = -math.inf, PATIENCE
 
     def close(self) -> None:
         """Let another loop have the slot; the end of the process does the same."""
@@ -222,14 +229,23 @@ class ControllerSlot:
     def commit_if_due(self) -> None:
         """Write the active controller to the store once its probation is over; not for the loop's thread.
 
-        Raises:
-            OSError: It cannot be written; the next call tries again.
+        Where it cannot be written, `problem` says so, and later calls try again, ever more rarely.
         """
         self._retired.clear()
         line = self._line
-        if line != self._written:
+        if line == self._written or time.monotonic() < self._next_attempt:
+            return
+        try:
             self._store.write_slot(self._slot, SlotRecord(current=line[-1], history=line[:-1]))
-            self._written = line
+        except OSError as error:
+            self.problem = (
+                f"the store {self._store.root} does not know that slot {self._slot} runs {short(line[-1])}, as it "
+                f"cannot be written: {error.strerror or error}"
+            )
+            self._next_attempt = time.monotonic() + self._patience
+            self._patience = min(2 * self._patience, LONGEST_PATIENCE)
+        else:
+            self._written, self.problem, self._patience = line, None, PATIENCE
 
     def _activate(self, bundle: Bundle, reason: str, tick: int) -> None:
         start = time.perf_counter()

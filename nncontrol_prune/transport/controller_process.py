@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -115,10 +116,23 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
     store = BundleStore(settings.store)
     slot: ControllerSlot  # had once the port is
     recorded_swaps = 0
+    told: list[str] = []
+
+    def problems() -> list[str]:
+        recording = None if recorder is None or recorder.reason is None else f"recording: {recorder.reason}"
+        return [problem for problem in (slot.problem, recording) if problem is not None]
+
+    def tell_problems() -> None:
+        nonlocal told
+        before, told = told, problems()
+        for problem in told:
+            if problem not in before:
+                sys.stderr.write(f"{problem}\n")
 
     def between_requests() -> None:
         nonlocal recorded_swaps
         slot.commit_if_due()
+        tell_problems()
         for event in slot.events[recorded_swaps:]:
             recorded_swaps += 1
             if recorder is not None:
@@ -141,6 +155,7 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
             "unfit_states": link.unfit,
             "bag": None if settings.bag is None else str(settings.bag.resolve()),
             "dropped": 0 if recorder is None else recorder.dropped,
+            "problems": problems(),
         }
 
     def stage(request: Stage) -> dict[str, Any]:
@@ -203,6 +218,7 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
             slot.close()
             if recorder is not None:
                 recorder.close()
+                tell_problems()
 
     return work, loop.stop
 

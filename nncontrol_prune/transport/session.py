@@ -179,6 +179,7 @@ def _describe(phase: str, job: JobStatus, elapsed: float) -> str:
 
 def _result(simulation: Simulation, job: JobStatus, notes: list[str]) -> tuple[SessionResult, np.ndarray]:
     controller, plant = simulation.controller.request(Status()), simulation.plant.request(Status())
+    notes.extend(controller["problems"])
     trace = simulation.ticks()
     ticks = trace.rows
     swap = controller["events"][0] if controller["events"] else None

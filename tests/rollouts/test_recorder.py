@@ -182,6 +182,7 @@ def test_full_disk_drops_and_is_reported(
     for _ in range(100):
         assert not recorder.transition(0.0, 0, np.zeros(100), [0])
     assert recorder.dropped >= 101
+    wait_until(lambda: "File too large" in (recorder.reason or ""))
     summary = recorder.close()
     assert summary.reason is not None
     assert "cannot write the bag" in summary.reason
@@ -219,7 +220,7 @@ def test_killed_recorder_costs_the_last_second_at_most(make_recorder: MakeRecord
     assert not recorder.transition(0.0, 0, np.zeros(5), [0])
     assert record(recorder, 50) == 0
     summary = recorder.close()
-    assert summary.reason == "the recorder's process ended with status -9"
+    assert summary.reason == "the recorder's process was killed by signal 9 (SIGKILL)"
     assert summary.dropped_by_loop == 101
     assert summary.written + summary.dropped_by_recorder == 1 + 2 * rows
     rollouts = read_rollouts(tmp_path / "bag")
@@ -239,6 +240,16 @@ for row in range(150):
 print(recorder._process.pid, flush=True)
 time.sleep(60)
 """
+
+
+def test_killed_recorder_is_told_while_the_loop_runs(make_recorder: MakeRecorder) -> None:
+    recorder = make_recorder()
+    assert recorder.reason is None
+    recorder._process.kill()
+    wait_until(lambda: recorder.reason is not None)
+    assert recorder.reason == "the recorder's process was killed by signal 9 (SIGKILL)"
+    record(recorder, 1)
+    assert recorder.close().reason == recorder.reason
 
 
 def test_killed_loop_leaves_a_complete_bag(tmp_path: Path) -> None:

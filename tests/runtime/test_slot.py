@@ -10,7 +10,7 @@ from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.controllers.specs import ActionSpec, ObservationSpec, ObservationTerm
 from nncontrol_prune.files import write_atomically
-from nncontrol_prune.runtime.slot import ControllerSlot, StagingError
+from nncontrol_prune.runtime.slot import LONGEST_PATIENCE, ControllerSlot, StagingError
 from nncontrol_prune.runtime.store import HISTORY_LENGTH, BundleStore, NotAcceptedError, SlotRecord, StoreError
 
 
@@ -152,21 +152,33 @@ def test_fault_leads_to_the_last_proven_one_and_not_to_one_on_probation(
     assert slot.active.digest == small_bundle.digest
 
 
-def test_commit_that_cannot_be_written_is_tried_again(
+def test_commit_that_cannot_be_written_is_told_and_tried_again_ever_more_rarely(
     slot: ControllerSlot, store: BundleStore, second: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slot.stage(second.reference)
     pass_ticks(slot, 3)
 
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
+    attempts = 0
 
+    def fail(*_: object) -> None:
+        nonlocal attempts
+        attempts += 1
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    now = 0.0
+    monkeypatch.setattr("nncontrol_prune.runtime.slot.time.monotonic", lambda: now)
     with monkeypatch.context() as broken:
         broken.setattr(store, "write_slot", fail)
-        with pytest.raises(OSError, match="disk full"):
+        for _ in range(1000):  # 100 s
             slot.commit_if_due()
+            now += 0.1
+        assert attempts < 15
+        assert "slot loop runs second@" in (slot.problem or "")
+        assert "No space left on device" in (slot.problem or "")
+    now += LONGEST_PATIENCE
     slot.commit_if_due()
     assert current(store) == second.reference
+    assert slot.problem is None
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ class Processes:
         self.controller = Scripted(
             [
                 {"active": dense.reference, "parameters": dense.manifest.parameters, "events": [], "faults": 0}
-                | {"ticks": counts, "dropped": 0, "bag": None}
+                | {"ticks": counts, "dropped": 0, "bag": None, "problems": []}
             ]
         )
         self.restarts = 0
@@ -152,6 +152,14 @@ def test_job_that_was_asked_for_from_without_ends_with_the_session(shipped_bundl
     result, _ = run_session(processes, duration=0.0, prune_after=None, tell=lambda *_: None)
     assert [type(message) for message in processes.pruning.asked] == [Cancel]
     assert (result.job, result.notes) == (cancelled, [])
+
+
+def test_what_is_wrong_with_the_loop_in_the_end_is_noted(shipped_bundle: Bundle) -> None:
+    processes = Processes(shipped_bundle, [JobStatus()])
+    problem = "recording: the disk is full"
+    processes.controller = Scripted([{**processes.controller.request(Status()), "problems": [problem]}])
+    result, _ = run_session(processes, duration=0.0, prune_after=None, tell=lambda *_: None)
+    assert result.notes == [problem]
 
 
 def test_controller_swapped_in_by_hand_has_the_figures_that_the_store_knows(

@@ -114,6 +114,29 @@ def test_dead_plant_is_noticed(network: Network, tmp_path: Path) -> None:
         wait_until(lambda: running.controller.request(Status())["stale"] > 0)
 
 
+def test_recorder_that_was_killed_and_a_store_that_cannot_be_written_are_told(
+    network: Network, tmp_path: Path, make_cartpole_bundle
+) -> None:
+    other = make_cartpole_bundle(hidden=(8, 8), name="other")
+    store = BundleStore(tmp_path / "store")
+    store.add(other)
+    with simulation(network, tmp_path, CONFIG.override("nn_controller", probation=0.1)) as running:
+        wait_until((tmp_path / "store/slots/nn_controller.json").exists)
+        (tmp_path / "store/slots").rename(tmp_path / "elsewhere")
+        (tmp_path / "store/slots").touch()  # also root cannot write there
+        controller = running.processes["controller"]
+        (recorder,) = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+        os.kill(int(recorder), signal.SIGKILL)
+        running.controller.request(Stage(reference=other.reference))
+        problems = wait_until(lambda: told if len(told := running.controller.request(Status())["problems"]) > 1 else [])
+        time.sleep(1.0)
+    assert "does not know that slot nn_controller runs other@" in problems[0]
+    assert problems[1] == "recording: the recorder's process was killed by signal 9 (SIGKILL)"
+    log = (tmp_path / "logs/controller.log").read_text()
+    assert [log.count(problem) for problem in problems] == [1, 1]
+    assert "Traceback" not in log
+
+
 def test_second_simulation_on_the_same_ports_is_refused_and_the_first_goes_on(network: Network, tmp_path: Path) -> None:
     with simulation(network, tmp_path / "first") as first:
         with pytest.raises(ProcessError, match=r"port \d+ is taken.*--port"), simulation(network, tmp_path / "second"):
