@@ -152,7 +152,7 @@ def watch(
             raise
         elapsed = time.monotonic() - started
         if ending.is_set() or (duration is not None and elapsed >= duration):
-            return status, loop.ticks(), notes
+            return status, loop.ticks(), [*notes, *status["problems"]]
         tell(f"{elapsed:3.0f} s  {_doing(status)}")
         ending.wait(POLL if duration is None else min(POLL, duration - elapsed))
 

@@ -107,6 +107,19 @@ def test_pruning_service_that_dies_is_started_again_and_the_loop_goes_on(
         assert loop.pruning.request(Status())["state"] == "idle"
 
 
+def test_recording_that_ended_is_told_and_the_loop_goes_on(
+    network: Network, tmp_path: Path, shipped_bundle: Bundle
+) -> None:
+    with live_loop(network, tmp_path, shipped_bundle) as loop:
+        controller = loop.processes["controller"]
+        (recorder,) = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+        os.kill(int(recorder), signal.SIGKILL)
+        while not loop.controller.request(Status())["problems"]:
+            time.sleep(0.05)
+        _, _, notes = watch(loop, duration=0.0, tell=lambda _: None, ending=threading.Event())
+    assert notes == ["recording: the recorder's process was killed by signal 9 (SIGKILL)"]
+
+
 def test_controller_process_that_dies_ends_it(network: Network, tmp_path: Path, shipped_bundle: Bundle) -> None:
     with live_loop(network, tmp_path, shipped_bundle) as loop:
         os.kill(loop.processes["controller"], signal.SIGKILL)
