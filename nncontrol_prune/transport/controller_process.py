@@ -23,13 +23,12 @@ from nncontrol_prune.runtime.loop import ControlLoop
 from nncontrol_prune.runtime.slot import ControllerSlot
 from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.transport.bundles import BundleTransfer
-from nncontrol_prune.transport.messages import ControllerRequest, Rollback, Stage, Status, Ticks
+from nncontrol_prune.transport.messages import TICKS_PER_REPLY, ControllerRequest, Rollback, Stage, Status, Ticks
 from nncontrol_prune.transport.network import Network
 from nncontrol_prune.transport.process import run
 from nncontrol_prune.transport.requests import RequestServer, answers
 
 SLOT = "nn_controller"
-TICKS_PER_REPLY = 8192
 
 
 class ControllerProcessSettings(Spec):

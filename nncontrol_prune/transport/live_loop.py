@@ -20,7 +20,7 @@ from nncontrol_prune.runtime.slot import initial_reference
 from nncontrol_prune.runtime.statistics import COLUMNS
 from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.transport.controller_process import SLOT, ControllerProcessSettings
-from nncontrol_prune.transport.messages import Status, Ticks
+from nncontrol_prune.transport.messages import TICKS_PER_REPLY, Status, Ticks
 from nncontrol_prune.transport.network import Network, TransportError
 from nncontrol_prune.transport.process import ProcessError, ProcessGroup
 from nncontrol_prune.transport.pruning_process import PruningProcessSettings
@@ -190,5 +190,5 @@ def fetch_ticks(controller: Client) -> TickTrace:
             pieces, first = [], result["first"]  # the loop has gone round meanwhile: keep what is consecutive
         pieces.append(np.frombuffer(payload).reshape(-1, len(COLUMNS)))
         start = result["first"] + result["rows"]
-        if result["rows"] == 0:
+        if result["rows"] < TICKS_PER_REPLY:  # not 0: a loop may do a tick or more from one request to the next
             return TickTrace(first, np.concatenate(pieces))

@@ -17,6 +17,8 @@ assert set(BUNDLE_FILES) < set(BundleFile.__args__)  # type: ignore[attr-defined
 MAX_REQUEST_BYTES = 64 * 1024
 """Of a request's JSON; parsing more would hold up a loop in the same process."""
 
+TICKS_PER_REPLY = 8192
+
 CHUNK_BYTES = 256 * 1024
 """Bundles travel in pieces of this size, so that no request takes long."""
 
@@ -54,7 +56,10 @@ class Rollback(Spec):
 
 
 class Ticks(Spec):
-    """Ask the controller for its last ticks; the payload is float64, columns as in `runtime.statistics.COLUMNS`."""
+    """Ask the controller for its last ticks; the payload is float64, columns as in `runtime.statistics.COLUMNS`.
+
+    So many come at a time, `TICKS_PER_REPLY`; fewer are the last.
+    """
 
     request: Literal["ticks"] = "ticks"
     start: Annotated[int, Field(ge=0)] = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -20,6 +21,10 @@ Handler = Callable[[Any, bytes], tuple[dict[str, Any], bytes]]
 """Takes a parsed request and its payload; returns the result and a payload."""
 
 POLL_MILLISECONDS = 50
+
+REST = 0.01
+"""Seconds, at the least, for which no request is answered after one was; where the answer took longer, as long."""
+
 Request = TypeVar("Request", bound=Spec)
 
 
@@ -87,16 +92,23 @@ class RequestServer:
         self._context.destroy(linger=0)
 
     def _serve(self) -> None:
+        told = ""
         while not self._stop.is_set():
             try:
                 self._between()
-            except Exception:  # what runs between requests may not end the answering of requests
-                traceback.print_exc(file=sys.stderr)
+            except Exception as error:  # what runs between requests may not end the answering of requests
+                if repr(error) != told:  # once, and not 20 times a second
+                    told = repr(error)
+                    traceback.print_exc(file=sys.stderr)
             if not self._socket.poll(POLL_MILLISECONDS):
                 continue
+            began = time.perf_counter()
             frames = self._socket.recv_multipart()
             reply, payload = self._answer(frames[0], frames[1] if len(frames) > 1 else b"")
             self._socket.send_multipart([reply.model_dump_json().encode(), payload])
+            # The loop runs in the same interpreter, and whoever asks as fast as he can must not keep it from that: this
+            # thread has no real-time priority, so other work may take the processor from it while it has the lock.
+            time.sleep(max(REST, time.perf_counter() - began))
 
     def _answer(self, data: bytes, payload: bytes) -> tuple[Reply, bytes]:
         try:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from pydantic import TypeAdapter
 
 from nncontrol_prune.transport.messages import Pause, PlantRequest, Reset, Status
 from nncontrol_prune.transport.network import Network, TransportError
-from nncontrol_prune.transport.requests import Client, RequestFailedError, RequestServer, answers
+from nncontrol_prune.transport.requests import REST, Client, RequestFailedError, RequestServer, answers
 
 
 class KnownError(Exception):
@@ -95,6 +96,53 @@ def test_nobody_there_is_said_and_the_client_recovers(network: Network) -> None:
             assert client.request(Status()) == {"fine": True}
         finally:
             server.close()
+
+
+def test_fault_between_requests_is_printed_once_and_requests_are_answered(
+    network: Network, capfd: pytest.CaptureFixture[str]
+) -> None:
+    calls = 0
+
+    def break_down() -> None:
+        nonlocal calls
+        calls += 1
+        raise ZeroDivisionError("oops")
+
+    handlers = {Status: answers(status)}
+    server = RequestServer(network, "plant", TypeAdapter(PlantRequest), handlers, errors=(), between=break_down)
+    server.start()
+    with Client(network, "plant") as client:
+        for _ in range(5):
+            assert client.request(Status()) == {"fine": True}
+    server.close()
+    assert calls >= 5
+    assert capfd.readouterr().err.count("Traceback") == 1
+
+
+def test_flood_of_requests_leaves_most_of_the_time_to_others(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[float] = []
+    sleep = time.sleep
+
+    def rest(seconds: float) -> None:
+        rests.append(seconds)
+        sleep(seconds)
+
+    def take_long(_: Reset) -> dict[str, Any]:
+        sleep(10 * REST)
+        return {}
+
+    handlers = {Status: answers(status), Reset: answers(take_long)}
+    server = RequestServer(network, "plant", TypeAdapter(PlantRequest), handlers, errors=())
+    monkeypatch.setattr("nncontrol_prune.transport.requests.time.sleep", rest)
+    server.start()
+    with Client(network, "plant") as client:
+        for _ in range(3):
+            client.request(Status())
+        client.request(Reset())
+    server.close()
+    assert len(rests) == 4, "one after each answer"
+    assert min(rests) >= REST
+    assert rests[-1] >= 10 * REST, "as long as the answer took"
 
 
 @pytest.mark.usefixtures("server")

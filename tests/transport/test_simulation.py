@@ -6,19 +6,32 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nncontrol_prune.config import Config, ConfigError
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.plants.environments import PlantError
 from nncontrol_prune.rollouts.reader import read_rollouts
+from nncontrol_prune.runtime.statistics import COLUMNS
 from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError
 from nncontrol_prune.service.pruning_service import JobStatus
-from nncontrol_prune.transport.messages import Cancel, Deploy, Pause, Prune, Reset, Rollback, Stage, Status
+from nncontrol_prune.transport.messages import (
+    TICKS_PER_REPLY,
+    Cancel,
+    Deploy,
+    Pause,
+    Prune,
+    Reset,
+    Rollback,
+    Stage,
+    Status,
+    Ticks,
+)
 from nncontrol_prune.transport.network import PORT_OFFSETS, Network
 from nncontrol_prune.transport.process import ProcessError
 from nncontrol_prune.transport.requests import Client, RequestFailedError
-from nncontrol_prune.transport.simulation import Simulation
+from nncontrol_prune.transport.simulation import Simulation, fetch_ticks
 
 CONFIG = Config().override("nn_controller", controller="cartpole_swingup_sac")
 QUICK: dict[str, Any] = {"sparsity": 0.7, "method": "uniform", "robustness": {"enabled": False}, "attraction_starts": 0}
@@ -158,6 +171,21 @@ def test_second_simulation_with_the_same_store_is_refused_and_the_first_goes_on(
             ).__enter__()
         assert first.dead() == []
         assert not (tmp_path / "second" / "bag").exists()
+
+
+def test_ticks_of_a_loop_that_is_faster_than_its_requests_are_fetched() -> None:
+    class Busy:
+        """A loop that does ten ticks between any two requests."""
+
+        ticks = 2 * TICKS_PER_REPLY
+
+        def exchange(self, request: Ticks) -> tuple[dict[str, Any], bytes]:
+            self.ticks += 10
+            rows = min(TICKS_PER_REPLY, self.ticks - request.start)
+            return {"first": request.start, "rows": rows}, np.zeros((rows, len(COLUMNS))).tobytes()
+
+    trace = fetch_ticks(Busy())
+    assert (trace.first, len(trace.rows)) == (0, 2 * TICKS_PER_REPLY + 30)
 
 
 def test_pause_reset_and_cancel(network: Network, tmp_path: Path) -> None:
