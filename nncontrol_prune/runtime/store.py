@@ -153,13 +153,15 @@ class BundleStore:
         """Return the verdict about a bundle; None if it was never validated.
 
         Raises:
-            StoreError: The verdict's file is damaged or about another bundle.
+            StoreError: The verdict's file cannot be read, is damaged, or about another bundle.
         """
         path = self.root / "verdicts" / f"{digest}.json"
         try:
             verdict = Verdict.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise StoreError(f"the verdict {path} cannot be read: {error.strerror}") from error
         except ValidationError as error:
             raise StoreError(f"{path} is not a verdict: {error.errors()[0]['msg']}") from error
         if not verdict.candidate.endswith(f"@{digest}"):
@@ -178,11 +180,16 @@ class BundleStore:
         """Store a verdict; one that was there is replaced.
 
         Raises:
-            StoreError: It is an off-line one, and the candidate has been judged in closed loop, which tells more.
+            StoreError: It is an off-line one, and the candidate has been judged in closed loop, which tells more; or
+                what is in its place is no file.
         """
         self._check_replaceable(verdict)
         digest = verdict.candidate.rpartition("@")[2]
-        write_atomically(self.root / "verdicts" / f"{digest}.json", verdict.model_dump_json(indent=1).encode())
+        path = self.root / "verdicts" / f"{digest}.json"
+        try:
+            write_atomically(path, verdict.model_dump_json(indent=1).encode())
+        except IsADirectoryError as error:
+            raise StoreError(f"the verdict {path} cannot be written: {error.strerror}") from error
 
     def _check_replaceable(self, verdict: Verdict) -> None:
         known = None
@@ -228,13 +235,15 @@ class BundleStore:
         """Return what a slot runs; None if it never ran anything.
 
         Raises:
-            StoreError: The slot's file is damaged.
+            StoreError: The slot's file cannot be read, or is damaged.
         """
         path = self.root / "slots" / f"{slot}.json"
         try:
             return SlotRecord.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise StoreError(f"the slot record {path} cannot be read: {error.strerror}") from error
         except ValidationError as error:
             raise StoreError(f"{path} is not a slot record: {error.errors()[0]['msg']}") from error
 

@@ -11,6 +11,8 @@ from nncontrol_prune.controllers.specs import BUNDLE_FILES, Spec
 from nncontrol_prune.controllers.verdict import Verdict
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Offset = Annotated[int, Field(ge=0, lt=2**40)]
+"""In a file, in bytes; no file is longer, and operating systems do not take numbers much larger."""
 BundleFile = Literal["manifest.json", "weights.safetensors", "policy.onnx", "reference.npz"]
 assert set(BUNDLE_FILES) < set(BundleFile.__args__)  # type: ignore[attr-defined]
 
@@ -72,7 +74,7 @@ class GetChunk(Spec):
     request: Literal["get_chunk"] = "get_chunk"
     reference: str
     file: BundleFile
-    offset: Annotated[int, Field(ge=0)] = 0
+    offset: Offset = 0
 
 
 class PutChunk(Spec):
@@ -81,7 +83,7 @@ class PutChunk(Spec):
     request: Literal["put_chunk"] = "put_chunk"
     digest: Digest
     file: BundleFile
-    offset: Annotated[int, Field(ge=0)] = 0
+    offset: Offset = 0
 
 
 class PutDone(Spec):
@@ -137,6 +139,8 @@ class Reply(BaseModel):
     error: str | None = None
     field: str | None = None
     """The field of the request that is wrong, where it is one."""
+    service: str | None = None
+    """Who answers."""
 
 
 class RequestError(Exception):

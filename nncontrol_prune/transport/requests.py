@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import zmq
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.transport.messages import Reply, RequestError, parse_request
@@ -67,6 +67,7 @@ class RequestServer:
         except TransportError:
             self._end_context()
             raise
+        self._service = service
         self._requests = requests
         self._handlers = handlers
         self._errors = errors
@@ -105,6 +106,7 @@ class RequestServer:
             began = time.perf_counter()
             frames = self._socket.recv_multipart()
             reply, payload = self._answer(frames[0], frames[1] if len(frames) > 1 else b"")
+            reply.service = self._service
             self._socket.send_multipart([reply.model_dump_json().encode(), payload])
             # The loop runs in the same interpreter, and whoever asks as fast as he can must not keep it from that: this
             # thread has no real-time priority, so other work may take the processor from it while it has the lock.
@@ -164,7 +166,7 @@ class Client:
         """Make a request, with a payload, and return its result and payload.
 
         Raises:
-            TransportError: There is no answer.
+            TransportError: There is no answer, or it is another process's.
             RequestFailedError: The answer is an error.
         """
         if self._socket is None:
@@ -176,7 +178,12 @@ class Client:
             self._drop_socket()
             raise self._no_answer(f"within {self._timeout:g} s")
         frames = self._socket.recv_multipart()
-        reply = Reply.model_validate_json(frames[0])
+        try:
+            reply = Reply.model_validate_json(frames[0])
+        except ValidationError as error:
+            raise self._another("something that is no process of ours") from error
+        if reply.service not in (None, self._service):  # an older version does not say who it is
+            raise self._another(f"the {reply.service} process")
         if not reply.ok:
             raise RequestFailedError(reply.error or "the request failed without a reason")
         return reply.result, frames[1] if len(frames) > 1 else b""
@@ -192,6 +199,12 @@ class Client:
         return TransportError(
             f"no answer from the {self._service} process at {self._network.endpoint(self._service)} {detail}; "
             f"is `nncontrol-prune sim` running there?"
+        )
+
+    def _another(self, who: str) -> TransportError:
+        return TransportError(
+            f"{who} answers at {self._network.endpoint(self._service)}, where the {self._service} process should be; "
+            "is the port (--port) the simulation's?"
         )
 
     def _drop_socket(self) -> None:

@@ -139,6 +139,20 @@ def test_damaged_verdict_does_not_count(store: BundleStore, small_bundle, make_c
         store.check_accepted(pruned)
 
 
+def test_directory_in_the_place_of_a_file_is_told(
+    store: BundleStore, small_bundle, make_cartpole_bundle, make_verdict
+) -> None:
+    pruned = make_cartpole_bundle(hidden=(4, 4), parent=small_bundle)
+    (store.root / "verdicts" / f"{pruned.digest}.json").mkdir(parents=True)
+    (store.root / "slots" / "loop.json").mkdir(parents=True)
+    with pytest.raises(StoreError, match=r"verdict .*\.json cannot be read: Is a directory"):
+        store.check_accepted(pruned)
+    with pytest.raises(StoreError, match=r"verdict .*\.json cannot be written: Is a directory"):
+        store.write_verdict(make_verdict(pruned))
+    with pytest.raises(StoreError, match=r"slot record .*loop\.json cannot be read: Is a directory"):
+        store.slot("loop")
+
+
 def test_record_of_a_slot_is_read_as_it_was_written(store: BundleStore) -> None:
     record = SlotRecord(current="b@" + "b" * 64, history=("a@" + "a" * 64,))
     store.write_slot("loop", record)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -10,7 +11,14 @@ from nncontrol_prune.controllers.bundle import MANIFEST, Bundle
 from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.runtime.store import BundleStore, StoreError
 from nncontrol_prune.transport.bundles import BundleTransfer, pull_bundle, push_bundle
-from nncontrol_prune.transport.messages import CHUNK_BYTES, ControllerRequest, PutChunk, PutDone
+from nncontrol_prune.transport.messages import (
+    CHUNK_BYTES,
+    ControllerRequest,
+    PutChunk,
+    PutDone,
+    RequestError,
+    parse_request,
+)
 from nncontrol_prune.transport.network import Network
 from nncontrol_prune.transport.requests import Client, RequestFailedError, RequestServer
 
@@ -88,6 +96,14 @@ def test_verdict_that_accepts_what_this_store_rejects_is_refused(
     far.write_verdict(make_verdict(pruned, accepted=False))
     with pytest.raises(RequestFailedError, match="accepts what this store's own rejects"):
         push_bundle(client, pruned, make_verdict(pruned))
+
+
+@pytest.mark.parametrize("request_", ["get_chunk", "put_chunk"])
+def test_offset_that_no_file_has_is_refused(request_: str) -> None:
+    data = {"request": request_, "reference": "a@" + "0" * 64, "digest": "0" * 64, "file": MANIFEST, "offset": 10**19}
+    del data["digest" if request_ == "get_chunk" else "reference"]
+    with pytest.raises(RequestError, match="offset: Input should be less than"):
+        parse_request(TypeAdapter(ControllerRequest), json.dumps(data).encode())
 
 
 def test_upload_out_of_order_is_refused(client: Client, small_bundle: Bundle) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from typing import Any
 
@@ -143,6 +144,31 @@ def test_flood_of_requests_leaves_most_of_the_time_to_others(network: Network, m
     assert len(rests) == 4, "one after each answer"
     assert min(rests) >= REST
     assert rests[-1] >= 10 * REST, "as long as the answer took"
+
+
+@pytest.mark.usefixtures("server")
+def test_another_process_of_ours_at_the_port_is_noticed(network: Network) -> None:
+    off_by_one = network.model_copy(update={"port": network.port - 1})
+    message = "the plant process answers at .*, where the controller process should be; is the port"
+    with Client(off_by_one, "controller") as client, pytest.raises(TransportError, match=message):
+        client.request(Status())
+
+
+@pytest.mark.parametrize("answer", [b"hello", b"{}", b'{"ok": "perhaps"}'])
+def test_answer_of_something_else_is_told(network: Network, answer: bytes) -> None:
+    with zmq.Context() as context, context.socket(zmq.REP) as stranger:
+        stranger.linger = 0
+        stranger.bind(network.endpoint("plant"))
+
+        def serve() -> None:
+            stranger.recv_multipart()
+            stranger.send(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with Client(network, "plant") as client, pytest.raises(TransportError, match="no process of ours answers at"):
+            client.request(Status())
+        thread.join()
 
 
 @pytest.mark.usefixtures("server")
