@@ -22,8 +22,8 @@ Handler = Callable[[Any, bytes], tuple[dict[str, Any], bytes]]
 
 POLL_MILLISECONDS = 50
 
-REST = 0.01
-"""Seconds, at the least, for which no request is answered after one was; where the answer took longer, as long."""
+REST, SHORTEST_REST, LONGEST_REST = 4.0, 0.002, 0.1
+"""How long no request is answered after one was: as a multiple of what that took, and in seconds at least and most."""
 
 Request = TypeVar("Request", bound=Spec)
 
@@ -110,7 +110,7 @@ class RequestServer:
             self._socket.send_multipart([reply.model_dump_json().encode(), payload])
             # The loop runs in the same interpreter, and whoever asks as fast as he can must not keep it from that: this
             # thread has no real-time priority, so other work may take the processor from it while it has the lock.
-            time.sleep(max(REST, time.perf_counter() - began))
+            time.sleep(min(max(SHORTEST_REST, REST * (time.perf_counter() - began)), LONGEST_REST))
 
     def _answer(self, data: bytes, payload: bytes) -> tuple[Reply, bytes]:
         try:

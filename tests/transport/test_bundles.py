@@ -42,7 +42,7 @@ def client(network: Network, far: BundleStore):
 def test_bundle_arrives_whole_with_its_verdict(
     client: Client, far: BundleStore, shipped_bundle: Bundle, make_cartpole_bundle, make_verdict
 ) -> None:
-    pruned = make_cartpole_bundle(hidden=(300, 300), parent=shipped_bundle)
+    pruned = make_cartpole_bundle(hidden=(600, 600), parent=shipped_bundle)
     assert max(len(data) for data in pruned.files.values()) > CHUNK_BYTES
     push_bundle(client, pruned, make_verdict(pruned))
     assert far.load(pruned.reference).files == pruned.files
