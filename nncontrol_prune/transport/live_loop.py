@@ -114,7 +114,7 @@ class LiveLoop(ProcessGroup):
         """
         for name in self.dead():
             if name != "pruning":
-                raise ProcessError(f"the {name} process has ended; see {self.logs / name}.log")
+                raise ProcessError(self.how_it_ended(name))
 
     def ticks(self) -> TickTrace:
         """Fetch the controller's ticks."""

@@ -48,7 +48,7 @@ class Network(Spec):
     def endpoint(self, service: Service) -> str:
         """Return where a service is, as ZeroMQ wants it."""
         host, port = self.address(service)
-        return f"tcp://{host}:{port}"
+        return f"tcp://[{host}]:{port}" if _is_ipv6(host) else f"tcp://{host}:{port}"
 
     def address(self, service: Service) -> tuple[str, int]:
         """Return host and port of a service."""
@@ -74,9 +74,7 @@ class Network(Spec):
                 f"listening on {self.host} lets others in, so it needs CURVE keys: make them with "
                 f"`nncontrol-prune keys DIRECTORY` and give --keys DIRECTORY on both machines"
             )
-        socket = context.socket(kind)
-        socket.linger = 0
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        socket = self._open(context, kind)
         if self.keys is not None:
             public, secret = _certificate(self.keys, "server", secret=True)
             socket.curve_publickey, socket.curve_secretkey = public, secret
@@ -95,13 +93,18 @@ class Network(Spec):
 
     def connect(self, context: zmq.Context[zmq.Socket[bytes]], service: Service, kind: int) -> zmq.Socket[bytes]:
         """Open a socket that connects to a service, now or when it appears."""
-        socket = context.socket(kind)
-        socket.linger = 0
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        socket = self._open(context, kind)
         if self.keys is not None:
             socket.curve_serverkey, _ = _certificate(self.keys, "server", secret=False)
             socket.curve_publickey, socket.curve_secretkey = _certificate(self.keys, "client", secret=True)
         socket.connect(self.endpoint(service))
+        return socket
+
+    def _open(self, context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
+        socket = context.socket(kind)
+        socket.linger = 0
+        socket.ipv6 = _is_ipv6(self.host)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         return socket
 
     def authenticate(self, context: zmq.Context[zmq.Socket[bytes]]) -> ThreadAuthenticator | None:
@@ -120,6 +123,10 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_ipv6(host: str) -> bool:
+    return ":" in host
 
 
 def make_keys(directory: Path) -> None:

@@ -50,20 +50,21 @@ class PlantLink:
         """How long the plant has been at the task's goal, in plant seconds."""
 
     def command(self, action: NDArray[np.float64]) -> float:
-        """Fill in the newest command; return the stamp it answers, NaN if there is none or it answers none."""
-        newest = None
+        """Fill in the newest command; return the stamp it answers, NaN if there is none or it answers none.
+
+        A message that is no command, of another size or with an action that is no number, does not count.
+        """
+        stamp = math.nan
         try:
             while True:
-                newest = self._commands.recv(zmq.NOBLOCK)
+                data = self._commands.recv(zmq.NOBLOCK)
+                if len(data) != 8 * (1 + len(action)):
+                    continue
+                values = np.frombuffer(data)
+                if np.isfinite(values[1:]).all():
+                    stamp, action[:] = values[0], values[1:]
         except zmq.Again:
-            pass
-        if newest is None or len(newest) != 8 * (1 + len(action)):
-            return math.nan
-        values = np.frombuffer(newest)
-        if not np.isfinite(values[1:]).all():
-            return math.nan
-        action[:] = values[1:]
-        return float(values[0])
+            return float(stamp)
 
     def publish(self, state: NDArray[np.float64]) -> None:
         """Send a state."""

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import IO, TypeVar
 
 from nncontrol_prune.controllers.specs import Spec
+from nncontrol_prune.processes import how_it_ended
 
 GRACE = 1.2
 """Seconds that a process has to end by itself."""
@@ -110,9 +111,15 @@ class ChildProcess:
         """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"error": f"it ended without a word; see {self._log.name}"}
+        if not line:
+            raise ProcessError(f"{self.how_it_ended()} before it was ready")
+        answer = json.loads(line)
         if "error" in answer:
             raise ProcessError(f"{self.name}: {answer['error']}")
+
+    def how_it_ended(self) -> str:
+        """Wait for its end; return a sentence that tells how it ended and where its log is."""
+        return f"the {self.name} process (its log is {self._log.name}) {how_it_ended(self._process.wait())}"
 
     def begin_stop(self) -> None:
         """Ask it to end."""
@@ -183,6 +190,10 @@ class ProcessGroup:
     def dead(self) -> list[str]:
         """Return the processes that have ended."""
         return [name for name, child in self._children.items() if child.exit_code is not None]
+
+    def how_it_ended(self, name: str) -> str:
+        """Wait for a process's end; return a sentence that tells how it ended and where its log is."""
+        return self._children[name].how_it_ended()
 
     def restart(self, name: str) -> None:
         """Start a process again if it has ended."""

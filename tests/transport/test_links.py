@@ -62,6 +62,17 @@ def test_command_that_is_no_number_is_not_applied(links: tuple[PlantLink, Contro
     assert received(plant)[1] == [5.0, 5.0]
 
 
+def test_garbage_after_a_command_does_not_hide_it(links: tuple[PlantLink, ControllerLink], network: Network) -> None:
+    plant, controller = links
+    controller.write(1.25, np.array([1.0, -2.0]))
+    for garbage in (b"x", b"", b"x" * 1000):
+        controller._commands.send(garbage)
+    controller.write(2.0, np.array([math.inf, 0.0]))
+    time.sleep(0.2)  # all of them are there when the plant looks
+    action = np.zeros(2)
+    assert (plant.command(action), action.tolist()) == (1.25, [1.0, -2.0])
+
+
 def test_state_arrives_and_a_state_of_another_size_is_counted(
     links: tuple[PlantLink, ControllerLink], network: Network
 ) -> None:

@@ -27,6 +27,19 @@ def test_taken_port_is_named(network: Network) -> None:
         server.close()
 
 
+@pytest.mark.parametrize("host", ["localhost", "::1"])
+def test_loopback_by_another_name_works(network: Network, host: str) -> None:
+    if host == "::1" and not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this machine has no IPv6")
+    other = network.model_copy(update={"host": host})
+    server = serve(other)
+    try:
+        with Client(other, "plant") as client:
+            assert client.request(Status()) == {"fine": True}
+    finally:
+        server.close()
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "robot.local"])
 def test_anything_but_loopback_needs_keys(network: Network, host: str) -> None:
     open_network = network.model_copy(update={"host": host})

@@ -29,7 +29,8 @@ from nncontrol_prune.transport.messages import (
     Ticks,
 )
 from nncontrol_prune.transport.network import PORT_OFFSETS, Network
-from nncontrol_prune.transport.process import ProcessError
+from nncontrol_prune.transport.plant_process import PlantProcessSettings
+from nncontrol_prune.transport.process import ChildProcess, ProcessError
 from nncontrol_prune.transport.requests import Client, RequestFailedError
 from nncontrol_prune.transport.simulation import Simulation, fetch_ticks
 
@@ -122,7 +123,7 @@ def test_dead_plant_is_noticed(network: Network, tmp_path: Path) -> None:
         wait_until(lambda: running.controller.request(Status())["ticks"]["ticks"] > 0)
         os.kill(running.processes["plant"], signal.SIGKILL)
         wait_until(lambda: running.dead() == ["plant"])
-        with pytest.raises(ProcessError, match="plant process has ended"):
+        with pytest.raises(ProcessError, match=r"plant process .*plant\.log\) was killed by signal 9 \(SIGKILL\)"):
             running.check_alive()
         wait_until(lambda: running.controller.request(Status())["stale"] > 0)
 
@@ -135,6 +136,7 @@ def test_recorder_that_was_killed_and_a_store_that_cannot_be_written_are_told(
     store.add(other)
     with simulation(network, tmp_path, CONFIG.override("nn_controller", probation=0.1)) as running:
         wait_until((tmp_path / "store/slots/nn_controller.json").exists)
+        running.controller.request(Status())  # its directory is on the disk, too, once this is answered
         (tmp_path / "store/slots").rename(tmp_path / "elsewhere")
         (tmp_path / "store/slots").touch()  # also root cannot write there
         controller = running.processes["controller"]
@@ -148,6 +150,15 @@ def test_recorder_that_was_killed_and_a_store_that_cannot_be_written_are_told(
     log = (tmp_path / "logs/controller.log").read_text()
     assert [log.count(problem) for problem in problems] == [1, 1]
     assert "Traceback" not in log
+
+
+def test_process_that_ends_before_it_is_ready_is_told(network: Network, tmp_path: Path) -> None:
+    settings = PlantProcessSettings(network=network, config=CONFIG.mujoco_sim)
+    child = ChildProcess("plant", "nncontrol_prune.transport.plant_process", settings, tmp_path / "plant.log")
+    os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(ProcessError, match=r"plant\.log\) was killed by signal 9 \(SIGKILL\) before it was ready"):
+        child.wait_until_ready()
+    child.finish_stop(0.0)
 
 
 def test_second_simulation_on_the_same_ports_is_refused_and_the_first_goes_on(network: Network, tmp_path: Path) -> None:
