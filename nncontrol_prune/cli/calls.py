@@ -89,6 +89,7 @@ def make_keys(directory: Annotated[Path, typer.Argument(help="A new directory.")
 
     network.make_keys(directory)
     display.out.print(
-        f"{directory}: copy it to the other machine over a safe channel; whoever has it can command the robot",
+        f"{directory}: copy server.key and client.key_secret, and no more, to the other machine over a safe channel; "
+        "whoever has client.key_secret can command the robot",
         soft_wrap=True,
     )

@@ -23,7 +23,8 @@ Handler = Callable[[Any, bytes], tuple[dict[str, Any], bytes]]
 POLL_MILLISECONDS = 50
 
 REST, SHORTEST_REST, LONGEST_REST = 4.0, 0.002, 0.1
-"""How long no request is answered after one was: as a multiple of what that took, and in seconds at least and most."""
+"""How long no request is answered after one was: as a multiple of the processor time that took, and in seconds at least
+and most."""
 
 Request = TypeVar("Request", bound=Spec)
 
@@ -103,14 +104,14 @@ class RequestServer:
                     traceback.print_exc(file=sys.stderr)
             if not self._socket.poll(POLL_MILLISECONDS):
                 continue
-            began = time.perf_counter()
+            began = time.thread_time()
             frames = self._socket.recv_multipart()
             reply, payload = self._answer(frames[0], frames[1] if len(frames) > 1 else b"")
             reply.service = self._service
             self._socket.send_multipart([reply.model_dump_json().encode(), payload])
             # The loop runs in the same interpreter, and whoever asks as fast as he can must not keep it from that: this
             # thread has no real-time priority, so other work may take the processor from it while it has the lock.
-            time.sleep(min(max(SHORTEST_REST, REST * (time.perf_counter() - began)), LONGEST_REST))
+            time.sleep(min(max(SHORTEST_REST, REST * (time.thread_time() - began)), LONGEST_REST))
 
     def _answer(self, data: bytes, payload: bytes) -> tuple[Reply, bytes]:
         try:
@@ -176,7 +177,11 @@ class Client:
         if not self._socket.poll(int(1000 * self._timeout)):
             # A REQ socket without its answer is of no further use.
             self._drop_socket()
-            raise self._no_answer(f"within {self._timeout:g} s")
+            keys = self._network.keys
+            raise self._no_answer(
+                f"within {self._timeout:g} s, though somebody listens; is it busy, or "
+                + ("does it want keys (--keys)?" if keys is None else f"are the keys in {keys} not its own?")
+            )
         frames = self._socket.recv_multipart()
         try:
             reply = Reply.model_validate_json(frames[0])
@@ -193,12 +198,12 @@ class Client:
         try:
             socket.create_connection(self._network.address(self._service), self._timeout).close()
         except OSError as error:
-            raise self._no_answer(f"({error.strerror or error})") from error
+            detail = f"({error.strerror or error}); is `nncontrol-prune sim` running there?"
+            raise self._no_answer(detail) from error
 
     def _no_answer(self, detail: str) -> TransportError:
         return TransportError(
-            f"no answer from the {self._service} process at {self._network.endpoint(self._service)} {detail}; "
-            f"is `nncontrol-prune sim` running there?"
+            f"no answer from the {self._service} process at {self._network.endpoint(self._service)} {detail}"
         )
 
     def _another(self, who: str) -> TransportError:

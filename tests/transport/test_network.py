@@ -66,9 +66,28 @@ def test_with_keys_only_their_holder_gets_an_answer(network: Network, tmp_path: 
     try:
         with Client(network.model_copy(update={"keys": tmp_path / "keys"}), "plant") as friend:
             assert friend.request(Status()) == {"fine": True}
-        for stranger in (network, network.model_copy(update={"keys": tmp_path / "other"})):
-            with Client(stranger, "plant", timeout=0.5) as client, pytest.raises(TransportError, match="no answer"):
+        for stranger, hint in (
+            (network, r"does it want keys \(--keys\)\?"),
+            (network.model_copy(update={"keys": tmp_path / "other"}), "are the keys in .*other not its own"),
+        ):
+            with (
+                Client(stranger, "plant", timeout=0.5) as client,
+                pytest.raises(TransportError, match=f"no answer.*{hint}"),
+            ):
                 client.request(Status())
+    finally:
+        server.close()
+
+
+def test_two_files_are_enough_for_the_other_machine(network: Network, tmp_path: Path) -> None:
+    make_keys(tmp_path / "keys")
+    (tmp_path / "there").mkdir()
+    for name in ("server.key", "client.key_secret"):
+        (tmp_path / "there" / name).write_bytes((tmp_path / "keys" / name).read_bytes())
+    server = serve(network.model_copy(update={"keys": tmp_path / "keys"}))
+    try:
+        with Client(network.model_copy(update={"keys": tmp_path / "there"}), "plant") as client:
+            assert client.request(Status()) == {"fine": True}
     finally:
         server.close()
 
