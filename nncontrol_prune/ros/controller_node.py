@@ -263,6 +263,8 @@ class ControllerNode(LifecycleNode):
         reference = self._slot.rollback()
         if not self._active:
             self._slot.swap_if_staged(0)
+        if reference == self._slot.active.reference:  # no swap will tell the parameter, which may name what is given up
+            self._follow_parameter(reference)
         return f"back to {reference}"
 
     def _keep_house(self) -> None:

@@ -189,6 +189,28 @@ def test_accepted_controller_is_swapped_in_without_a_gap(controller, graph, robo
     wait_until(lambda: graph.get(NODE, "controller") == shipped_bundle.reference)
 
 
+def test_rollback_at_once_leads_back_whether_the_loop_has_taken_the_controller_or_not(
+    controller, graph, robot, shipped_bundle, pruned
+) -> None:
+    controller()
+    commanding(robot, action_of(shipped_bundle, robot))
+    for _ in range(5):
+        assert graph.set(NODE, controller=pruned.reference)[0]
+        assert graph.trigger(f"{NODE}/rollback") == (True, f"back to {shipped_bundle.reference}")
+        wait_until(lambda: graph.get(NODE, "controller") == shipped_bundle.reference)
+        commanding(robot, action_of(shipped_bundle, robot))
+
+
+def test_slot_that_another_loop_has_is_refused_until_that_has_ended(controller, graph) -> None:
+    with BundleStore(graph.store_path).held_slot("nn_controller"):
+        controller(autostart=False)
+        assert not graph.change_state(NODE, Transition.TRANSITION_CONFIGURE)
+        assert graph.state(NODE) == "unconfigured"
+    assert graph.change_state(NODE, Transition.TRANSITION_CONFIGURE)
+    assert graph.change_state(NODE, Transition.TRANSITION_CLEANUP)
+    assert graph.change_state(NODE, Transition.TRANSITION_CONFIGURE), "the node let go of it"
+
+
 def test_controllers_that_may_not_run_are_refused_with_the_reason(
     controller, graph, robot, shipped_bundle, pruned, make_cartpole_bundle, make_verdict
 ) -> None:
