@@ -37,6 +37,11 @@ class CommandJoints:
         return bool(self._controller) and self._found is None and time.monotonic() - self._asked < PATIENCE
 
     @property
+    def different(self) -> bool:
+        """Whether the answer has come, however late, and names other joints."""
+        return bool(self._controller) and self._found is not None and self._found != self._expected
+
+    @property
     def problem(self) -> str:
         """What is wrong, or not known, as a sentence; empty if nothing is."""
         if not self._controller or self._found == self._expected:
@@ -80,5 +85,5 @@ class CommandJoints:
         """
         if self.waiting:
             raise ConfigError(f"{self._controller} has not told its joints yet; try again in {PATIENCE:g} s")
-        if self._found is not None and self.problem:
+        if self.different:
             raise ConfigError(self.problem)

@@ -175,6 +175,8 @@ class ControllerNode(LifecycleNode):
             f"commanding {', '.join(manifest.action.joints)} on {self._runner.link.command_topic} at "
             f"{manifest.rate:g} Hz with {self._slot.active.reference}"
         )
+        if self._joints.problem:
+            self.get_logger().warning(self._joints.problem)
 
     def _stop(self) -> None:
         self._active = False
@@ -268,7 +270,10 @@ class ControllerNode(LifecycleNode):
         return f"back to {reference}"
 
     def _keep_house(self) -> None:
-        """Commit, record and tell what the loop did; let the parameter follow."""
+        """Stop where the joints are others; commit, record and tell what the loop did; let the parameter follow."""
+        if self._active and self._joints.different:
+            self.get_logger().error(f"no more commands: {self._joints.problem}")
+            self.trigger_deactivate()
         slot = self._slot
         if slot is not None:
             slot.commit_if_due()
@@ -337,7 +342,8 @@ class ControllerNode(LifecycleNode):
     def _diagnose(self) -> None:
         problems, values = health(self._slot, self._runner, self._recorder, active=self._active)
         if self._joints.problem:
-            problems.append((DiagnosticStatus.WARN, self._joints.problem))
+            level = DiagnosticStatus.ERROR if self._joints.different else DiagnosticStatus.WARN
+            problems.append((level, self._joints.problem))
         name = self.get_fully_qualified_name().lstrip("/")
         now = self.get_clock().now().to_msg()
         self._diagnostics_publisher.publish(diagnostics(now, name, problems, values))

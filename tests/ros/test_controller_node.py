@@ -388,11 +388,28 @@ def test_joints_of_the_command_controller_have_to_be_the_bundles(controller, gra
 
 def test_command_controller_that_tells_nothing_is_not_waited_for_long(controller, graph, robot, shipped_bundle) -> None:
     newest = graph.diagnostics()
-    controller(command_controller="/nobody")
+    node = controller(command_controller="/nobody")
     commanding(robot, action_of(shipped_bundle, robot))
-    wait_until(
-        lambda: newest() and "/nobody does not tell its joints, so their order is not checked" in newest().message
-    )
+    unchecked = "/nobody does not tell its joints, so their order is not checked"
+    wait_until(lambda: newest() and newest().level == b"\x01" and unchecked in newest().message)
+    wait_until(lambda: unchecked in node.log)
+    time.sleep(0.5)
+    assert node.log.count(unchecked) == 1
+
+
+def test_command_controller_that_turns_out_later_to_take_other_joints_is_commanded_no_more(
+    controller, graph, robot, shipped_bundle
+) -> None:
+    newest = graph.diagnostics()
+    node = controller(command_controller="/force_controller", safe_command="[1.5]")
+    commanding(robot, action_of(shipped_bundle, robot))
+    with command_controller(graph, "force_controller", ["hinge"]):
+        wait_until(lambda: graph.state(NODE) == "inactive")
+    problem = "/force_controller takes commands for ['hinge'], the bundle's are ['slider']"
+    wait_until(lambda: newest() and newest().level == b"\x02" and problem in newest().message)
+    wait_until(lambda: robot.commands[-1] == [1.5])
+    assert f"no more commands: {problem}" in node.log
+    assert not graph.change_state(NODE, Transition.TRANSITION_ACTIVATE)
 
 
 def test_staging_while_the_loop_runs_leaves_no_gap(controller, graph, shipped_bundle, pruned) -> None:
