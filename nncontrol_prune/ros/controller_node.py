@@ -16,6 +16,7 @@ from std_msgs.msg import Float64MultiArray, String, UInt8MultiArray
 from std_srvs.srv import Trigger
 
 from nncontrol_prune.config import ConfigError, ControllerConfig
+from nncontrol_prune.controllers.bundle import short
 from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.rollouts.recorder import Recorder
 from nncontrol_prune.ros.callbacks import answering, guarded, setting, transition
@@ -126,13 +127,7 @@ class ControllerNode(LifecycleNode):
     def _configure(self) -> None:
         config = self._settings.config
         self._store.remove_unfinished()
-        slot = ControllerSlot(
-            self._store,
-            self._first_controller(),
-            slot=self._slot_name,
-            probation=config.probation,
-            allow_offline=config.allow_offline,
-        )
+        slot = self._slot_that_runs(self._first_controller())
         manifest = slot.active.manifest
         with ExitStack() as undone:
             undone.callback(slot.close)
@@ -151,6 +146,30 @@ class ControllerNode(LifecycleNode):
         if self._store.slot(self._slot_name) is None and config.default_controller:
             return stored_bundle(self._store, config.default_controller).reference
         return initial_reference(self._store, self._slot_name)
+
+    def _slot_that_runs(self, reference: str) -> ControllerSlot:
+        """Return a slot with a controller: on probation, unless it is the store's current one or cannot follow that."""
+        record = self._store.slot(self._slot_name)
+        if record is not None and record.current != reference:
+            try:
+                slot = self._slot_with(record.current)
+                slot.stage(reference)
+            except ControllerError as error:
+                self.get_logger().warning(f"{short(reference)} begins without a probation: {error}")
+            else:
+                slot.swap_if_staged(0)
+                return slot
+        return self._slot_with(reference)
+
+    def _slot_with(self, reference: str) -> ControllerSlot:
+        config = self._settings.config
+        return ControllerSlot(
+            self._store,
+            reference,
+            slot=self._slot_name,
+            probation=config.probation,
+            allow_offline=config.allow_offline,
+        )
 
     def _activate(self) -> None:
         assert self._slot is not None

@@ -211,6 +211,69 @@ def test_slot_that_another_loop_has_is_refused_until_that_has_ended(controller, 
     assert graph.change_state(NODE, Transition.TRANSITION_CONFIGURE), "the node let go of it"
 
 
+def current(graph: Graph) -> str:
+    """Return what the store remembers of the node."""
+    record = wait_until(lambda: BundleStore(graph.store_path).slot("nn_controller"))
+    return record.current
+
+
+def reconfigure(graph: Graph) -> None:
+    for change in (
+        Transition.TRANSITION_DEACTIVATE,
+        Transition.TRANSITION_CLEANUP,
+        Transition.TRANSITION_CONFIGURE,
+        Transition.TRANSITION_ACTIVATE,
+    ):
+        assert graph.change_state(NODE, change)
+
+
+def test_controller_on_probation_still_is_when_the_node_is_configured_again(
+    controller, graph, robot, shipped_bundle, pruned
+) -> None:
+    controller(probation=600.0)
+    commanding(robot, action_of(shipped_bundle, robot))
+    assert current(graph) == shipped_bundle.reference
+    assert graph.set(NODE, controller=pruned.reference) == (True, "")
+    wait_until(lambda: graph.status()["active"] == pruned.reference)
+    reconfigure(graph)
+    commanding(robot, action_of(pruned, robot))
+    wait_until(lambda: graph.status()["on_probation"] and graph.status()["active"] == pruned.reference)
+    assert current(graph) == shipped_bundle.reference
+    assert graph.trigger(f"{NODE}/rollback")[0]
+    commanding(robot, action_of(shipped_bundle, robot))
+    wait_until(lambda: graph.get(NODE, "controller") == shipped_bundle.reference)
+
+
+def test_controller_that_is_set_before_the_node_is_configured_is_on_probation(
+    controller, graph, robot, shipped_bundle, pruned
+) -> None:
+    BundleStore(graph.store_path).add(shipped_bundle)
+    BundleStore(graph.store_path).commit("nn_controller", shipped_bundle.reference)
+    controller(probation=0.5, autostart=False)
+    robot.silent = True
+    assert graph.set(NODE, controller=pruned.reference) == (True, "")
+    assert graph.change_state(NODE, Transition.TRANSITION_CONFIGURE)
+    assert graph.change_state(NODE, Transition.TRANSITION_ACTIVATE)
+    wait_until(lambda: graph.status()["on_probation"])
+    assert current(graph) == shipped_bundle.reference
+    robot.silent = False
+    commanding(robot, action_of(pruned, robot))
+    wait_until(lambda: current(graph) == pruned.reference)
+
+
+def test_controller_for_another_robot_than_the_stores_current_one_is_configured_all_the_same(
+    controller, graph, robot, shipped_bundle, make_cartpole_bundle
+) -> None:
+    store = BundleStore(graph.store_path)
+    slow = make_cartpole_bundle(hidden=(4, 4), name="slow", rate=50.0)
+    store.add(slow)
+    store.commit("nn_controller", slow.reference)
+    node = controller(controller="cartpole_swingup_sac")
+    commanding(robot, action_of(shipped_bundle, robot))
+    assert "begins without a probation: cartpole_swingup_sac cannot take the place of slow" in node.log
+    wait_until(lambda: current(graph) == shipped_bundle.reference)
+
+
 def test_controllers_that_may_not_run_are_refused_with_the_reason(
     controller, graph, robot, shipped_bundle, pruned, make_cartpole_bundle, make_verdict
 ) -> None:
