@@ -49,6 +49,8 @@ def switch(name: str, text: str) -> bool:
 def nodes(context: LaunchContext) -> list[Node]:
     """Return the nodes, as the arguments say."""
     given = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
+    if not Path(given["config"]).is_file():  # launch only warns, and the nodes would run with their defaults
+        raise ValueError(f"config:={given['config']}: there is no such file")
     if given["parts"] not in PARTS:
         raise ValueError(f"parts:={given['parts']}: allowed are {', '.join(PARTS)}")
     texts = {key: given[key] for key in ("controller", "command_controller", "store") if given[key]}

@@ -63,6 +63,8 @@ def value_of(name: str, text: str) -> bool | float | int | str:
 def nodes(context: LaunchContext) -> list[Node]:
     """Return the three nodes, as the arguments say."""
     given = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
+    if not Path(given["config"]).is_file():  # launch only warns, and the nodes would run with their defaults
+        raise ValueError(f"config:={given['config']}: there is no such file")
     values = {name: value_of(name, text) for name, text in given.items() if text != UNSET}
 
     def node(executable: str, name: str, keys: tuple[str, ...]) -> Node:

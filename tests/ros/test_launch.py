@@ -74,11 +74,14 @@ def test_every_argument_is_explained(workspace: Path, tmp_path: Path, file: str)
         ("sim.launch.py rate:=fast", "rate:=fast: it has to be a number"),
         ("sim.launch.py headless:=perhaps", "headless:=perhaps: allowed are true and false"),
         ("robot.launch.py parts:=most", "parts:=most: allowed are both, controller, pruning"),
+        ("sim.launch.py config:=/nowhere/sim.yaml", "config:=/nowhere/sim.yaml: there is no such file"),
+        ("robot.launch.py config:=/nowhere/arm.yaml", "config:=/nowhere/arm.yaml: there is no such file"),
     ],
 )
-def test_wrong_arguments_are_named(workspace: Path, tmp_path: Path, command: str, problem: str) -> None:
+def test_wrong_arguments_are_named_before_anything_starts(workspace: Path, tmp_path: Path, command: str, problem: str) -> None:
     done = run(workspace, f"ros2 launch nncontrol_prune {command}", tmp_path)
     assert problem in done.stdout + done.stderr
+    assert "process started" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("executable", ["controller_node", "simulator_node", "pruning_node"])
