@@ -62,6 +62,7 @@ class ControllerNode(LifecycleNode):
         self._told_swaps = -1
         self._told_status = ""
         self._told_problem: str | None = None
+        self._told_rivals = ""
         self._sent_dense = ""
         self._received: dict[str, str] = {"digest": "", "error": ""}
         self._joints = CommandJoints(self)
@@ -363,9 +364,29 @@ class ControllerNode(LifecycleNode):
         if self._joints.problem:
             level = DiagnosticStatus.ERROR if self._joints.different else DiagnosticStatus.WARN
             problems.append((level, self._joints.problem))
+        rivals = self._rivals()
+        if rivals:
+            problems.append((DiagnosticStatus.WARN, rivals))
+        if rivals and not self._told_rivals:
+            self.get_logger().warning(rivals)
+        self._told_rivals = rivals
         name = self.get_fully_qualified_name().lstrip("/")
         now = self.get_clock().now().to_msg()
         self._diagnostics_publisher.publish(diagnostics(now, name, problems, values))
+
+
+    def _rivals(self) -> str:
+        """Return that the plant may be commanded by others at the same time, as a sentence; empty if by none."""
+        if self._runner is None or not self._active:
+            return ""
+        topic = self._runner.link.command_topic
+        publishers = [
+            f"{publisher.node_namespace.rstrip('/')}/{publisher.node_name}"
+            for publisher in self.get_publishers_info_by_topic(topic)
+        ]
+        if self._runner.node_name in publishers:
+            publishers.remove(self._runner.node_name)  # once: another may have the same name
+        return f"{', '.join(sorted(publishers))} may send commands on {topic}, too" if publishers else ""
 
 
 def main() -> None:

@@ -118,6 +118,11 @@ class LoopRunner:
         self._thread.start()
 
     @property
+    def node_name(self) -> str:
+        """Full name of the hidden node, whose publisher the commands come from."""
+        return str(self._node.get_fully_qualified_name())
+
+    @property
     def stale(self) -> bool:
         """Whether no state that can be acted on has come for too long."""
         return time.perf_counter() - self.link.last_state > self._timeout

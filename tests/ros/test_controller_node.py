@@ -475,6 +475,22 @@ def test_command_controller_that_turns_out_later_to_take_other_joints_is_command
     assert not graph.change_state(NODE, Transition.TRANSITION_ACTIVATE)
 
 
+def test_another_that_commands_the_same_plant_is_told(controller, graph, robot, shipped_bundle) -> None:
+    node = controller()
+    newest = graph.diagnostics()
+    commanding(robot, action_of(shipped_bundle, robot))
+    wait_until(lambda: newest() and newest().message == "OK")
+    publisher = graph.node.create_publisher(Float64MultiArray, "/commands", 10)
+    problem = f"{graph.node.get_fully_qualified_name()} may send commands on /commands, too"
+    wait_until(lambda: newest().level == b"\x01" and problem in newest().message)
+    time.sleep(1.5)
+    assert node.log.count(problem) == 1
+    graph.node.destroy_publisher(publisher)
+    wait_until(lambda: newest().message == "OK")
+    controller()  # one of the same name
+    wait_until(lambda: "/_nn_controller_loop may send commands on /commands, too" in newest().message)
+
+
 def test_staging_while_the_loop_runs_leaves_no_gap(controller, graph, shipped_bundle, pruned) -> None:
     robot = Robot(graph, rate=100.0)
     try:
