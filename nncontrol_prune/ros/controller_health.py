@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 
 from nncontrol_prune.controllers.bundle import short
@@ -11,12 +13,15 @@ from nncontrol_prune.rollouts.recorder import Recorder
 from nncontrol_prune.ros.loop_runner import LoopRunner
 from nncontrol_prune.runtime.inputs import Arrival
 from nncontrol_prune.runtime.slot import ControllerSlot
+from nncontrol_prune.runtime.statistics import PERIOD, TickStatistics
 
 Problem = tuple[bytes, str]
 RECENT = 2.0
 """Seconds for which a problem that has passed is still told."""
 HISTORY = 5
 """How many swaps are told."""
+LAST_TICKS, GROUP = 1000, 10
+"""How many ticks the rate is taken over, and how many of them a mean."""
 OFF_RATE = 0.1
 """How far the rate of the ticks may be off the controller's, as a share, before it is told."""
 
@@ -76,8 +81,9 @@ def _add_ticks(slot: ControllerSlot, runner: LoopRunner, problems: list[Problem]
         return
     rate = slot.active.manifest.rate
     summary = loop.statistics.summary()
+    found = rate_of(loop.statistics)
     values["ticks"] = summary.ticks
-    values["rate [Hz]"] = f"{1 / summary.period.p50:.2f}"
+    values["rate [Hz]"] = f"{found:.2f}"
     values["rate of the controller [Hz]"] = f"{rate:g}"
     for name, quantiles in (("lateness", summary.lateness), ("compute", summary.compute)):
         figures = (1e3 * value for value in (quantiles.p50, quantiles.p99, quantiles.max))
@@ -89,6 +95,18 @@ def _add_ticks(slot: ControllerSlot, runner: LoopRunner, problems: list[Problem]
     values["executor"] = runner.executor_name
     if loop.faults:
         problems.append((DiagnosticStatus.WARN, f"the controller gave {loop.faults} actions that were no numbers"))
-    if abs(1 / summary.period.p50 / rate - 1) > OFF_RATE and not runner.stale:
-        text = f"ticks come at {1 / summary.period.p50:.1f} Hz, the controller was made for {rate:g}"
+    if abs(found / rate - 1) > OFF_RATE and not runner.stale:
+        text = f"ticks come at {found:.1f} Hz, the controller was made for {rate:g}"
         problems.append((DiagnosticStatus.WARN, text))
+
+
+def rate_of(statistics: TickStatistics) -> float:
+    """Return the rate of the last ticks in Hz; NaN for too few of them.
+
+    Where states come faster than the ticks, a tick's period is that of one state or of several in turns: the means of
+    some ticks are alike, and their median leaves out where nothing came.
+    """
+    periods = statistics.rows(statistics.ticks - LAST_TICKS)[:, PERIOD]
+    periods = periods[np.isfinite(periods)]
+    means = periods[: len(periods) // GROUP * GROUP].reshape(-1, GROUP).mean(axis=1)
+    return float(1 / np.median(means)) if len(means) else math.nan

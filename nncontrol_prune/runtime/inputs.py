@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from enum import Enum
 
-EARLY = 0.5
-"""A state that comes sooner than this share of a period after the last one is left out: the plant is faster than the
-controller."""
+SAME_RATE = 0.9
+"""States that come, on the mean, at more than this share of a period are each acted on, since two clocks are never quite
+the same. Of states that come faster, those are that are nearest to the controller's beat."""
+SMOOTHING = 0.1
+"""Share of a state's distance to the one before in the mean."""
 
 
 class Arrival(Enum):
@@ -30,7 +32,10 @@ class InputMonitor:
     def __init__(self, period: float, timeout: float) -> None:
         self._period = period
         self._timeout = timeout
-        self._last = math.nan
+        self._last = math.nan  # the last state that was new
+        self._newest = math.nan  # the last one, be it new or early
+        self._spacing = period  # mean distance of states
+        self._due = math.nan  # when the next one is wanted
         self.counts = dict.fromkeys(Arrival, 0)
         """How many there were of each kind."""
         self.jumps_back = 0
@@ -51,11 +56,13 @@ class InputMonitor:
         self.counts[arrival] += 1
         if arrival is Arrival.NEW:
             self._last = stamp
+        if arrival in (Arrival.NEW, Arrival.EARLY):
+            self._newest = stamp
         return arrival
 
     def forget(self) -> None:
         """Take the next state for new, whatever its stamp."""
-        self._last = math.nan
+        self._last = self._newest = self._due = math.nan
 
     def _judge(self, stamp: float, now: float) -> Arrival:
         passed = stamp - self._last
@@ -68,9 +75,23 @@ class InputMonitor:
             if passed > -self._timeout and not math.isnan(now) and now - self._last < self._timeout:
                 return Arrival.LATE  # two states that overtook one another
             self.jumps_back += 1
+            self._due = stamp + self._period
             return Arrival.NEW
-        if passed < EARLY * self._period:
-            return Arrival.EARLY
-        if passed > 1.5 * self._period and not math.isnan(self._last):
-            self.gaps += round(passed / self._period) - 1
+        distance = stamp - self._newest
+        if distance > 1.5 * self._period:
+            self.gaps += round(distance / self._period) - 1
+        elif not math.isnan(distance):
+            self._spacing += SMOOTHING * (distance - self._spacing)
+        return self._judge_beat(stamp)
+
+    def _judge_beat(self, stamp: float) -> Arrival:
+        """Judge whether a state is the nearest to when one is due."""
+        ahead = self._due - stamp
+        if self._spacing < SAME_RATE * self._period:
+            if ahead > self._spacing / 2:
+                return Arrival.EARLY
+            if ahead > -self._spacing:
+                self._due += self._period
+                return Arrival.NEW
+        self._due = stamp + self._period  # the beat begins anew
         return Arrival.NEW

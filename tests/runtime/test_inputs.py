@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import pytest
+
 from nncontrol_prune.runtime.inputs import Arrival, InputMonitor
 
 
@@ -37,10 +40,26 @@ def test_clock_that_jumps_back_is_followed_and_counted() -> None:
     assert monitor.jumps_back == 1
 
 
-def test_faster_plant_is_answered_at_about_the_controllers_rate() -> None:
-    monitor = InputMonitor(0.01, 0.25)
-    arrivals = [monitor.judge(tick * 0.002, math.nan) for tick in range(100)]
-    assert arrivals.count(Arrival.NEW) <= 34
+def new_stamps(rate: float, seconds: float = 10.0, jitter: float = 0.0) -> np.ndarray:
+    """Return which states a controller of 100 Hz acts on, of those that come at a rate with a jitter, in periods."""
+    monitor, noise = InputMonitor(0.01, 0.25), np.random.default_rng(0)
+    stamps = np.sort((np.arange(rate * seconds) + noise.uniform(-jitter, jitter, int(rate * seconds))) / rate)
+    return np.array([stamp for stamp in stamps if monitor.judge(stamp, math.nan) is Arrival.NEW])
+
+
+@pytest.mark.parametrize("rate", [120, 150, 180, 250, 500, 1000])
+@pytest.mark.parametrize("jitter", [0.0, 0.2])
+def test_faster_plant_is_answered_at_the_controllers_rate_by_the_states_nearest_to_its_beat(rate, jitter) -> None:
+    stamps = new_stamps(rate, jitter=jitter)[50:]  # how fast it is has to be seen first
+    periods = np.diff(stamps)
+    assert periods.mean() == pytest.approx(0.01, rel=0.02)
+    assert periods.max() < 0.01 + (1 + 2 * jitter) / rate + 1e-9
+    assert periods.min() > 0.01 - (1 + 2 * jitter) / rate - 1e-9
+
+
+@pytest.mark.parametrize("rate", [95, 100.1, 105])
+def test_plant_at_about_the_controllers_rate_is_answered_each_time(rate) -> None:
+    assert len(new_stamps(rate, jitter=0.2)) == int(rate * 10.0)
 
 
 def test_missing_states_are_counted() -> None:
