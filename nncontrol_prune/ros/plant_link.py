@@ -11,6 +11,7 @@ import numpy as np
 from geometry_msgs.msg import Twist
 from numpy.typing import NDArray
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Imu, JointState
 from std_msgs.msg import Float64MultiArray
 
@@ -23,6 +24,8 @@ from nncontrol_prune.runtime.observation import ObservationAssembler, projected_
 
 SAME = 1e-6
 """Stamps that are closer than this, in seconds, are of the same instant; messages round them to nanoseconds."""
+WAITING = 10
+"""Joint states that may wait: the topic may be shared, and with room for one the next publisher's would replace ours."""
 NOT_MEASURED = -1.0
 """What the first entry of a covariance is where an IMU does not measure the quantity; see `sensor_msgs/Imu`."""
 
@@ -119,10 +122,16 @@ class PlantLink:
         self.last_state = -math.inf
 
     def _subscribe(self, node: Node, resolve: Callable[[str], str]) -> None:
-        def listen(message_type: type, topic: str, callback: Callable[..., None], *, raw: bool = False) -> None:
-            node.create_subscription(message_type, resolve(topic), guarded(node, topic, callback), NEWEST, raw=raw)
+        def listen(message_type: type, topic: str, callback: Callable[..., None]) -> None:
+            node.create_subscription(message_type, resolve(topic), guarded(node, topic, callback), NEWEST)
 
-        listen(JointState, "joint_states", self._joint_states, raw=True)
+        self._joint_subscription = node.create_subscription(
+            JointState,
+            resolve("joint_states"),
+            guarded(node, "joint_states", self._joint_states),
+            QoSProfile(depth=WAITING, reliability=NEWEST.reliability),
+            raw=True,
+        )
         if set(self._assembler.vectors) - {"velocity_command"}:
             listen(Imu, "imu", self._imu)
         if "velocity_command" in self._assembler.vectors:
@@ -131,13 +140,30 @@ class PlantLink:
             listen(Float64MultiArray, "observation", self._others)
 
     def _joint_states(self, message: bytes) -> None:
+        """Act on the newest joint states of ours, of those that wait: old ones must not be answered one by one."""
+        joints = self._own(message)
+        for _ in range(WAITING):
+            waiting = self._joint_subscription.handle.take_message(JointState, True)
+            if waiting is None:
+                break
+            later = self._own(waiting[0])
+            if later is not None:
+                message, joints = waiting[0], later
+        if joints is not None:
+            self._judge(message, joints)
+
+    def _own(self, message: bytes) -> Joints | None:
+        """Return what a message says; None if it has none of the controller's joints: another's, such as a gripper's."""
         joints = self._reader.read(message)
         if joints.names == self._foreign:
-            return
+            return None
         known = joints.names == self._names
         if not known and self._assembler.joints and not set(self._assembler.joints) & set(joints.names):
-            self._foreign = joints.names  # another publisher's, such as a gripper's
-            return
+            self._foreign = joints.names
+            return None
+        return joints
+
+    def _judge(self, message: bytes, joints: Joints) -> None:
         arrival = self.monitor.judge(joints.stamp, self._now())
         if arrival is Arrival.DUPLICATE:
             self._commands.repeat()  # a plant that asks again has not had its answer

@@ -45,7 +45,7 @@ class Plant:
             limit=LIMIT,
             on_state=lambda: self.states.append(time.perf_counter()),
         )
-        self._joints = self.node.create_publisher(JointState, "/plant_link/joint_states", COMMAND)
+        self._joints = self.node.create_publisher(JointState, "/plant_link/joint_states", 10)
         self._others = self.node.create_publisher(Float64MultiArray, "/plant_link/observation", COMMAND)
         self._other = array_of((("stamp", 1), ("contact", 1)))
         self._executor = SingleThreadedExecutor(context=context)
@@ -67,8 +67,8 @@ class Plant:
         while time.monotonic() < deadline:
             self._executor.spin_once(timeout_sec=0.02)
 
-    def joint_states(self, stamp: float, angle: float) -> None:
-        message = JointState(name=["hinge"], position=array.array("d", [angle]))
+    def joint_states(self, stamp: float, angle: float, name: str = "hinge") -> None:
+        message = JointState(name=[name], position=array.array("d", [angle]))
         message.header.stamp = time_of(stamp)
         self._joints.publish(message)
 
@@ -116,3 +116,24 @@ def test_what_is_no_number_or_too_large_is_nan_and_told(plant: Plant, angle: flo
     plant.until_states(1)
     np.testing.assert_array_equal(plant.observation(), [np.nan, LIMIT])
     assert plant.link.problem == "entries [0] of the observation are no numbers, or larger than 100"
+
+
+def test_states_are_not_lost_where_another_publishes_on_their_topic(plant: Plant) -> None:
+    for number in range(5):
+        stamp = -0.5 + 0.05 * number
+        plant.contact(stamp, 1.0)
+        plant.joint_states(stamp, 1.0 + number)
+        plant.joint_states(stamp, 9.0, name="gripper")
+        plant.until_states(number + 1)
+        assert plant.observation() == [1.0 + number, 1.0]
+
+
+def test_of_states_that_wait_only_the_newest_is_acted_on(plant: Plant) -> None:
+    plant.contact(-0.1, 1.0)
+    for number in range(5):
+        plant.joint_states(-0.5 + 0.1 * number, 1.0 + number)
+    plant.joint_states(-0.1, 9.0, name="gripper")
+    plant.until_states(1)
+    plant.spin()
+    assert len(plant.states) == 1
+    assert plant.observation() == [5.0, 1.0]
