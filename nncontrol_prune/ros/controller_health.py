@@ -68,6 +68,9 @@ def _add_inputs(runner: LoopRunner, problems: list[Problem], values: dict[str, o
     if recent:
         level = DiagnosticStatus.ERROR if link.problem else DiagnosticStatus.WARN
         problems.append((level, link.problem or "a state could not be acted on a moment ago"))
+    if monitor.ahead and not runner.stale:
+        text = f"joint states are stamped {monitor.ahead:.3f} s ahead of the clock, so it is not seen when they are old"
+        problems.append((DiagnosticStatus.WARN, text))
     if active and runner.stale:
         reason = "no joint states that can be acted on are coming: the safe command is sent"
         if link.last_state == float("-inf"):

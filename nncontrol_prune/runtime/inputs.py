@@ -60,6 +60,11 @@ class InputMonitor:
             self._newest = stamp
         return arrival
 
+    @property
+    def ahead(self) -> float:
+        """Seconds that the newest state was ahead of the clock, if too many to be told old when it is; otherwise 0."""
+        return -self.last_age if self.last_age < -self._timeout else 0.0
+
     def forget(self) -> None:
         """Take the next state for new, whatever its stamp."""
         self._last = self._newest = self._due = math.nan

@@ -175,6 +175,17 @@ def test_clock_that_jumps_back_is_followed_and_told(controller, graph, robot, sh
     commanding(robot, action_of(shipped_bundle, robot))
 
 
+def test_stamps_ahead_of_the_clock_are_told(controller, graph, robot, shipped_bundle) -> None:
+    controller()
+    newest = graph.diagnostics()
+    commanding(robot, action_of(shipped_bundle, robot))
+    wait_until(lambda: newest() and newest().message == "OK")
+    robot.offset = 5.0
+    wait_until(lambda: newest().level == b"\x01" and "s ahead of the clock" in newest().message)
+    assert "joint states are stamped" in newest().message
+    commanding(robot, action_of(shipped_bundle, robot))
+
+
 def test_accepted_controller_is_swapped_in_without_a_gap(controller, graph, robot, shipped_bundle, pruned) -> None:
     controller(probation=0.2)
     bundles = graph.watch(f"{NODE}/bundle", String, LATCHED)

@@ -32,6 +32,14 @@ def test_old_states_and_those_overtaken_are_late() -> None:
     assert monitor.jumps_back == 0
 
 
+def test_states_far_ahead_of_the_clock_are_new_and_told_apart() -> None:
+    monitor = InputMonitor(0.01, 0.25)
+    monitor.judge(1.2, 1.0)
+    assert monitor.ahead == 0.0
+    assert monitor.judge(6.0, 1.0) is Arrival.NEW
+    assert monitor.ahead == 5.0
+
+
 def test_clock_that_jumps_back_is_followed_and_counted() -> None:
     monitor = InputMonitor(0.01, 0.25)
     monitor.judge(100.0, 100.0)
