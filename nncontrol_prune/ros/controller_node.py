@@ -18,6 +18,7 @@ from std_srvs.srv import Trigger
 from nncontrol_prune.config import ConfigError, ControllerConfig
 from nncontrol_prune.controllers.bundle import short
 from nncontrol_prune.controllers.errors import ControllerError
+from nncontrol_prune.rollouts.errors import RolloutError
 from nncontrol_prune.rollouts.recorder import Recorder
 from nncontrol_prune.ros.callbacks import answering, guarded, setting, transition
 from nncontrol_prune.ros.command_joints import CommandJoints
@@ -63,6 +64,7 @@ class ControllerNode(LifecycleNode):
         self._told_status = ""
         self._told_problem: str | None = None
         self._told_rivals = ""
+        self._recording_problem = ""
         self._sent_dense = ""
         self._received: dict[str, str] = {"digest": "", "error": ""}
         self._joints = CommandJoints(self)
@@ -177,18 +179,12 @@ class ControllerNode(LifecycleNode):
         assert self._runner is not None
         self._joints.check()
         config, manifest = self._settings.config, self._slot.active.manifest
+        self._recording_problem = ""
         if config.record:
-            stamp = f"{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S.%f}"
-            bags = Path(config.bags) if config.bags else self._store.root / "bags"
-            self._recorder = Recorder(
-                bags / f"{self._slot_name}-{stamp}",
-                controller=self.get_fully_qualified_name(),
-                simulator=self._simulator_name(),
-                observation_size=manifest.observation.size,
-                action_size=manifest.action.size,
-                rate=manifest.rate,
-            )
-            self._recorder.bundle(0.0, self._slot.swaps, self._slot.active.reference)
+            try:
+                self._recorder = self._new_recorder(self._slot)
+            except RolloutError as error:  # the loop comes first
+                self._tell_recording_problem(str(error))
         self._runner.start(self._slot, self._recorder)
         self._active = True
         self.get_logger().info(
@@ -198,6 +194,26 @@ class ControllerNode(LifecycleNode):
         if self._joints.problem:
             self.get_logger().warning(self._joints.problem)
 
+    def _new_recorder(self, slot: ControllerSlot) -> Recorder:
+        config, manifest = self._settings.config, slot.active.manifest
+        stamp = f"{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S.%f}"
+        bags = Path(config.bags) if config.bags else self._store.root / "bags"
+        recorder = Recorder(
+            bags / f"{self._slot_name}-{stamp}",
+            controller=self.get_fully_qualified_name(),
+            simulator=self._simulator_name(),
+            observation_size=manifest.observation.size,
+            action_size=manifest.action.size,
+            rate=manifest.rate,
+        )
+        recorder.bundle(0.0, slot.swaps, slot.active.reference)
+        return recorder
+
+    def _tell_recording_problem(self, reason: str) -> None:
+        if not self._recording_problem:
+            self._recording_problem = f"nothing is recorded: {reason}"
+            self.get_logger().error(self._recording_problem)
+
     def _stop(self) -> None:
         self._active = False
         if self._runner is not None:
@@ -206,7 +222,7 @@ class ControllerNode(LifecycleNode):
             summary = self._recorder.close()
             self._recorder = None
             if summary.reason is not None:
-                self.get_logger().error(f"recording: {summary.reason}")
+                self._tell_recording_problem(summary.reason)
 
     def _release(self) -> None:
         if self._runner is not None:
@@ -364,6 +380,8 @@ class ControllerNode(LifecycleNode):
         if self._joints.problem:
             level = DiagnosticStatus.ERROR if self._joints.different else DiagnosticStatus.WARN
             problems.append((level, self._joints.problem))
+        if self._active and self._recording_problem:
+            problems.append((DiagnosticStatus.ERROR, self._recording_problem))
         rivals = self._rivals()
         if rivals:
             problems.append((DiagnosticStatus.WARN, rivals))

@@ -397,6 +397,20 @@ def test_what_it_does_is_recorded(controller, graph, robot, shipped_bundle, prun
     np.testing.assert_allclose(rollouts.observation[0], [0.25, math.cos(3.0), math.sin(3.0), -0.5, 0.5])
 
 
+def test_it_commands_without_recording_where_no_bag_can_be_written(
+    controller, graph, robot, shipped_bundle, tmp_path
+) -> None:
+    (tmp_path / "file").touch()
+    node = controller(record=True, bags=tmp_path / "file")
+    newest = graph.diagnostics()
+    commanding(robot, action_of(shipped_bundle, robot))
+    problem = "nothing is recorded: "
+    wait_until(lambda: newest() and newest().level == b"\x02" and problem in newest().message)
+    assert str(tmp_path / "file") in newest().message
+    assert node.log.count(problem) == 1
+    assert graph.status()["bag"] == ""
+
+
 def test_killed_node_takes_its_recorder_along_and_the_next_goes_on_with_what_ran(
     controller, graph, robot, shipped_bundle, pruned
 ) -> None:
