@@ -96,7 +96,7 @@ class Recorder:
         self._observation_size, self._action_size = observation_size, action_size
         self._summary: RecorderSummary | None = None
         self._reason: str | None = None  # of the first drop
-        self._ended: str | None = None  # why the recorder's process did
+        self._failure: str | None = None
 
         self._transitions = _Stream(TRANSITION_HEAD.size + 8 * (observation_size + action_size))
         self._steps = _Stream(STEP_RECORD.size)
@@ -136,14 +136,17 @@ class Recorder:
         return sum(stream.dropped for stream in self._streams) + self._counts()[1]
 
     @property
+    def failure(self) -> str | None:
+        """Why nothing is recorded any more: the recorder's process has ended; None while it runs. For one thread."""
+        status = self._process.poll()
+        if status is not None and self._failure is None:
+            self._failure = self._last_words() or f"the recorder's process {how_it_ended(status)}"
+        return self._failure
+
+    @property
     def reason(self) -> str | None:
         """Why the recording ended early, or messages could not be taken; None if nothing is known to be wrong."""
-        if self._summary is not None:
-            return self._summary.reason
-        status = self._process.poll()
-        if status is not None and self._ended is None:
-            self._ended = self._last_words() or f"the recorder's process {how_it_ended(status)}"
-        return self._ended or self._reason
+        return self._summary.reason if self._summary is not None else self.failure or self._reason
 
     def transition(self, stamp: float, bundle: int, observation: Vector, action: Vector) -> bool:
         """Record what the controller saw and did in one tick.
@@ -224,7 +227,7 @@ class Recorder:
             deadline = time.monotonic() + timeout
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_WR)
-            answer = self._answer(timeout)
+            answer = self._failure or self._answer(timeout)
             try:
                 status = self._process.wait(max(0.1, deadline - time.monotonic()))
                 ended = f"the recorder's process {how_it_ended(status)}" if status else None
@@ -239,7 +242,7 @@ class Recorder:
                 written=written,
                 dropped_by_loop=sum(stream.dropped for stream in self._streams),
                 dropped_by_recorder=self.accepted - written,
-                reason=self._ended or answer or ended or self._reason,
+                reason=answer or ended or self._reason,
             )
         return self._summary
 

@@ -310,6 +310,8 @@ class ControllerNode(LifecycleNode):
         if self._active and self._joints.different:
             self.get_logger().error(f"no more commands: {self._joints.problem}")
             self.trigger_deactivate()
+        if self._recorder is not None and self._recorder.failure is not None:
+            self._tell_recording_problem(self._recorder.failure)
         slot = self._slot
         if slot is not None:
             slot.commit_if_due()
@@ -373,7 +375,9 @@ class ControllerNode(LifecycleNode):
 
     @property
     def _bag(self) -> str:
-        return "" if self._recorder is None else str(self._recorder.directory.resolve())
+        """Where is recorded; empty where nothing is, or is any more."""
+        recorder = self._recorder
+        return "" if recorder is None or recorder.failure is not None else str(recorder.directory.resolve())
 
     def _diagnose(self) -> None:
         problems, values = health(self._slot, self._runner, self._recorder, active=self._active)

@@ -183,6 +183,7 @@ def test_full_disk_drops_and_is_reported(
         assert not recorder.transition(0.0, 0, np.zeros(100), [0])
     assert recorder.dropped >= 101
     wait_until(lambda: "File too large" in (recorder.reason or ""))
+    assert "cannot write the bag" in str(recorder.failure)
     summary = recorder.close()
     assert summary.reason is not None
     assert "cannot write the bag" in summary.reason
@@ -215,8 +216,10 @@ def test_killed_recorder_costs_the_last_second_at_most(make_recorder: MakeRecord
         rows += 1
         time.sleep(0.01)
     in_time = [rows - 100, rows]
+    assert recorder.failure is None
     recorder._process.kill()
     recorder._process.wait()
+    assert recorder.failure == "the recorder's process was killed by signal 9 (SIGKILL)"
     assert not recorder.transition(0.0, 0, np.zeros(5), [0])
     assert record(recorder, 50) == 0
     summary = recorder.close()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import signal
 import time
 from pathlib import Path
 
@@ -409,6 +411,26 @@ def test_it_commands_without_recording_where_no_bag_can_be_written(
     assert str(tmp_path / "file") in newest().message
     assert node.log.count(problem) == 1
     assert graph.status()["bag"] == ""
+
+
+def test_recorder_that_ends_is_told_at_once_and_its_bag_named_no_more(
+    controller, graph, robot, shipped_bundle
+) -> None:
+    node = controller(record=True)
+    newest = graph.diagnostics()
+    commanding(robot, action_of(shipped_bundle, robot))
+    wait_until(lambda: graph.status()["bag"])
+    (recorder,) = children(node.pid)
+    os.kill(recorder, signal.SIGKILL)
+    problem = "nothing is recorded: the recorder's process was killed by signal 9 (SIGKILL)"
+    wait_until(lambda: newest() and newest().level == b"\x02" and problem in newest().message)
+    assert graph.status()["bag"] == ""
+    commanding(robot, action_of(shipped_bundle, robot))
+    assert graph.change_state(NODE, Transition.TRANSITION_DEACTIVATE)
+    assert node.log.count("nothing is recorded") == 1
+    assert graph.change_state(NODE, Transition.TRANSITION_ACTIVATE)
+    wait_until(lambda: graph.status()["bag"])
+    wait_until(lambda: newest().message == "OK")
 
 
 def test_killed_node_takes_its_recorder_along_and_the_next_goes_on_with_what_ran(
