@@ -25,7 +25,7 @@ from nncontrol_prune.ros.command_joints import CommandJoints
 from nncontrol_prune.ros.controller_health import health
 from nncontrol_prune.ros.loop_runner import LoopRunner
 from nncontrol_prune.ros.messages import LATCHED, contents_of, diagnostics, labelled, parcel_of
-from nncontrol_prune.ros.parameters import NodeParameters
+from nncontrol_prune.ros.parameters import NodeParameters, ParameterNode
 from nncontrol_prune.ros.running import fastest_executor, spin
 from nncontrol_prune.runtime.finding import stored_bundle
 from nncontrol_prune.runtime.scheduling import run_in_real_time, running_threads
@@ -42,7 +42,7 @@ ANYTIME = {"controller", "autostart", "default_controller"}
 """Parameters that may be set while the loop runs."""
 
 
-class ControllerNode(LifecycleNode):
+class ControllerNode(ParameterNode, LifecycleNode):
     """Hosts a controller: configure loads it, activate begins to command, deactivate sends the safe command.
 
     Raises:
@@ -395,7 +395,6 @@ class ControllerNode(LifecycleNode):
         name = self.get_fully_qualified_name().lstrip("/")
         now = self.get_clock().now().to_msg()
         self._diagnostics_publisher.publish(diagnostics(now, name, problems, values))
-
 
     def _rivals(self) -> str:
         """Return that the plant may be commanded by others at the same time, as a sentence; empty if by none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import ast
 import inspect
 import textwrap
@@ -32,7 +33,7 @@ class Key:
         name: Its name, with dots between the parts.
         kind: `bool`, `int`, `float`, `str`, or `list[float]`.
         default: What it is if nothing is said; None for what stands for None, or for nothing.
-        none: The value that stands for None; None if the field always has a value.
+        none: The value that stands for None, which leaves the choice to us; None if the field always has a value.
     """
 
     def __init__(self, name: str, annotation: Any, metadata: Sequence[Any], default: Any, description: str) -> None:
@@ -57,16 +58,16 @@ class Key:
         notes = [f"one of {', '.join(choices)}"] if choices else []
         if optional:
             # A slider needs a number for it: the end of the range if that is not allowed, and else one below it.
-            self.none = 0 if exclusive or self.lower is None else int(self.lower) - 1
+            self.none = self.to_ros(0 if exclusive or self.lower is None else int(self.lower) - 1)
             self.lower = float(self.none)
-            notes.append(f"{self.none} for none")
+            notes.append(f"{self.none:g}: chosen automatically")
         elif exclusive and self.lower is not None:
             notes.append(f"greater than {self.lower:g}")
         elif self.lower is not None and self.upper is None:
             notes.append(f"at least {self.lower:g}")
         if below:
             notes.append(f"less than {self.upper:g}")
-        self.default = self.none if default is None else default
+        self.default = self.none if default is None else self.to_ros(default)
         self.description, self.constraints = description, "; ".join(notes)
 
     def descriptor(self, *, dynamic_typing: bool) -> ParameterDescriptor:
@@ -87,33 +88,44 @@ class Key:
         """Convert a value for a parameter; one that does not fit is left for the validation to refuse."""
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
-        if self.kind == "list[float]" and isinstance(value, (list, tuple)):
+        if self.kind == "list[float]" and isinstance(value, (list, tuple, array.array)):
             return [float(entry) if isinstance(entry, int) else entry for entry in value]
         return value
+
+    def parameter(self, value: Any) -> Parameter:
+        """Return a parameter with a value, converted; a list's type is told even where the list is empty."""
+        value = self.to_ros(value)
+        return Parameter(self.name, Parameter.Type.DOUBLE_ARRAY if value == [] else None, value)
 
     def to_config(self, value: Any) -> Any:
         """Convert a parameter's value for the configuration."""
         if self.none is not None and value == self.none:
             return None
-        return value if self.kind != "list[float]" or value is None else tuple(value)
+        return tuple(value) if isinstance(value, list) else value
 
 
 def keys_of(model: type[Spec], prefix: str = "") -> list[Key]:
-    """Return the parameters that a configuration's class stands for; dictionaries are left out."""
+    """Return the parameters that a configuration's class stands for, but for those below names not known before."""
     keys = []
     descriptions = field_descriptions(model)
     for name, field in model.model_fields.items():
         default = field.get_default(call_default_factory=True)
         if isinstance(default, Spec):
             keys += keys_of(type(default), f"{prefix}{name}.")
-        elif not is_dictionary(field.annotation):
+        elif not is_open(field.annotation):
             keys.append(Key(f"{prefix}{name}", field.annotation, field.metadata, default, descriptions.get(name, "")))
     return keys
 
 
-def is_dictionary(annotation: Any) -> bool:
-    """Return whether a field maps names that are not known before to numbers."""
-    return get_origin(annotation) is dict or any(get_origin(part) is dict for part in get_args(annotation))
+def is_open(annotation: Any) -> bool:
+    """Return whether a field is a dictionary, or a part of the configuration that need not be there.
+
+    What stands below it is then no parameter before somebody gives it, in a parameter file.
+    """
+    return any(
+        get_origin(part) is dict or (isinstance(part, type) and issubclass(part, Spec))
+        for part in (annotation, *get_args(annotation))
+    )
 
 
 def field_descriptions(model: type[Spec]) -> dict[str, str]:
@@ -135,6 +147,17 @@ def field_descriptions(model: type[Spec]) -> dict[str, str]:
     return found
 
 
+class ParameterNode(Node):
+    """A node that may be given empty lists, as `ros2 param dump` writes them: they are as if they were left out."""
+
+    def declare_parameters(
+        self, namespace: str, parameters: Sequence[tuple[Any, ...]], ignore_override: bool = False
+    ) -> list[Parameter]:
+        """Declare parameters, but for those without a value: rclpy's parser makes that of empty lists."""
+        given = [entry for entry in parameters if entry[1:2] != (None,)]
+        return list(super().declare_parameters(namespace, given, ignore_override))
+
+
 class NodeParameters(Generic[Model]):
     """The parameters of one node.
 
@@ -151,7 +174,7 @@ class NodeParameters(Generic[Model]):
         self._model = model
         self._where = node.get_name()
         self._keys = {key.name: key for key in keys_of(model)}
-        self._dictionaries = [name for name, field in model.model_fields.items() if is_dictionary(field.annotation)]
+        self._open = [name for name, field in model.model_fields.items() if is_open(field.annotation)]
         given = {
             name: parameter.value
             for name, parameter in node.get_parameters_by_prefix("").items()
@@ -197,10 +220,12 @@ class NodeParameters(Generic[Model]):
         }
 
     def _known(self, name: str) -> bool:
-        return name in self._keys or name.partition(".")[0] in self._dictionaries
+        return name in self._keys or name.partition(".")[0] in self._open
 
     def _to_ros(self, name: str, value: Any) -> Any:
-        return self._keys[name].to_ros(value) if name in self._keys else value
+        if name in self._keys:
+            return self._keys[name].to_ros(value)
+        return value.tolist() if isinstance(value, array.array) else value
 
     def _validated(self, values: dict[str, Any]) -> Model:
         nested: dict[str, Any] = {}
@@ -222,8 +247,9 @@ class NodeParameters(Generic[Model]):
         for name, value in self._values.items():
             key = self._keys.get(name)
             descriptor = ParameterDescriptor(name=name) if key is None else key.descriptor(dynamic_typing=not convert)
-            if key is not None and key.kind == "list[float]" and not value:
+            if key is not None and value == []:  # from which rclpy would not tell the type
                 self._node.declare_parameter(name, Parameter.Type.DOUBLE_ARRAY, descriptor, ignore_override=True)
+                self._node.set_parameters([key.parameter(value)])
             else:
                 self._node.declare_parameter(name, value, descriptor, ignore_override=True)
         if convert:
@@ -232,8 +258,8 @@ class NodeParameters(Generic[Model]):
     def _converted(self, parameters: list[Parameter]) -> list[Parameter]:
         """Make floating-point numbers of whole ones where the parameter is one, before rclpy looks at the type."""
         return [
-            Parameter(parameter.name, value=self._to_ros(parameter.name, parameter.value))
-            if isinstance(parameter.value, int) and parameter.name in self._keys
+            self._keys[parameter.name].parameter(parameter.value)
+            if parameter.name in self._keys and parameter.type_ is not Parameter.Type.NOT_SET
             else parameter
             for parameter in parameters
         ]

@@ -25,7 +25,7 @@ from nncontrol_prune.runtime.observation import ObservationAssembler, projected_
 SAME = 1e-6
 """Stamps that are closer than this, in seconds, are of the same instant; messages round them to nanoseconds."""
 WAITING = 10
-"""Joint states that may wait: the topic may be shared, and with room for one the next publisher's would replace ours."""
+"""Joint states that may wait: their topic may be shared, and with room for one another's would replace ours."""
 NOT_MEASURED = -1.0
 """What the first entry of a covariance is where an IMU does not measure the quantity; see `sensor_msgs/Imu`."""
 
@@ -153,7 +153,7 @@ class PlantLink:
             self._judge(message, joints)
 
     def _own(self, message: bytes) -> Joints | None:
-        """Return what a message says; None if it has none of the controller's joints: another's, such as a gripper's."""
+        """Return what a message says; None if it has none of the controller's joints, as a gripper's."""
         joints = self._reader.read(message)
         if joints.names == self._foreign:
             return None

@@ -10,7 +10,6 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import Executor, MultiThreadedExecutor
-from rclpy.node import Node
 from rclpy.parameter import Parameter
 from std_msgs.msg import Float64, String
 from std_srvs.srv import Trigger
@@ -19,7 +18,7 @@ from nncontrol_prune.config import ConfigError, PruningServiceConfig
 from nncontrol_prune.ros.callbacks import EXPECTED, answering, guarded, setting
 from nncontrol_prune.ros.claim import Claim
 from nncontrol_prune.ros.messages import LATCHED, diagnostics
-from nncontrol_prune.ros.parameters import NodeParameters
+from nncontrol_prune.ros.parameters import NodeParameters, ParameterNode
 from nncontrol_prune.ros.remote_loop import LoopError, RemoteLoop
 from nncontrol_prune.ros.running import spin
 from nncontrol_prune.runtime.store import BundleStore, default_root
@@ -35,7 +34,7 @@ FIXED = {"controller_node", "store", "env"}
 THREADS = 4
 
 
-class PruningNode(Node):
+class PruningNode(ParameterNode):
     """Takes requests, which are answered at once; the work is done by another process and told on topics.
 
     Raises:

@@ -26,7 +26,7 @@ from nncontrol_prune.plants.state import HEADER
 from nncontrol_prune.rollouts.schema import STEP_LAYOUT
 from nncontrol_prune.ros.callbacks import answering, guarded, setting
 from nncontrol_prune.ros.messages import COMMAND, diagnostics, doubles, time_of
-from nncontrol_prune.ros.parameters import NodeParameters
+from nncontrol_prune.ros.parameters import NodeParameters, ParameterNode
 from nncontrol_prune.ros.running import spin
 from nncontrol_prune.ros.serialized import ArrayWriter
 from nncontrol_prune.runtime.scheduling import run_in_real_time, running_threads
@@ -102,7 +102,7 @@ class SimulatorLink:
             self._arrived.set()
 
 
-class SimulatorNode(Node):
+class SimulatorNode(ParameterNode):
     """Runs the plant in a thread of its own.
 
     Raises:

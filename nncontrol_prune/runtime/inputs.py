@@ -6,8 +6,8 @@ import math
 from enum import Enum
 
 SAME_RATE = 0.9
-"""States that come, on the mean, at more than this share of a period are each acted on, since two clocks are never quite
-the same. Of states that come faster, those are that are nearest to the controller's beat."""
+"""States that are further apart than this share of a period, on the mean, are each acted on, since two clocks are never
+quite the same. Of states that come faster, those are that are nearest to the controller's beat."""
 SMOOTHING = 0.1
 """Share of a state's distance to the one before in the mean."""
 

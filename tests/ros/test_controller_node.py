@@ -413,9 +413,7 @@ def test_it_commands_without_recording_where_no_bag_can_be_written(
     assert graph.status()["bag"] == ""
 
 
-def test_recorder_that_ends_is_told_at_once_and_its_bag_named_no_more(
-    controller, graph, robot, shipped_bundle
-) -> None:
+def test_recorder_that_ends_is_told_at_once_and_its_bag_named_no_more(controller, graph, robot, shipped_bundle) -> None:
     node = controller(record=True)
     newest = graph.diagnostics()
     commanding(robot, action_of(shipped_bundle, robot))

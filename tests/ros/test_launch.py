@@ -78,7 +78,9 @@ def test_every_argument_is_explained(workspace: Path, tmp_path: Path, file: str)
         ("robot.launch.py config:=/nowhere/arm.yaml", "config:=/nowhere/arm.yaml: there is no such file"),
     ],
 )
-def test_wrong_arguments_are_named_before_anything_starts(workspace: Path, tmp_path: Path, command: str, problem: str) -> None:
+def test_wrong_arguments_are_named_before_anything_starts(
+    workspace: Path, tmp_path: Path, command: str, problem: str
+) -> None:
     done = run(workspace, f"ros2 launch nncontrol_prune {command}", tmp_path)
     assert problem in done.stdout + done.stderr
     assert "process started" not in done.stdout + done.stderr

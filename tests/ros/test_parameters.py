@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 rclpy = pytest.importorskip("rclpy", reason="rclpy cannot be imported: no ROS 2 here, or it is not sourced")
 
-from rcl_interfaces.srv import DescribeParameters
+from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters
 
 from nncontrol_prune.config import ControllerConfig, PlantConfig, PruningServiceConfig
 from nncontrol_prune.ros.parameter_files import unaddressed_keys
 from nncontrol_prune.ros.parameters import keys_of
 from tests.ros.graph import Graph
+from tests.ros.workspace import run
 
 
 @pytest.mark.parametrize("model", [PlantConfig, ControllerConfig, PruningServiceConfig])
@@ -33,6 +36,65 @@ def test_sliders_have_ends(graph: Graph) -> None:
     assert steps.integer_range[0].to_value == 1_000_000
     assert nested.floating_point_range[0].to_value == 0.5
     assert method.additional_constraints == "one of uniform, threshold, grid, gradient, tpe"
+
+
+def test_choice_that_is_left_to_us_has_a_number_of_the_parameters_own_type(graph: Graph) -> None:
+    assert [key.constraints for key in keys_of(PruningServiceConfig) if key.none is not None] == [
+        "-1: chosen automatically"
+    ] * 2
+    graph.start("controller_node", autostart=False)
+    assert graph.get("/nn_controller", "rate") == 0.0
+    assert graph.set("/nn_controller", rate=100.0) == (True, "")
+    assert graph.set("/nn_controller", rate=0) == (True, "")
+    assert graph.get("/nn_controller", "rate") == 0.0
+
+
+def test_list_may_be_empty_and_every_parameter_has_a_value(graph: Graph) -> None:
+    graph.start("controller_node", autostart=False)
+    names = graph.call(ListParameters, "/nn_controller/list_parameters").result.names
+    assert "safe_command" in names
+    answer = graph.call(GetParameters, "/nn_controller/get_parameters", GetParameters.Request(names=names))
+    assert [name for name, value in zip(names, answer.values, strict=True) if not value.type] == []
+    assert list(graph.get("/nn_controller", "safe_command")) == []
+    assert graph.set("/nn_controller", safe_command=[1]) == (True, "")
+    assert list(graph.get("/nn_controller", "safe_command")) == [1.0]
+    assert graph.set("/nn_controller", safe_command=[]) == (True, ""), "which comes as a list of another type"
+    assert list(graph.get("/nn_controller", "safe_command")) == []
+    assert "Wrong parameter type" in graph.set("/nn_controller", safe_command=["a"])[1]
+
+
+def test_what_a_node_dumps_it_takes(workspace: Path, graph: Graph, tmp_path: Path) -> None:
+    node = graph.start("controller_node", default_controller="cartpole_swingup_sac", probation=3.0, autostart=False)
+    graph.state("/nn_controller")
+    file = tmp_path / "dumped.yaml"
+    file.write_text(run(workspace, "ros2 param dump /nn_controller", tmp_path).stdout)
+    assert "safe_command: []" in file.read_text()
+    node.end()
+    graph.start("controller_node", file=file)
+    assert graph.state("/nn_controller") == "unconfigured"
+    assert graph.get("/nn_controller", "probation") == 3.0
+
+
+def test_number_where_a_list_belongs_ends_the_node_with_one_sentence(graph: Graph) -> None:
+    node = graph.start("controller_node", safe_command=1.0)
+    assert node.process.wait(20) == 1
+    assert "nn_controller: safe_command = 1.0: input should be a valid tuple" in node.log
+    assert "Traceback" not in node.log
+
+
+def test_task_is_no_parameter_unless_a_file_gives_it(graph: Graph, tmp_path: Path) -> None:
+    assert "task" not in {key.name for key in keys_of(PruningServiceConfig)}
+    file = tmp_path / "task.yaml"
+    file.write_text(
+        "/**/pruning_service:\n  ros__parameters:\n    task:\n"
+        "      signals:\n        height: {entry: 0, unit: m, reference: 1.25}\n      goal: {height: 0.3}\n"
+        "      starts: {low: [0.0, 1.0], high: [0.5, 1.5], names: [x, z], plane: [1, 0]}\n"
+    )
+    graph.start("pruning_node", file=file)
+    assert graph.get("/pruning_service", "task.goal.height") == 0.3
+    done, reason = graph.set("/pruning_service", task__goal__height=-1.0)
+    assert not done
+    assert "task.goal.height = -1.0: input should be greater than 0" in reason
 
 
 def test_keys_given_to_all_nodes_are_told_from_those_given_to_one(tmp_path) -> None:
