@@ -25,7 +25,7 @@ from nncontrol_prune.ros.callbacks import guarded
 from nncontrol_prune.ros.plant_link import PlantLink
 from nncontrol_prune.ros.running import fastest_executor
 from nncontrol_prune.ros.serialized import ArrayWriter
-from nncontrol_prune.runtime.loop import ControlLoop
+from nncontrol_prune.runtime.loop import ControlLoop, settle_memory
 from nncontrol_prune.runtime.slot import ControllerSlot
 
 REHEARSAL = 0.8
@@ -143,6 +143,8 @@ class LoopRunner:
             realtime_priority=config.realtime_priority,
             safe_command=config.safe_command,
         )
+        if config.drive != "timer":  # whose loop does so itself
+            settle_memory()
         with self._lock:
             self._slot, self.loop, self._prepared, self._running = slot, loop, False, True
             self.link.forget()

@@ -65,6 +65,16 @@ class TransitionSink(Protocol):
         ...
 
 
+def settle_memory() -> None:
+    """Spare a loop that is about to run the search for garbage among all there is by now.
+
+    It takes as long as many ticks, so not while a loop runs.
+    """
+    gc.unfreeze()  # what an earlier loop left is garbage by now, and would stay
+    gc.collect()
+    gc.freeze()
+
+
 class ControlLoop:
     """Runs the controller in a slot at its rate, against absolute deadlines on the monotonic clock.
 
@@ -127,6 +137,7 @@ class ControlLoop:
 
     def run(self) -> None:
         """Run at the rate, against deadlines, until `stop`; on the way out the plant gets the safe command."""
+        settle_memory()
         self.prepare()
         try:
             while not self._stop.is_set():
@@ -136,16 +147,14 @@ class ControlLoop:
             self.send_safe_command()
 
     def prepare(self) -> None:
-        """Make the calling thread, and the process, ready to run the loop."""
+        """Make the calling thread ready to run the loop, and the others give way to it."""
         sys.setswitchinterval(SWITCH_INTERVAL)
         self.real_time = run_in_real_time(self._realtime_priority)
-        gc.collect()
-        gc.freeze()
 
     def follow(self) -> None:
         """Do one tick now, for a plant whose own beat is followed instead of deadlines.
 
-        All calls come from one thread, which called `prepare` before. Call it when an observation has come, and now and
+        All calls come from one thread, which called `prepare` before; `settle_memory` was called before that. Call it when an observation has come, and now and
         then when none comes, so that the safe command is sent. A tick's lateness is then by how much its period was
         longer than the rate's.
         """

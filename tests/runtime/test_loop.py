@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+import weakref
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.errors import ControllerError
-from nncontrol_prune.runtime.loop import ControlLoop
+from nncontrol_prune.runtime.loop import ControlLoop, settle_memory
 from nncontrol_prune.runtime.slot import ControllerSlot
 from nncontrol_prune.runtime.store import BundleStore
 
@@ -214,6 +215,19 @@ def test_followed_plant_is_answered_at_its_own_beat(slot: ControllerSlot, small_
     assert plant.commands == [(0.01, expected[0]), (0.02, expected[0]), (0.03, expected[0])]
     assert len(recorded) == 3
     assert loop.commanding
+
+
+def test_what_an_earlier_loop_left_behind_is_freed_before_the_next() -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+    cycle = Cycle()
+    gone = weakref.ref(cycle)
+    settle_memory()
+    del cycle
+    settle_memory()
+    assert gone() is None
 
 
 def test_chosen_safe_command_is_sent_where_there_is_no_observation(slot: ControllerSlot) -> None:
