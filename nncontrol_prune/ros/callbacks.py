@@ -17,9 +17,10 @@ from rclpy.parameter import Parameter
 from nncontrol_prune.config import ConfigError
 from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.rollouts.errors import RolloutError
+from nncontrol_prune.ros.messages import MessageError
 
-EXPECTED: tuple[type[Exception], ...] = (ConfigError, ControllerError, RolloutError)
-"""What goes wrong with what a user asks for: the message is the answer."""
+EXPECTED: tuple[type[Exception], ...] = (ConfigError, ControllerError, MessageError, RolloutError)
+"""What goes wrong with what a user asks for, or another node sends: the message is the answer."""
 
 Response = TypeVar("Response")
 REPEAT = 2.0

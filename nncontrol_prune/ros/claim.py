@@ -13,6 +13,7 @@ from rclpy.qos import QoSProfile
 from std_msgs.msg import String
 
 from nncontrol_prune.ros.callbacks import guarded
+from nncontrol_prune.ros.messages import MessageError
 from nncontrol_prune.service.pruning_service import ServiceError
 
 PERIOD = 0.5
@@ -81,6 +82,6 @@ class Claim:
         try:
             other = Message.model_validate_json(message.data)
         except ValidationError as error:
-            raise ServiceError(f"a claim is none: {error.errors()[0]['msg']}") from error
+            raise MessageError(f"a claim is none: {error.errors()[0]['msg']}") from error
         if other.identity != self._mine.identity:
             self._others[other.identity] = (other, time.monotonic())

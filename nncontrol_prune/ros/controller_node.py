@@ -24,7 +24,7 @@ from nncontrol_prune.ros.callbacks import answering, guarded, setting, transitio
 from nncontrol_prune.ros.command_joints import CommandJoints
 from nncontrol_prune.ros.controller_health import health
 from nncontrol_prune.ros.loop_runner import LoopRunner
-from nncontrol_prune.ros.messages import LATCHED, contents_of, diagnostics, labelled, parcel_of
+from nncontrol_prune.ros.messages import LATCHED, contents_of, diagnostics, parcel_of, step_of
 from nncontrol_prune.ros.parameters import NodeParameters, ParameterNode
 from nncontrol_prune.ros.running import fastest_executor, spin
 from nncontrol_prune.runtime.finding import stored_bundle
@@ -246,14 +246,14 @@ class ControllerNode(ParameterNode, LifecycleNode):
     def _record_step(self, message: Float64MultiArray) -> None:
         if self._recorder is None:
             return
-        values = {name: part[0] for name, part in labelled(message).items()}
+        step = step_of(message)
         self._recorder.step(
-            values["stamp"],
-            values["episode"],
-            values["step"],
-            values["reward"],
-            values["terminated"] > 0,
-            values["truncated"] > 0,
+            step["stamp"],
+            step["episode"],
+            step["step"],
+            step["reward"],
+            step["terminated"] > 0,
+            step["truncated"] > 0,
         )
 
     def _receive(self, message: UInt8MultiArray) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from nncontrol_prune.controllers.bundle import MANIFEST, Bundle
 from nncontrol_prune.controllers.errors import BundleError
 from nncontrol_prune.controllers.specs import BUNDLE_FILES
 from nncontrol_prune.controllers.verdict import Verdict
-from nncontrol_prune.rollouts.schema import Layout
+from nncontrol_prune.rollouts.schema import STEP_LAYOUT, Layout
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL, reliability=ReliabilityPolicy.RELIABLE)
 """For states: who subscribes late is sent the last one."""
@@ -27,6 +28,10 @@ COMMAND = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 
 DIGEST, VERDICT = "digest", "verdict.json"
 """What a parcel holds beside the files of a bundle."""
+
+
+class MessageError(Exception):
+    """A message is not what its topic is for; the message of this says why."""
 
 
 def seconds(stamp: Time) -> float:
@@ -56,7 +61,7 @@ def labelled(message: Float64MultiArray) -> dict[str, Sequence[float]]:
     """Return the parts of a message by their labels.
 
     Raises:
-        ValueError: Its layout names another number of values than it has.
+        MessageError: Its layout names another number of values than it has.
     """
     parts: dict[str, Sequence[float]] = {}
     start = 0
@@ -64,8 +69,23 @@ def labelled(message: Float64MultiArray) -> dict[str, Sequence[float]]:
         parts[dimension.label] = message.data[start : start + dimension.size]
         start += dimension.size
     if start != len(message.data):
-        raise ValueError(f"its layout names {start} values, and it has {len(message.data)}")
+        raise MessageError(f"its layout names {start} values, and it has {len(message.data)}")
     return parts
+
+
+def step_of(message: Float64MultiArray) -> dict[str, float]:
+    """Return what the simulator says of a step, by the labels of `STEP_LAYOUT`.
+
+    Raises:
+        MessageError: It says something else.
+    """
+    layout = tuple((dimension.label, dimension.size) for dimension in message.layout.dim)
+    if layout != STEP_LAYOUT:
+        raise MessageError(f"a step has one value each of {', '.join(label for label, _ in STEP_LAYOUT)}, not {layout}")
+    step = {label: float(values[0]) for label, values in labelled(message).items()}
+    if not (math.isfinite(step["episode"]) and math.isfinite(step["step"])):
+        raise MessageError("a step's numbers of episode and step are none")
+    return step
 
 
 def parcel_of(bundle: Bundle, verdict: Verdict | None) -> UInt8MultiArray:

@@ -17,7 +17,7 @@ from std_msgs.msg import Float64MultiArray
 
 from nncontrol_prune.controllers.specs import Manifest
 from nncontrol_prune.ros.callbacks import guarded
-from nncontrol_prune.ros.messages import COMMAND, NEWEST, labelled, seconds
+from nncontrol_prune.ros.messages import COMMAND, NEWEST, MessageError, labelled, seconds
 from nncontrol_prune.ros.serialized import ArrayWriter, Joints, JointStateReader
 from nncontrol_prune.runtime.inputs import Arrival, InputMonitor
 from nncontrol_prune.runtime.observation import ObservationAssembler, projected_gravity, rotation_problem
@@ -186,7 +186,10 @@ class PlantLink:
 
     def _others(self, message: Float64MultiArray) -> None:
         parts = labelled(message)
-        (self._other_stamp,) = parts.pop("stamp")
+        stamp = parts.pop("stamp", ())
+        if len(stamp) != 1:
+            raise MessageError("observation lacks the one value of its stamp")
+        (self._other_stamp,) = stamp
         for name, values in parts.items():
             with self._lock:
                 known = self._assembler.other(name, values)

@@ -16,9 +16,10 @@ from rclpy.parameter import Parameter
 from std_msgs.msg import String, UInt8MultiArray
 
 from nncontrol_prune.controllers.bundle import Bundle, check_bundle, short
+from nncontrol_prune.controllers.errors import BundleError
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.ros.callbacks import guarded
-from nncontrol_prune.ros.messages import LATCHED, contents_of, parcel_of
+from nncontrol_prune.ros.messages import LATCHED, MessageError, contents_of, parcel_of
 from nncontrol_prune.service.coordinator import LoopState
 
 PATIENCE = 10.0
@@ -63,7 +64,7 @@ class RemoteLoop:
         self.controller = controller
         self._changed = threading.Condition()
         self._status: ControllerStatus | None = None
-        self._dense: UInt8MultiArray | None = None
+        self._dense: Bundle | None = None
         group = ReentrantCallbackGroup()
         self._candidates = node.create_publisher(UInt8MultiArray, "~/candidate", LATCHED)
         self._parameters = node.create_client(SetParameters, f"{controller}/set_parameters", callback_group=group)
@@ -97,12 +98,9 @@ class RemoteLoop:
         """Return the dense controller that the controller node offers.
 
         Raises:
-            LoopError: It offers another one.
-            BundleError: It fails a check.
+            LoopError: It offers another one, or none that passes the checks.
         """
-        message = self._wait_for(lambda: self._dense, f"{self.controller} offers no bundle")
-        _, files, _ = contents_of(message)
-        bundle = check_bundle(files)
+        bundle: Bundle = self._wait_for(lambda: self._dense, f"{self.controller} offers no bundle on its topic dense")
         if bundle.reference != reference:
             raise LoopError(
                 f"{short(reference)} is not in this machine's store, and {self.controller} offers "
@@ -158,7 +156,7 @@ class RemoteLoop:
         try:
             status = ControllerStatus.model_validate_json(message.data)
         except ValidationError as error:
-            raise LoopError(
+            raise MessageError(
                 f"{self.controller} says something that is no status: {error.errors()[0]['msg']}"
             ) from error
         with self._changed:
@@ -166,6 +164,11 @@ class RemoteLoop:
             self._changed.notify_all()
 
     def _take_dense(self, message: UInt8MultiArray) -> None:
+        try:
+            _, files, _ = contents_of(message)
+            bundle = check_bundle(files)
+        except BundleError as error:
+            raise MessageError(f"{self.controller}/dense holds no bundle: {error}") from error
         with self._changed:
-            self._dense = message
+            self._dense = bundle
             self._changed.notify_all()

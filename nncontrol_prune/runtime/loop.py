@@ -154,9 +154,9 @@ class ControlLoop:
     def follow(self) -> None:
         """Do one tick now, for a plant whose own beat is followed instead of deadlines.
 
-        All calls come from one thread, which called `prepare` before; `settle_memory` was called before that. Call it when an observation has come, and now and
-        then when none comes, so that the safe command is sent. A tick's lateness is then by how much its period was
-        longer than the rate's.
+        All calls come from one thread, which called `prepare` before; `settle_memory` was called before that. Call it
+        when an observation has come, and now and then when none comes, so that the safe command is sent. A tick's
+        lateness is then by how much its period was longer than the rate's.
         """
         start = time.perf_counter()
         self._slot.swap_if_staged(self.statistics.ticks)

@@ -237,11 +237,8 @@ class ControllerSlot:
             return
         try:
             self._store.write_slot(self._slot, SlotRecord(current=line[-1], history=line[:-1]))
-        except OSError as error:
-            self.problem = (
-                f"the store {self._store.root} does not know that slot {self._slot} runs {short(line[-1])}, as it "
-                f"cannot be written: {error.strerror or error}"
-            )
+        except StoreError as error:
+            self.problem = f"{error}; it does not know that slot {self._slot} runs {short(line[-1])}"
             self._next_attempt = time.monotonic() + self._patience
             self._patience = min(2 * self._patience, LONGEST_PATIENCE)
         else:

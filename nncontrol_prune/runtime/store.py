@@ -61,12 +61,20 @@ class BundleStore:
         self.root = root
 
     def add(self, bundle: Bundle) -> str:
-        """Store a checked bundle, unless it is there, and return its `name@digest`."""
+        """Store a checked bundle, unless it is there, and return its `name@digest`.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
         directory = self.directory(bundle.digest)
         if not directory.exists():
-            # Another process may store the same bundle in the meantime: same digest, same contents.
-            with contextlib.suppress(FileExistsError):
-                bundle.write(directory)
+            with self._writing():
+                try:
+                    bundle.write(directory)
+                except FileExistsError:
+                    # Another process may have stored the same bundle in the meantime: same digest, same contents.
+                    if not directory.exists():
+                        raise
         return bundle.reference
 
     def receive(self, files: dict[str, bytes], digest: str, verdict: Verdict | None) -> str:
@@ -180,16 +188,13 @@ class BundleStore:
         """Store a verdict; one that was there is replaced.
 
         Raises:
-            StoreError: It is an off-line one, and the candidate has been judged in closed loop, which tells more; or
-                what is in its place is no file.
+            StoreError: It is an off-line one, and the candidate has been judged in closed loop, which tells more; or it
+                cannot be written.
         """
         self._check_replaceable(verdict)
         digest = verdict.candidate.rpartition("@")[2]
-        path = self.root / "verdicts" / f"{digest}.json"
-        try:
-            write_atomically(path, verdict.model_dump_json(indent=1).encode())
-        except IsADirectoryError as error:
-            raise StoreError(f"the verdict {path} cannot be written: {error.strerror}") from error
+        with self._writing():
+            write_atomically(self.root / "verdicts" / f"{digest}.json", verdict.model_dump_json(indent=1).encode())
 
     def _check_replaceable(self, verdict: Verdict) -> None:
         known = None
@@ -248,8 +253,20 @@ class BundleStore:
             raise StoreError(f"{path} is not a slot record: {error.errors()[0]['msg']}") from error
 
     def write_slot(self, slot: str, record: SlotRecord) -> None:
-        """Record what a slot runs."""
-        write_atomically(self.root / "slots" / f"{slot}.json", record.model_dump_json(indent=1).encode())
+        """Record what a slot runs.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        with self._writing():
+            write_atomically(self.root / "slots" / f"{slot}.json", record.model_dump_json(indent=1).encode())
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(f"the store {self.root} cannot be written: {error.strerror or error}") from error
 
     @contextlib.contextmanager
     def held_slot(self, slot: str) -> Iterator[None]:

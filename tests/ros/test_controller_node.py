@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ from std_msgs.msg import Float64MultiArray, String
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.rollouts.reader import read_rollouts
+from nncontrol_prune.rollouts.schema import STEP_LAYOUT
+from nncontrol_prune.ros.messages import array_of
 from nncontrol_prune.runtime.store import BundleStore
 from tests.ros.graph import LATCHED, Graph, Robot, children, command_controller, commanding, wait_until
 
@@ -329,6 +332,28 @@ def test_controller_that_no_closed_loop_was_run_of_is_swapped_in_only_where_that
     commanding(robot, action_of(pruned if allowed else shipped_bundle, robot))
 
 
+def test_store_that_cannot_be_written_is_told_in_a_sentence(controller, graph) -> None:
+    node = controller(store="/proc/store")
+    wait_until(lambda: "cannot configure: the store /proc/store cannot be written" in node.log)
+    assert "Traceback" not in node.log
+    assert graph.state(NODE) == "unconfigured"
+
+
+def test_controller_that_cannot_be_stored_is_refused_with_the_reason(
+    controller, graph, robot, shipped_bundle, make_cartpole_bundle, tmp_path
+) -> None:
+    node = controller()
+    commanding(robot, action_of(shipped_bundle, robot))
+    wait_until(lambda: current(graph))
+    make_cartpole_bundle(hidden=(4, 4), name="other").write(tmp_path / "other")
+    shutil.move(graph.store_path / "bundles", tmp_path / "bundles")
+    (graph.store_path / "bundles").touch()
+    done, reason = graph.set(NODE, controller=str(tmp_path / "other"))
+    assert not done
+    assert reason == f"the store {graph.store_path} cannot be written: File exists"
+    assert "Traceback" not in node.log
+
+
 def test_parameters_of_the_wrong_type_out_of_range_or_not_now_are_refused(controller, graph, robot) -> None:
     controller(autostart=False, probation=3)  # a whole number for a float
     assert graph.get(NODE, "probation") == 3.0
@@ -372,13 +397,22 @@ def test_another_rate_than_the_controllers_is_refused(controller, graph) -> None
     assert graph.state(NODE) == "unconfigured"
 
 
-def test_callback_that_raises_is_told_and_the_node_lives_on(controller, graph, robot, shipped_bundle) -> None:
+def test_steps_that_are_none_are_told_in_a_sentence_and_the_node_lives_on(
+    controller, graph, robot, shipped_bundle
+) -> None:
     node = controller(record=True)
     commanding(robot, action_of(shipped_bundle, robot))
     publisher = graph.node.create_publisher(Float64MultiArray, "/mujoco_sim/step", 10)
     wait_until(publisher.get_subscription_count)
     publisher.publish(Float64MultiArray(data=[1.0, 2.0]))
-    wait_until(lambda: "steps: internal error" in node.log)
+    wait_until(lambda: "steps: a step has one value each of stamp, episode, step, reward" in node.log)
+    publisher.publish(array_of(tuple((label, 1) for label in ("stamp", "episode", "step", "reward", "a", "b"))))
+    wait_until(lambda: "('b', 1))" in node.log)
+    message = array_of(STEP_LAYOUT)
+    message.data[1] = math.nan
+    publisher.publish(message)
+    wait_until(lambda: "steps: a step's numbers of episode and step are none" in node.log)
+    assert "Traceback" not in node.log
     commanding(robot, action_of(shipped_bundle, robot))
 
 

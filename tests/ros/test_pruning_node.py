@@ -237,6 +237,28 @@ def test_bundle_damaged_on_its_way_is_refused(graph, controller, make_cartpole_b
     wait_until(lambda: BundleStore(graph.store_path).directory(bundle.digest).exists())
 
 
+def logged(node: NodeProcess, text: str) -> None:
+    wait_until(lambda: text in node.log, what=text)
+
+
+def test_garbage_on_its_topics_is_told_in_a_sentence_and_changes_nothing(graph, controller, service) -> None:
+    controller()
+    node = service(store=str(graph.tmp_path / "far"))
+    ready(graph)
+    for topic, message_type, message, told in (
+        ("status", String, String(data="garbage"), "status: nn_controller says something that is no status: Invalid"),
+        ("pruning_claim", String, String(data="{}"), "pruning_claim: a claim is none: Field required"),
+        ("dense", UInt8MultiArray, UInt8MultiArray(data=[1, 2]), "dense: nn_controller/dense holds no bundle: the"),
+    ):
+        publisher = graph.node.create_publisher(message_type, f"{CONTROLLER}/{topic}", LATCHED)
+        wait_until(publisher.get_subscription_count)
+        publisher.publish(message)
+        logged(node, told)
+        graph.node.destroy_publisher(publisher)
+    assert "Traceback" not in node.log
+    wait_until(lambda: graph.trigger(f"{SERVICE}/prune") == (True, "job 1 has started"))
+
+
 def test_status_is_json_for_whoever_comes_late(graph, controller, service) -> None:
     service()
     messages = graph.watch(f"{SERVICE}/status", String, LATCHED)

@@ -163,7 +163,7 @@ def test_commit_that_cannot_be_written_is_told_and_tried_again_ever_more_rarely(
     def fail(*_: object) -> None:
         nonlocal attempts
         attempts += 1
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise StoreError("the store cannot be written: No space left on device")
 
     now = 0.0
     monkeypatch.setattr("nncontrol_prune.runtime.slot.time.monotonic", lambda: now)

@@ -43,6 +43,17 @@ def test_damaged_bundle_in_the_store_is_refused(store: BundleStore, small_bundle
         store.load(reference)
 
 
+def test_store_that_cannot_be_written_is_named(tmp_path: Path, small_bundle) -> None:
+    (tmp_path / "file").touch()
+    store = BundleStore(tmp_path / "file" / "store")
+    for write in (
+        lambda: store.add(small_bundle),
+        lambda: store.write_slot("loop", SlotRecord(current=small_bundle.reference)),
+    ):
+        with pytest.raises(StoreError, match=f"the store {store.root} cannot be written: Not a directory"):
+            write()
+
+
 def test_bundle_without_parent_needs_no_verdict(store: BundleStore, small_bundle) -> None:
     store.check_accepted(small_bundle)
 
@@ -147,7 +158,7 @@ def test_directory_in_the_place_of_a_file_is_told(
     (store.root / "slots" / "loop.json").mkdir(parents=True)
     with pytest.raises(StoreError, match=r"verdict .*\.json cannot be read: Is a directory"):
         store.check_accepted(pruned)
-    with pytest.raises(StoreError, match=r"verdict .*\.json cannot be written: Is a directory"):
+    with pytest.raises(StoreError, match=r"the store .* cannot be written: Is a directory"):
         store.write_verdict(make_verdict(pruned))
     with pytest.raises(StoreError, match=r"slot record .*loop\.json cannot be read: Is a directory"):
         store.slot("loop")
