@@ -22,6 +22,7 @@ from nncontrol_prune.rollouts.errors import RolloutError
 from nncontrol_prune.rollouts.recorder import Recorder
 from nncontrol_prune.ros.callbacks import answering, guarded, setting, transition
 from nncontrol_prune.ros.command_joints import CommandJoints
+from nncontrol_prune.ros.command_log import CommandLog
 from nncontrol_prune.ros.controller_health import health
 from nncontrol_prune.ros.loop_runner import LoopRunner
 from nncontrol_prune.ros.messages import LATCHED, contents_of, diagnostics, parcel_of, step_of
@@ -60,6 +61,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
         self._slot: ControllerSlot | None = None
         self._runner: LoopRunner | None = None
         self._recorder: Recorder | None = None
+        self._command_log: CommandLog | None = None
         self._told_swaps = -1
         self._told_status = ""
         self._told_problem: str | None = None
@@ -186,6 +188,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
             except RolloutError as error:  # the loop comes first
                 self._tell_recording_problem(str(error))
         self._runner.start(self._slot, self._recorder)
+        self._command_log = CommandLog(self._runner, self)
         self._active = True
         self.get_logger().info(
             f"commanding {', '.join(manifest.action.joints)} on {self._runner.link.command_topic} at "
@@ -306,10 +309,12 @@ class ControllerNode(ParameterNode, LifecycleNode):
         return f"back to {reference}"
 
     def _keep_house(self) -> None:
-        """Stop where the joints are others; commit, record and tell what the loop did; let the parameter follow."""
+        """Stop where the joints are others; tell what the loop and the recorder did; let the parameter follow; commit."""
         if self._active and self._joints.different:
             self.get_logger().error(f"no more commands: {self._joints.problem}")
             self.trigger_deactivate()
+        if self._active and self._command_log is not None:
+            self._command_log.look()
         if self._recorder is not None and self._recorder.failure is not None:
             self._tell_recording_problem(self._recorder.failure)
         slot = self._slot

@@ -114,7 +114,7 @@ def test_it_ends_with_the_safe_command(controller, robot) -> None:
 def test_states_that_stop_lead_to_the_safe_command_until_they_come_again(
     controller, graph, robot, shipped_bundle
 ) -> None:
-    controller()
+    node = controller()
     newest = graph.diagnostics()
     commanding(robot, action_of(shipped_bundle, robot))
     wait_until(lambda: newest() and newest().message == "OK")
@@ -124,6 +124,8 @@ def test_states_that_stop_lead_to_the_safe_command_until_they_come_again(
     robot.silent = False
     commanding(robot, action_of(shipped_bundle, robot))
     wait_until(lambda: newest().message == "OK")
+    wait_until(lambda: "the controller's commands are sent again" in node.log)
+    assert node.log.count("the safe command is sent: no joint states that can be acted on are coming") == 1
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def test_states_that_stop_lead_to_the_safe_command_until_they_come_again(
 def test_states_that_cannot_be_acted_on_lead_to_the_safe_command_and_are_told(
     controller, graph, robot, shipped_bundle, change, problem
 ) -> None:
-    controller()
+    node = controller()
     newest = graph.diagnostics()
     commanding(robot, action_of(shipped_bundle, robot))
     before = {name: getattr(robot, name) for name in change}
@@ -151,6 +153,28 @@ def test_states_that_cannot_be_acted_on_lead_to_the_safe_command_and_are_told(
     for name, value in before.items():
         setattr(robot, name, value)
     commanding(robot, action_of(shipped_bundle, robot))
+    wait_until(lambda: "the controller's commands are sent again" in node.log)
+    (line,) = re.findall("the safe command is sent: .*", node.log)
+    assert problem in line
+
+
+def test_safe_command_that_comes_in_turns_with_the_controllers_is_logged_once(
+    controller, graph, robot, shipped_bundle
+) -> None:
+    node = controller()
+    newest = graph.diagnostics()
+    commanding(robot, action_of(shipped_bundle, robot))
+    good = robot.position
+    for _ in range(10):
+        robot.position = [math.nan, 0.25]
+        time.sleep(0.15)
+        robot.position = good
+        time.sleep(0.15)
+    wait_until(lambda: "the controller's commands are sent again" in node.log)
+    wait_until(lambda: newest() and newest().message == "OK")
+    assert (
+        node.log.count("the safe command is sent:") == node.log.count("the controller's commands are sent again") == 1
+    )
 
 
 def test_state_that_comes_twice_is_answered_twice_and_counted_once(controller, graph, robot) -> None:
