@@ -309,7 +309,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
         return f"back to {reference}"
 
     def _keep_house(self) -> None:
-        """Stop where the joints are others; tell what the loop and the recorder did; let the parameter follow; commit."""
+        """Stop where joints are others; tell what the loop and the recorder did; let the parameter follow; commit."""
         if self._active and self._joints.different:
             self.get_logger().error(f"no more commands: {self._joints.problem}")
             self.trigger_deactivate()

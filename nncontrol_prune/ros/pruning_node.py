@@ -23,7 +23,7 @@ from nncontrol_prune.ros.remote_loop import LoopError, RemoteLoop
 from nncontrol_prune.ros.running import spin
 from nncontrol_prune.runtime.store import BundleStore, default_root
 from nncontrol_prune.service.coordinator import Coordinator
-from nncontrol_prune.service.pruning_service import ServiceError
+from nncontrol_prune.service.pruning_service import JobStatus, ServiceError
 
 REFUSALS: tuple[type[Exception], ...] = (ServiceError, LoopError)
 DEPLOYMENT_ERRORS: tuple[type[Exception], ...] = (*EXPECTED, *REFUSALS)
@@ -57,6 +57,7 @@ class PruningNode(ParameterNode):
             journal=store.root / "jobs" / f"{name}.json",
         )
         self._told = ""
+        self._logged = result_of(self._coordinator.status)
         self._told_progress = -1.0
         self._deployment = ""
         self._progress_publisher = self.create_publisher(Float64, "~/progress", LATCHED)
@@ -133,6 +134,7 @@ class PruningNode(ParameterNode):
 
     def _tell(self) -> None:
         status = self._coordinator.status
+        self._log_result(status)
         text = json.dumps(
             {
                 **status.model_dump(mode="json", exclude={"outcome"}),
@@ -147,6 +149,19 @@ class PruningNode(ParameterNode):
         if status.progress != self._told_progress:
             self._told_progress = status.progress
             self._progress_publisher.publish(Float64(data=status.progress))
+
+    def _log_result(self, status: JobStatus) -> None:
+        """Log how a job ended, once."""
+        if result_of(status) == self._logged:
+            return
+        self._logged = result_of(status)
+        text = f"job {status.job} {status.state}: {status.message}"
+        if status.state == "accepted":
+            self.get_logger().info(text)
+        elif status.state == "rejected":
+            self.get_logger().warning(text)
+        elif status.state == "failed":
+            self.get_logger().error(text)
 
     def _diagnose(self) -> None:
         status = self._coordinator.status
@@ -171,6 +186,11 @@ class PruningNode(ParameterNode):
         }
         name = self.get_fully_qualified_name().lstrip("/")
         self._diagnostics_publisher.publish(diagnostics(self.get_clock().now().to_msg(), name, problems, values))
+
+
+def result_of(status: JobStatus) -> tuple[int, str, str]:
+    """Return what is new where a job has ended, or was decided, or has no report after that."""
+    return status.job, status.state, status.message
 
 
 def main() -> None:

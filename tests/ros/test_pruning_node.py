@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -61,6 +62,10 @@ def ended(graph: Graph, timeout: float = 300.0) -> dict[str, Any]:
     return wait_until(over, timeout)
 
 
+def logged(node: NodeProcess, text: str) -> None:
+    wait_until(lambda: text in node.log, what=text)
+
+
 def test_pole_swings_up_and_its_controller_is_pruned_and_deployed(graph: Graph) -> None:
     file = share_directory() / "config" / "sim.yaml"
     started = time.monotonic()
@@ -92,13 +97,15 @@ def test_pole_swings_up_and_its_controller_is_pruned_and_deployed(graph: Graph) 
 
 def test_deploying_is_left_to_the_user_and_refused_before_anything_is_accepted(graph, controller, service) -> None:
     controller()
-    service()
+    node = service()
     ready(graph)
     assert graph.trigger(f"{SERVICE}/deploy") == (False, "there is nothing accepted to deploy; the last job is idle")
     assert graph.trigger(f"{SERVICE}/cancel") == (False, "there is no running job to cancel")
     assert graph.trigger(f"{SERVICE}/prune")[0]
-    assert ended(graph)["state"] == "accepted"
+    job = ended(graph)
+    assert job["state"] == "accepted"
     time.sleep(0.5)
+    assert re.findall(r"\[(\w+)\] .*: job 1 accepted: (.*)", node.log) == [("INFO", job["message"])]
     assert graph.status()["swaps"] == 0
     done, message = graph.trigger(f"{SERVICE}/deploy")
     assert done, message
@@ -109,11 +116,12 @@ def test_deploying_is_left_to_the_user_and_refused_before_anything_is_accepted(g
 
 def test_rejected_controller_is_never_deployed(graph, controller, service) -> None:
     controller()
-    service(sparsity=0.998, tolerance=0.05, variations=0, auto_deploy=True)
+    node = service(sparsity=0.998, tolerance=0.05, variations=0, auto_deploy=True)
     ready(graph)
     graph.trigger(f"{SERVICE}/prune")
     job = ended(graph)
     assert job["state"] == "rejected"
+    assert re.findall(r"\[(\w+)\] .*: job 1 rejected: (.*)", node.log) == [("WARN", job["message"])]
     assert graph.trigger(f"{SERVICE}/deploy") == (
         False,
         "there is nothing accepted to deploy; the last job is rejected",
@@ -122,6 +130,18 @@ def test_rejected_controller_is_never_deployed(graph, controller, service) -> No
     assert not done
     assert "the gate rejected it" in reason
     assert graph.status()["swaps"] == 0
+
+
+def test_job_that_fails_is_logged_with_the_reason(graph, controller, service, tmp_path) -> None:
+    controller()
+    (tmp_path / "empty").mkdir()
+    node = service(rollouts=tmp_path / "empty")
+    ready(graph)
+    assert graph.trigger(f"{SERVICE}/prune")[0]
+    job = ended(graph)
+    assert job["state"] == "failed"
+    logged(node, f"job 1 failed: {job['message']}")
+    assert "[ERROR]" in node.log
 
 
 @pytest.mark.parametrize("stage", ["starting", "importance", "coefficients", "validation", "robustness"])
@@ -235,10 +255,6 @@ def test_bundle_damaged_on_its_way_is_refused(graph, controller, make_cartpole_b
     wait_until(lambda: "the message's layout names 0 bytes, and it has 3" in node.log)
     publisher.publish(parcel_of(bundle, None))
     wait_until(lambda: BundleStore(graph.store_path).directory(bundle.digest).exists())
-
-
-def logged(node: NodeProcess, text: str) -> None:
-    wait_until(lambda: text in node.log, what=text)
 
 
 def test_garbage_on_its_topics_is_told_in_a_sentence_and_changes_nothing(graph, controller, service) -> None:
