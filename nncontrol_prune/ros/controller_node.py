@@ -18,6 +18,7 @@ from std_srvs.srv import Trigger
 from nncontrol_prune.config import ConfigError, ControllerConfig
 from nncontrol_prune.controllers.bundle import short
 from nncontrol_prune.controllers.errors import ControllerError
+from nncontrol_prune.controllers.limits import ActionLimits
 from nncontrol_prune.rollouts.errors import RolloutError
 from nncontrol_prune.rollouts.recorder import Recorder
 from nncontrol_prune.ros.callbacks import answering, guarded, setting, transition
@@ -73,6 +74,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
         self._starting: Any = None
         self._following = False
         self._active = False
+        self._finalized = False
         self._status_publisher = self.create_publisher(String, "~/status", LATCHED)
         self._bundle_publisher = self.create_publisher(String, "~/bundle", LATCHED)
         self._dense_publisher = self.create_publisher(UInt8MultiArray, "~/dense", LATCHED)
@@ -123,7 +125,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Do the same from any state."""
-        return transition(self, "shut down", self.close)
+        return transition(self, "shut down", self._finalize)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Go back to unconfigured, from where it can be tried again."""
@@ -137,6 +139,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
         with ExitStack() as undone:
             undone.callback(slot.close)
             config.check_rate(manifest)
+            ActionLimits(manifest.action, config.safe_command)  # refuses one that does not fit
             self._runner = LoopRunner(self, config, manifest)
             undone.pop_all()
         self._slot = slot
@@ -233,6 +236,10 @@ class ControllerNode(ParameterNode, LifecycleNode):
         if self._slot is not None:
             self._slot.close()
         self._runner = self._slot = None
+
+    def _finalize(self) -> None:
+        self.close()
+        self._finalized = True
 
     def _simulator_name(self) -> str:
         return self.resolve_topic_name(f"{self._settings.config.simulator or 'mujoco_sim'}")
@@ -365,7 +372,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
     def _tell_status(self) -> None:
         slot = self._slot
         status = {
-            "state": "active" if self._active else "unconfigured" if slot is None else "inactive",
+            "state": self._state,
             "active": "" if slot is None else slot.active.reference,
             "dense": self._sent_dense,
             "swaps": 0 if slot is None else slot.swaps,
@@ -377,6 +384,12 @@ class ControllerNode(ParameterNode, LifecycleNode):
         if text != self._told_status:
             self._told_status = text
             self._status_publisher.publish(String(data=text))
+
+    @property
+    def _state(self) -> str:
+        if self._finalized:
+            return "finalized"
+        return "active" if self._active else "unconfigured" if self._slot is None else "inactive"
 
     @property
     def _bag(self) -> str:

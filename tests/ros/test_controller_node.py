@@ -92,8 +92,19 @@ def test_lifecycle(controller, graph, robot, shipped_bundle) -> None:
     assert graph.change_state(NODE, Transition.TRANSITION_CLEANUP)
     assert graph.state(NODE) == "unconfigured"
     assert graph.change_state(NODE, Transition.TRANSITION_CONFIGURE)
+    wait_until(lambda: graph.status()["state"] == "inactive")
     assert graph.change_state(NODE, Transition.TRANSITION_INACTIVE_SHUTDOWN)
     assert graph.state(NODE) == "finalized"
+    wait_until(lambda: graph.status()["state"] == "finalized")
+
+
+@pytest.mark.parametrize("command", ["[1.0, 2.0]", "[1000.0]"])
+def test_safe_command_that_does_not_fit_the_controller_is_refused_when_it_is_configured(
+    controller, graph, command
+) -> None:
+    node = controller(safe_command=command)
+    wait_until(lambda: f"cannot configure: safe_command {command} is not one value within each of: slider" in node.log)
+    assert graph.state(NODE) == "unconfigured"
 
 
 def test_configuring_without_a_controller_fails_with_the_reason_and_can_be_tried_again(controller, graph) -> None:
