@@ -56,6 +56,11 @@ class SimulatorLink:
         """Why the last command was not taken; empty if it was."""
         node.create_subscription(Float64MultiArray, "commands", guarded(node, "commands", self._take), COMMAND)
 
+    @property
+    def time(self) -> float:
+        """Time of the newest state in s, which is the clock of the others; 0 before the first."""
+        return 0.0 if math.isnan(self._stamp) else self._stamp
+
     def command(self, action: NDArray[np.float64]) -> float:
         """Fill in the newest command; return the stamp it answers, NaN if none came since the last call."""
         with self._lock:
@@ -185,7 +190,7 @@ class SimulatorNode(ParameterNode):
             "paused": plant.paused.is_set(),
         }
         name = self.get_fully_qualified_name().lstrip("/")
-        self._diagnostics_publisher.publish(diagnostics(self.get_clock().now().to_msg(), name, problems, values))
+        self._diagnostics_publisher.publish(diagnostics(time_of(self._link.time), name, problems, values))
 
 
 class _Later:

@@ -7,6 +7,7 @@ import pytest
 
 rclpy = pytest.importorskip("rclpy", reason="rclpy cannot be imported: no ROS 2 here, or it is not sourced")
 
+from diagnostic_msgs.msg import DiagnosticArray
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
@@ -96,6 +97,15 @@ def test_runs_in_lockstep_are_reproducible(graph: Graph) -> None:
     first = run_in_lockstep(graph, 1.0)
     assert run_in_lockstep(graph, 20.0) == first
     assert len(set(first)) == 100
+
+
+def test_diagnostics_have_the_plants_time(graph: Graph) -> None:
+    commander = Commander(graph, [0.0])
+    messages = graph.watch("/diagnostics", DiagnosticArray)
+    graph.start("simulator_node", realtime_priority=0)
+    wait_until(lambda: len(messages) > 1)
+    assert 0.0 <= seconds(messages[-1].header.stamp) <= stamp(commander.states[-1])
+    assert seconds(messages[-1].header.stamp) > 0.0
 
 
 def test_commands_that_do_not_fit_are_told_and_not_carried_out(graph: Graph) -> None:
