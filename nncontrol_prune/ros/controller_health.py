@@ -45,9 +45,8 @@ def health(
         values["recorded messages"] = recorder.written
         values["messages not recorded"] = recorder.dropped
         if recorder.dropped:
-            problems.append((DiagnosticStatus.WARN, f"{recorder.dropped} messages could not be recorded"))
-        if recorder.reason is not None:
-            problems.append((DiagnosticStatus.ERROR, f"recording: {recorder.reason}"))
+            reason = f": {recorder.reason}" if recorder.reason else ""
+            problems.append((DiagnosticStatus.WARN, f"{recorder.dropped} messages could not be recorded{reason}"))
     if slot.problem is not None:
         problems.append((DiagnosticStatus.ERROR, slot.problem))
     if not active:

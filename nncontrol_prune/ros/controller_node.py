@@ -161,7 +161,10 @@ class ControllerNode(ParameterNode, LifecycleNode):
         if record is not None and record.current != reference:
             try:
                 slot = self._slot_with(record.current)
-                slot.stage(reference)
+                with ExitStack() as undone:
+                    undone.callback(slot.close)
+                    slot.stage(reference)
+                    undone.pop_all()
             except ControllerError as error:
                 self.get_logger().warning(f"{short(reference)} begins without a probation: {error}")
             else:
