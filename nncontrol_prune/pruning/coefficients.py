@@ -27,7 +27,7 @@ from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.network import Network, Outputs, rows_of, take
-from nncontrol_prune.pruning.reconstruction import dense_targets, last_layer_sensitivity, reconstruct
+from nncontrol_prune.pruning.reconstruction import Target, dense_targets, last_layer_sensitivity, reconstruct
 from nncontrol_prune.pruning.surgery import Module, most_important, remove_channels
 from nncontrol_prune.pruning.terms import Term, weighted_sum
 
@@ -91,8 +91,8 @@ class CoefficientProblem(Generic[Module]):
         return self.network.tied(self.groups)
 
     @cached_property
-    def targets(self) -> dict[str, Tensor]:
-        """What the layers to be refitted give out in the dense network."""
+    def targets(self) -> dict[str, Target]:
+        """What the layers are refitted to."""
         return dense_targets(self.network, self.groups, self.calibration.fit)
 
     @cached_property

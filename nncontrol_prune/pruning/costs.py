@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nncontrol_prune.pruning.calls import taken_in
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import LINEAR, TRANSPOSED, Group
 
@@ -77,19 +78,22 @@ def multiplication_cost(module: nn.Module, groups: Sequence[Group], run: Callabl
     """A weight of a linear layer or a convolution costs one for every time that a row of the run multiplies it."""
     weights: dict[str, float] = {}
 
-    def count(name: str, inputs: tuple[Tensor, ...], output: Tensor, layer: nn.Module) -> None:
-        rows = inputs[0].shape[0]
+    def count(name: str, held: Tensor, output: Tensor, layer: nn.Module) -> None:
+        rows = held.shape[0]
         if isinstance(layer, nn.Linear):
             positions = output.numel() / layer.out_features
         elif isinstance(layer, TRANSPOSED):
-            positions = inputs[0].numel() / inputs[0].shape[1]
+            positions = held.numel() / held.shape[1]
         else:
             positions = output.numel() / output.shape[1]
         weights[name] = weights.get(name, 0.0) + positions / rows
 
     hooks = [
         layer.register_forward_hook(
-            lambda module, inputs, output, name=name: count(f"{name}.weight".lstrip("."), inputs, output, module)
+            lambda module, arguments, named, output, name=name: count(
+                f"{name}.weight".lstrip("."), taken_in(arguments, named), output, module
+            ),
+            with_kwargs=True,
         )
         for name, layer in module.named_modules()
         if isinstance(layer, (*LINEAR, *TRANSPOSED))

@@ -29,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -40,6 +41,7 @@ from scipy.optimize import bisect
 from torch import Tensor, nn
 
 from nncontrol_prune.progress import Progress
+from nncontrol_prune.pruning.calls import taken_in
 from nncontrol_prune.pruning.coefficients import CoefficientProblem, uniform
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import TRANSPOSED, Group
@@ -53,6 +55,7 @@ from nncontrol_prune.pruning.layers import (
 )
 from nncontrol_prune.pruning.network import Network, rows_of, spread_rows, take
 from nncontrol_prune.pruning.reconstruction import (
+    Target,
     affine_fit,
     blown_up,
     contrast_factor,
@@ -238,12 +241,12 @@ class _SoftLayers:
     Args:
         network: The dense network.
         groups: Its groups.
-        targets: What each layer to fit gave out in the dense network.
+        targets: What each layer is fitted to.
         fit_weights: Weights of the rows that the layers are fitted on.
     """
 
     def __init__(
-        self, network: Network[Any], groups: list[Group], targets: Mapping[str, Tensor], fit_weights: Tensor
+        self, network: Network[Any], groups: list[Group], targets: Mapping[str, Target], fit_weights: Tensor
     ) -> None:
         self._module = module = network.module
         self._contrasts = network.contrasts
@@ -256,7 +259,7 @@ class _SoftLayers:
             dim = int(regression and not isinstance(layer, TRANSPOSED))
             weight: Any = layer.weight
             # A norm gives out as many channels as it takes in, and may have no weight.
-            size = weight.shape[dim] if regression else responses(layer, targets[name]).shape[1]
+            size = weight.shape[dim] if regression else responses(layer, targets[name].output).shape[1]
             group, channel = places_in(groups, f"{name}.weight", dim, size)
             if regression:
                 group, channel = group.repeat_interleave(taps(layer)), channel.repeat_interleave(taps(layer))
@@ -266,19 +269,26 @@ class _SoftLayers:
     def masked(self, masks: Sequence[Tensor]) -> Iterator[None]:
         """Within the block the module computes what the masks, one for each group, leave of it.
 
-        Layers are fitted when they are first run, which has to be on the rows to fit.
+        Layers are fitted as they are run first, which has to be on the rows to fit.
         """
         fitted: dict[str, tuple[Tensor, Tensor]] = {}
+        calls = Counter[str]()
 
-        def hook(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        def hook(name: str, layer: nn.Module, held: Tensor, output: Tensor) -> Tensor:
+            calls[name] += 1
+            if calls[name] <= self._targets[name].call:
+                return output  # to what is the same in all rows
             mask = self._mask(name, masks)
             if isinstance(layer, NORMS):
-                return self._norm(name, layer, inputs[0], output, mask, fitted)
-            return self._regression(name, layer, inputs[0], mask, fitted)
+                return self._norm(name, layer, held, output, mask, fitted)
+            return self._regression(name, layer, held, mask, fitted)
 
         hooks = [
             self._module.get_submodule(name).register_forward_hook(
-                lambda layer, inputs, output, name=name: hook(name, layer, inputs, output)
+                lambda layer, arguments, named, output, name=name: hook(
+                    name, layer, taken_in(arguments, named), output
+                ),
+                with_kwargs=True,
             )
             for name in self._places
         ]
@@ -306,7 +316,7 @@ class _SoftLayers:
     ) -> Tensor:
         if name not in fitted:
             rows = regression_rows(layer, inputs, FIT_POSITIONS)
-            taken, target = inputs[rows], self._targets[name][rows]
+            taken, target = inputs[rows], self._targets[name].output[rows]
             if self._contrasts:
                 factor = contrast_factor(layer, target)
                 taken, target = blown_up(taken, factor), blown_up(target, factor)
@@ -346,7 +356,7 @@ class _SoftLayers:
         if name not in fitted:
             fitted[name] = affine_fit(
                 responses(layer, output),
-                responses(layer, self._targets[name]),
+                responses(layer, self._targets[name].output),
                 self._weights,
                 intercept=bias is not None,
             )

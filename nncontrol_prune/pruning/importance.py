@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from nncontrol_prune.pruning.calls import taken_in, telling_calls
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import TRANSPOSED, Group
 from nncontrol_prune.pruning.layers import by_channel, regressors, solution_of, taps
@@ -199,33 +201,22 @@ def _greedy_removal(problems: list[tuple[Tensor, Tensor, Tensor]], channels: int
 
 
 def _gram_matrices(evidence: Evidence, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return, by name, the Gram matrix of what layers take in the first time they run."""
+    """Return, by name, the Gram matrix of what layers take in, in the call that they are fitted in."""
     module = evidence.network.module
     grams: dict[str, Tensor] = {}
 
-    def note(name: str, layer: nn.Module, held: Tensor, output: Tensor) -> None:
-        if name not in grams:
-            rows = regression_rows(layer, held)
-            held = held[rows]
-            if evidence.network.contrasts:
-                held = blown_up(held, contrast_factor(layer, output[rows]))
-            inputs = regressors(layer, held).double()
-            weights = evidence.weights[rows].double().repeat_interleave(len(inputs) // len(rows))
-            intercept = getattr(layer, "bias", None) is not None
-            grams[name] = moments(inputs, inputs[:, :1], weights, intercept=intercept)[0]
+    def note(name: str, layer: nn.Module, call: int, held: Tensor, output: Tensor) -> None:
+        rows = regression_rows(layer, held)
+        held = held[rows]
+        if evidence.network.contrasts:
+            held = blown_up(held, contrast_factor(layer, output[rows]))
+        inputs = regressors(layer, held).double()
+        weights = evidence.weights[rows].double().repeat_interleave(len(inputs) // len(rows))
+        intercept = getattr(layer, "bias", None) is not None
+        grams[name] = moments(inputs, inputs[:, :1], weights, intercept=intercept)[0]
 
-    hooks = [
-        module.get_submodule(name).register_forward_hook(
-            lambda layer, arguments, output, name=name: note(name, layer, arguments[0], output)
-        )
-        for name in names
-    ]
-    try:
-        with torch.no_grad():
-            evidence.network.run(module, evidence.network.once(evidence.batch))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), telling_calls(module, names, note):
+        evidence.network.run(module, evidence.network.once(evidence.batch))
     return grams
 
 
@@ -258,15 +249,18 @@ def _inputs_of(module: nn.Module, groups: Sequence[Group]) -> Iterator[dict[str,
     """Collect what each consumer takes in, call by call; each a tensor of its own that only this consumer uses."""
     inputs: dict[str, list[Tensor]] = {}
 
-    def note(name: str, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        held = arguments[0]
-        if torch.is_grad_enabled():
-            held = held + 0.0 if held.requires_grad else held.detach().requires_grad_(True)
+    def note(name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        given = taken_in(arguments, named)
+        held = given.clone()  # others may work in place on what this one takes in
+        if torch.is_grad_enabled() and not held.requires_grad:
+            held = held.detach().requires_grad_(True)
         inputs.setdefault(name, []).append(held)
-        return (held, *arguments[1:])
+        return tree_map(lambda value: held if value is given else value, (arguments, named))
 
     hooks = [
-        module.get_submodule(name).register_forward_pre_hook(lambda _, arguments, name=name: note(name, arguments))
+        module.get_submodule(name).register_forward_pre_hook(
+            lambda _, arguments, named, name=name: note(name, arguments, named), with_kwargs=True
+        )
         for name in dict.fromkeys(name for group in groups for name in group.consumers)
     ]
     try:

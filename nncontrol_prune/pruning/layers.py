@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -110,25 +109,6 @@ def places_in(groups: Sequence[Group], tensor: str, dim: int, size: int) -> tupl
                 group[member.positions] = number
                 channel[member.positions] = torch.arange(candidate.channels)[:, None].expand_as(member.positions)
     return group, channel
-
-
-@contextmanager
-def capture(module: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
-    """Collect what submodules give out the first time they are run within the block, by name."""
-    captured: dict[str, Tensor] = {}
-
-    def keep(name: str, output: Tensor) -> None:
-        captured.setdefault(name, output)
-
-    hooks = [
-        module.get_submodule(name).register_forward_hook(lambda _, inputs, output, name=name: keep(name, output))
-        for name in names
-    ]
-    try:
-        yield captured
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _turned(kernel: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ the *dense* one and ω_i the weight of row i,
 (He et al. 2017, channel pruning). A convolution is fitted on its patches. A norm that lost channels has other
 statistics now; its affine part is fitted channel by channel, (γ, β) → (aγ, aβ + b) with (a, b) = argmin Σ_i ω_i (a n_i
 + b - m_i)² for what it gives out, n, and gave out, m. A layer that runs several times, as when dynamics are unrolled,
-is fitted the first time, where its inputs are logged states and not yet its own predictions.
+is fitted the first time, where its inputs are logged states and not yet its own predictions; or, where these are the
+same in all rows, as a state that starts at zero is, the first time that they are not.
 
 What the last layers give out matters more in some rows than in others: not at all where a squashed action is at its
 limit or a softmax has settled. So they are fitted once more, output k with the row weights ω_i (½ + ½ s_k(i)), where
@@ -24,18 +25,19 @@ rows: W and b that were exact stay so, and the fit attends to both.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from nncontrol_prune.pruning.calls import taken_in, telling_calls
 from nncontrol_prune.pruning.groups import TRANSPOSED, Group, leaving_entries, produces
 from nncontrol_prune.pruning.layers import (
     NORMS,
-    capture,
     channel_dimension,
     load_solution,
     regressors,
@@ -58,6 +60,18 @@ REGRESSION_ROWS = 20_000
 """Rows times positions that a layer is fitted on at the most; the patches of images are many and alike."""
 
 
+class Target(NamedTuple):
+    """What a layer is fitted to.
+
+    Attributes:
+        call: In which of its calls, from 0.
+        output: What it gave out in that call in the dense network.
+    """
+
+    call: int
+    output: Tensor
+
+
 def fitted_layers(module: nn.Module, groups: Sequence[Group]) -> list[str]:
     """Return the names of the layers to fit: those that take a group in, and norms that a group passes through."""
     names = [name for group in groups for name in group.consumers]
@@ -67,9 +81,14 @@ def fitted_layers(module: nn.Module, groups: Sequence[Group]) -> list[str]:
 
 
 @torch.no_grad()
-def dense_targets(network: Network[Any], groups: Sequence[Group], batch: Batch) -> dict[str, Tensor]:
-    """Return what each layer to fit gives out in the dense network, by name."""
-    with capture(network.module, fitted_layers(network.module, groups)) as targets:
+def dense_targets(network: Network[Any], groups: Sequence[Group], batch: Batch) -> dict[str, Target]:
+    """Return what each layer is fitted to, by name."""
+    targets: dict[str, Target] = {}
+
+    def note(name: str, layer: nn.Module, call: int, held: Tensor, output: Tensor) -> None:
+        targets[name] = Target(call, output.clone())  # what comes after may work in place
+
+    with telling_calls(network.module, fitted_layers(network.module, groups), note):
         network.run(network.module, network.once(batch))
     return targets
 
@@ -84,7 +103,7 @@ def reconstruct(
     weights: Tensor,
     *,
     terms: Sequence[Term] = (),
-    targets: Mapping[str, Tensor] | None = None,
+    targets: Mapping[str, Target] | None = None,
     sensitivity: Mapping[str, Tensor] | None = None,
 ) -> list[str]:
     """Refit, in place, every layer of `pruned` that lost inputs, and every norm that lost channels.
@@ -108,7 +127,7 @@ def reconstruct(
     warnings = _not_refitted(network.module, groups)
 
     def refit(name: str, layer: nn.Module, held: Tensor) -> None:
-        target = targets[name]
+        target = targets[name].output
         gone = leaving.get((f"{name}.weight", 1 if isinstance(layer, TRANSPOSED) else 0))
         if gone is not None:
             channel = channel_dimension(layer, target)
@@ -142,7 +161,7 @@ def reconstruct(
         )
         load_solution(layer, weight, bias)
 
-    with _before_first_calls(pruned, fitted_layers(pruned, groups), refit):
+    with _before_calls(pruned, targets, refit):
         network.run(pruned, network.once(batch))
     if terms and last_layers(network.module, groups):
         if sensitivity is None:
@@ -189,7 +208,7 @@ def _refit_last_layers(
     batch: Batch,
     weights: Tensor,
     terms: Sequence[Term],
-    targets: Mapping[str, Tensor],
+    targets: Mapping[str, Target],
     dense: Mapping[str, Tensor],
 ) -> None:
     rows = spread_rows(len(weights), LAST_LAYER_ROWS)
@@ -197,7 +216,7 @@ def _refit_last_layers(
     found = squared_gradients(replace(network, module=pruned), list(dense), batch, terms)
 
     def refit(name: str, layer: nn.Module, held: Tensor) -> None:
-        target = targets[name][rows]
+        target = targets[name].output[rows]
         if network.contrasts:
             factor = contrast_factor(layer, target)
             held, target = blown_up(held, factor), blown_up(target, factor)
@@ -214,25 +233,27 @@ def _refit_last_layers(
         ]
         load_solution(layer, torch.cat([w for w, _ in solutions], dim=1), torch.cat([b for _, b in solutions]))
 
-    with _before_first_calls(pruned, list(found), refit):
+    with _before_calls(pruned, {name: targets[name] for name in found}, refit):
         network.run(pruned, network.once(batch))
 
 
 @contextmanager
-def _before_first_calls(
-    module: nn.Module, names: Sequence[str], refit: Callable[[str, nn.Module, Tensor], None]
+def _before_calls(
+    module: nn.Module, targets: Mapping[str, Target], refit: Callable[[str, nn.Module, Tensor], None]
 ) -> Iterator[None]:
-    """Within the block, refit each layer when it is first to run, given what it takes in."""
-    seen: set[str] = set()
+    """Within the block, refit each layer when it is to run as its target tells, given what it takes in."""
+    calls = Counter[str]()
 
-    def hook(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if name not in seen:
-            seen.add(name)
-            refit(name, layer, inputs[0])
+    def hook(name: str, layer: nn.Module, held: Tensor) -> None:
+        calls[name] += 1
+        if calls[name] == targets[name].call + 1:
+            refit(name, layer, held)
 
     hooks = [
-        module.get_submodule(name).register_forward_pre_hook(lambda layer, inputs, name=name: hook(name, layer, inputs))
-        for name in names
+        module.get_submodule(name).register_forward_pre_hook(
+            lambda layer, arguments, named, name=name: hook(name, layer, taken_in(arguments, named)), with_kwargs=True
+        )
+        for name in targets
     ]
     try:
         yield

@@ -50,9 +50,9 @@ def _of_minibatch(
     calls: list[tuple[str, Tensor]] = []
 
     def note(name: str, output: Tensor) -> Tensor:
-        leaf = output + 0.0 if output.requires_grad else output.detach().requires_grad_(True)
+        leaf = output if output.requires_grad else output.detach().requires_grad_(True)
         calls.append((name, leaf))
-        return leaf
+        return leaf + 0.0  # what comes after may work in place
 
     layers = {name: network.module.get_submodule(name) for name in names}
     hooks = [

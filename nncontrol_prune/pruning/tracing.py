@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from nncontrol_prune.pruning.calls import taken_in
 from nncontrol_prune.pruning.coupling import OUTPUT, Cause, Coupling
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.propagation import RULES
@@ -48,17 +49,21 @@ def trace(module: nn.Module, run: Callable[[], Any]) -> Coupling:
             tensor, Cause(f"meet {name}, a tensor that is no buffer", "make it one, with register_buffer")
         )
     hooks = [
-        layer.register_forward_pre_hook(lambda layer, inputs, name=name: _keep_positions(coupling, name, layer, inputs))
+        layer.register_forward_pre_hook(
+            lambda _, arguments, named, name=name: _keep_positions(coupling, name, taken_in(arguments, named)),
+            with_kwargs=True,
+        )
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear)
     ]
-    training = module.training
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
         with torch.no_grad(), without_fast_path(), _ScaledAttention(coupling), _Propagation(coupling):
             outputs = run()
     finally:
-        module.train(training)
+        for submodule, training in modes:  # one that is frozen is in another mode than the rest
+            submodule.training = training
         for hook in hooks:
             hook.remove()
     coupling.begin(OUTPUT)
@@ -142,12 +147,11 @@ def without_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
-def _keep_positions(coupling: Coupling, name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+def _keep_positions(coupling: Coupling, name: str, held: Tensor) -> None:
     """Make stay what a linear layer treats alike, as a mixer's does with channels: it is fitted to all of them."""
     coupling.begin(Cause(f"are positions to the layer {name}, which is applied to each"))
-    if inputs and isinstance(inputs[0], Tensor):
-        for row in coupling.labels(inputs[0])[:-1]:
-            coupling.fix(row)
+    for row in coupling.labels(held)[:-1]:
+        coupling.fix(row)
 
 
 class _ScaledAttention(TorchFunctionMode):

@@ -391,3 +391,10 @@ def test_scores_of_an_attention_are_scaled_by_a_size_that_stays(shape: tuple[int
 
     groups = find_groups(OneHead(), {"all": [""]}, lambda module: module(torch.randn(shape)))
     assert [(group.name, group.channels) for group in groups] == [("value", 12)]
+
+
+def test_a_part_in_another_mode_than_the_rest_stays_in_it() -> None:
+    module = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 2))
+    module[1].eval()
+    find_groups(module, {"all": [""]}, lambda m: m(torch.randn(3, 4)))
+    assert [part.training for part in module] == [True, False, True, True]

@@ -144,6 +144,56 @@ def test_a_frozen_model_is_pruned_where_no_gradients_are_recorded_and_stays_froz
         assert not any(parameter.requires_grad for parameter in candidate.module.parameters())
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(("method", "importance"), [("uniform", "obs"), ("uniform", "fisher"), ("gradient", "taylor")])
+def test_operations_in_place_make_no_difference(frozen: bool, method: Any, importance: Any) -> None:
+    class Stream(nn.Module):
+        def __init__(self, inplace: bool) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(6, 32), nn.Linear(32, 32), nn.Linear(32, 3)
+            self.inplace = inplace
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            hidden = nn.functional.relu(self.first(inputs), self.inplace)
+            more = self.second(hidden)
+            if self.inplace:
+                more += hidden
+            else:
+                more = more + hidden
+            return self.last(nn.functional.relu(more, self.inplace))
+
+    objectives = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        model = Stream(inplace).requires_grad_(not frozen)
+        result = prune(model, data=torch.randn(300, 6), budget=Budget(0.5, tolerance=0.05), components={"all": [""]},
+                       method=method, importance=importance)  # fmt: skip
+        objectives.append(result.chosen.objective)
+    assert objectives[0] == objectives[1]
+
+
+@pytest.mark.parametrize("importance", ["taylor", "obs"])
+def test_what_a_layer_is_called_with_may_have_a_name(importance: Any) -> None:
+    class Named(nn.Module):
+        def __init__(self, named: bool) -> None:
+            super().__init__()
+            self.first, self.norm, self.last = nn.Linear(6, 24), nn.LayerNorm(24), nn.Linear(24, 3)
+            self.named = named
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            if not self.named:
+                return self.last(torch.relu(self.norm(self.first(inputs))))
+            return self.last(input=torch.relu(self.norm(input=self.first(input=inputs))))
+
+    objectives = []
+    for named in (False, True):
+        torch.manual_seed(0)
+        result = prune(Named(named), data=torch.randn(300, 6), budget=Budget(0.5, "multiplications", 0.05),
+                       components={"all": [""]}, importance=importance)  # fmt: skip
+        objectives.append(result.chosen.objective)
+    assert objectives[0] == objectives[1]
+
+
 def test_inference_mode_is_refused_by_its_name(classifier: nn.Module) -> None:
     with torch.inference_mode(), pytest.raises(PruningError, match=r"torch.inference_mode forbids"):
         prune(classifier, data=torch.randn(300, 6), budget=0.5)

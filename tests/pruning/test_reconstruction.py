@@ -15,6 +15,7 @@ from nncontrol_prune.pruning.architectures import recipe_for
 from nncontrol_prune.pruning.groups import Group, Member
 from nncontrol_prune.pruning.network import Network
 from nncontrol_prune.pruning.reconstruction import (
+    Target,
     affine_fit,
     blown_up,
     contrast_factor,
@@ -286,11 +287,37 @@ def test_a_layer_fitted_with_contrasts_keeps_what_tells_alternatives_apart(contr
     pruned = Head()
     network = Network(pruned, {"all": ("layer",)}, lambda module, batch: {"y": module(batch["x"])}, contrasts=contrasts)
     group = Group("x", ("all",), 2, (Member("layer.weight", 1, torch.tensor([[0], [1]])),), (), ("layer",))
-    reconstruct(
-        pruned, network, [group], [torch.tensor([0, 1])], {"x": inputs}, torch.ones(500), targets={"layer": wanted}
-    )
+    targets = {"layer": Target(0, wanted)}
+    reconstruct(pruned, network, [group], [torch.tensor([0, 1])], {"x": inputs}, torch.ones(500), targets=targets)
     with torch.no_grad():
         found = pruned(inputs)
     difference, right = (values[:, 0] - values[:, 1] for values in (found, wanted))
     error = float((difference - right).square().mean() / right.square().mean())
     assert error < 0.02 if contrasts else error > 0.1
+
+
+class Recurrent(nn.Module):
+    """Three steps from a state of zeros, written by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.state, self.outward = nn.Linear(4, 24), nn.Linear(24, 24), nn.Linear(24, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.zeros_like(self.inward(inputs[:, 0]))
+        for step in range(3):
+            hidden = torch.tanh(self.inward(inputs[:, step]) + self.state(hidden))
+        return self.outward(hidden)
+
+
+def test_a_layer_that_first_takes_in_zeros_is_fitted_to_what_it_takes_in_then() -> None:
+    torch.manual_seed(0)
+    module, batch = Recurrent(), {"x": torch.randn(400, 3, 4)}
+    network = Network(module, {"all": ("",)}, lambda module, batch: {"y": module(batch["x"])})
+    groups = network.groups(batch)
+    keep = [torch.arange(18)]
+    pruned = remove_channels(module, groups, keep)
+    untouched = functional.mse_loss(pruned(batch["x"]), module(batch["x"]))
+    assert not reconstruct(pruned, network, groups, keep, batch, torch.ones(400))
+    assert pruned.state.weight.abs().mean() > 0.05
+    assert functional.mse_loss(pruned(batch["x"]), module(batch["x"])) < 0.5 * untouched
