@@ -51,6 +51,7 @@ class Coupling:
         self.operands: Sequence[Tensor] = ()
         self._origins: dict[int, Cause] = {}
         self._causes: dict[int, Cause] = {}  # why a label stays; those that it is joined with stay too
+        self._staying = {FIXED}  # of joined labels that stay, what stands for them
         self._parent = [FIXED]
         self._labels: dict[int, Labels] = {}
         self._alive: list[Tensor] = []  # the dictionary goes by id, which is only a tensor's as long as it lives
@@ -126,6 +127,10 @@ class Coupling:
             for label in row.tolist():
                 self._union(FIXED, label, len(row))
 
+    def leaving(self, row: Row) -> int:
+        """Return how many entries of a row nothing has made stay so far."""
+        return 0 if row is None else sum(self.find(label) not in self._staying for label in row.tolist())
+
     def classes(self) -> list[list[Entry]]:
         """Return what leaves together; what stays is left out."""
         return [entries for entries, cause in self._classes() if cause is None]
@@ -149,9 +154,13 @@ class Coupling:
     def _union(self, first: int, second: int, size: int) -> None:
         """Join two labels that are met along a dimension of some size."""
         if first != FIXED and second != FIXED:
-            self._parent[self.find(second)] = self.find(first)
+            root, other = self.find(first), self.find(second)
+            self._parent[other] = root
+            if other in self._staying:
+                self._staying.add(root)
         elif first != second:
             label = max(first, second)
+            self._staying.add(self.find(label))
             if label not in self._causes or self.operation == OUTPUT:  # which nobody would want to change
                 self._causes[label] = self._cause(size)
 

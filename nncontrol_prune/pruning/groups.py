@@ -330,7 +330,7 @@ def produces(module: nn.Module, member: Member) -> bool:
         return False
     if isinstance(owner, TRANSPOSED):
         return member.dim == (1 if owner.groups == 1 else 0)  # depthwise: a kernel of each channel's own
-    return isinstance(owner, LINEAR) and member.dim == 0
+    return (isinstance(owner, LINEAR) and member.dim == 0) or (isinstance(owner, nn.Embedding) and member.dim == 1)
 
 
 def _takes(module: nn.Module, member: Member) -> bool:

@@ -111,7 +111,7 @@ def _convolution(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> Non
             f"a convolution with {groups} groups and {inputs.shape[1]} input channels cannot be pruned; "
             "allowed are 1 group, and as many as there are channels"
         )
-    for row in theirs[2:]:
+    for row in (ours[0], *ours[2:], *theirs[2:]):  # a kernel runs over positions
         coupling.fix(row)
     if bias is not None:
         coupling.join(outward, coupling.labels(bias)[0])
@@ -216,18 +216,39 @@ def _norm_reduction(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> 
     _reduction(coupling, (args[0], args[2] if len(args) > 2 else None), kwargs, result)
 
 
-def _images(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
-    """Pooling, padding and resampling of (batch, channels, ...): channels stay where they are."""
-    rows = coupling.labels(args[0])
-    for output in tree_iter(result):
-        if isinstance(output, Tensor):
-            for dim in range(output.dim()):
-                if output.shape[dim] != args[0].shape[dim]:
-                    coupling.fix(rows[dim])
-            coupling.label(
-                output,
-                tuple(row if output.shape[dim] == args[0].shape[dim] else None for dim, row in enumerate(rows)),
-            )
+def _positions(count: int) -> Rule:
+    """Return the rule of what takes the last so many dimensions for positions, and makes others of them."""
+
+    def rule(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+        for output in tree_iter(result):
+            if isinstance(output, Tensor):
+                fix_along(coupling, args[0], range(args[0].dim() - count, args[0].dim()), output)
+
+    return rule
+
+
+def _pad(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+    """Widths come in pairs, those of the last dimension first."""
+    source, widths = args[0], args[1]
+    padded = [source.dim() - 1 - place // 2 for place, width in enumerate(widths) if width]
+    fix_along(coupling, source, padded, result)
+
+
+def _restride(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+    """Pooling to a single pixel does it to its result, whose entries stay where they are; else any may be read."""
+    if result is not args[0] or result.dim() < 3 or result.shape[2:].numel() != 1:
+        _fixing(coupling, args, kwargs, result)
+        coupling.label(result, (None,) * result.dim())
+
+
+def _embedding(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+    """Rows of the table are addressed by number, and its columns are channels."""
+    coupling.operands = ()
+    rows, columns = coupling.labels(args[0])
+    coupling.fix(rows)
+    for row in coupling.labels(args[1]):
+        coupling.fix(row)
+    coupling.label(result, (*(None for _ in args[1].shape), columns))
 
 
 def _fresh(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
@@ -254,25 +275,32 @@ def _fixing(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
 _SAME = """
 abs neg exp exp2 expm1 log log1p log2 log10 sqrt rsqrt square reciprocal sign sin cos tan asin acos atan sinh cosh tanh
 atanh asinh acosh erf erfc sigmoid relu relu6 leaky_relu elu selu celu silu mish gelu hardtanh hardswish hardsigmoid
-softplus log_sigmoid_forward threshold clamp_min clamp_max round floor ceil trunc frac isnan isinf logical_not clone
+softplus log_sigmoid_forward threshold round floor ceil trunc frac isnan isinf logical_not clone
 detach alias _to_copy contiguous lift_fresh dropout native_dropout zeros_like ones_like full_like empty_like rand_like
 randn_like nan_to_num positive softshrink hardshrink tanhshrink _conj bitwise_not fill bernoulli view_of
 randint_like normal uniform zero
 """
 _ELEMENTWISE = """
-add sub rsub mul div true_divide floor_divide pow maximum minimum fmax fmin where addcmul addcdiv lerp clamp eq ne lt le
-gt ge logical_and logical_or logical_xor atan2 remainder fmod hypot xlogy _prelu_kernel masked_fill copysign logaddexp
-bitwise_and bitwise_or
+add sub rsub mul div true_divide floor_divide pow maximum minimum fmax fmin where addcmul addcdiv lerp clamp clamp_min
+clamp_max eq ne lt le gt ge logical_and logical_or logical_xor atan2 remainder fmod hypot xlogy _prelu_kernel
+masked_fill copysign logaddexp bitwise_and bitwise_or
 """
 _REDUCTIONS = "mean sum var std amax amin prod logsumexp var_mean std_mean any all"
 
-_IMAGES = """
-max_pool1d_with_indices max_pool2d max_pool2d_with_indices avg_pool1d avg_pool2d adaptive_avg_pool2d
-_adaptive_avg_pool2d adaptive_max_pool2d constant_pad_nd reflection_pad2d replication_pad2d upsample_nearest1d
-upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
-_upsample_nearest_exact1d _upsample_nearest_exact2d pixel_unshuffle pixel_shuffle avg_pool3d max_pool3d_with_indices
-_adaptive_avg_pool3d adaptive_max_pool3d reflection_pad1d replication_pad1d
-"""
+_POSITIONS = {
+    1: """
+max_pool1d_with_indices avg_pool1d upsample_nearest1d upsample_linear1d _upsample_nearest_exact1d reflection_pad1d
+replication_pad1d
+""",
+    2: """
+max_pool2d max_pool2d_with_indices avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d
+reflection_pad2d replication_pad2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d
+""",
+    3: """
+upsample_nearest3d upsample_trilinear3d avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d adaptive_max_pool3d
+pixel_unshuffle pixel_shuffle
+""",
+}
 
 RULES: dict[str, Rule] = {
     **REARRANGING,
@@ -302,14 +330,17 @@ RULES: dict[str, Rule] = {
         _batch_norm,
     ),
     "native_group_norm": _group_norm,
-    **dict.fromkeys(("_softmax", "_log_softmax", "cumsum"), _softmax),
+    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax", "cumsum"), _softmax),
     "sort": _sort,
     "topk": _topk,
     **dict.fromkeys(("argmax", "argmin"), _argmax),
-    **dict.fromkeys(_IMAGES.split(), _images),
+    **{name: _positions(count) for count, names in _POSITIONS.items() for name in names.split()},
+    "constant_pad_nd": _pad,
+    "as_strided": _restride,
+    "embedding": _embedding,
     **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), _fresh),
     **dict.fromkeys(("_local_scalar_dense", "_is_all_true", "_is_any_true", "numel"), _fresh),
     "copy": _copy,
-    **dict.fromkeys(("gather", "index", "index_select", "embedding", "scatter", "index_put", "unfold"), _fixing),
+    **dict.fromkeys(("gather", "scatter", "index_put", "unfold"), _fixing),
 }
 """What each operation does to labels, by its ATen name without the trailing underscore of the in-place ones."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,8 +29,9 @@ def reshaped(coupling: Coupling, before: Sequence[int], labels: Labels, after: S
         labelled = [dim for dim in ours if labels[dim] is not None]
         if not labelled:
             continue
-        # One of several can be told apart afterwards: the widest, since an ensemble's members are few.
-        chosen = max(labelled, key=lambda dim: before[dim])
+        # One of several can be told apart afterwards: that of most entries which may leave, as not those of positions
+        # may that something was added to, and since an ensemble's members are few.
+        chosen = max(labelled, key=lambda dim: (coupling.leaving(labels[dim]), before[dim]))
         for dim in labelled:
             if dim != chosen:
                 coupling.fix(labels[dim])
@@ -179,6 +181,31 @@ def _split(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
         coupling.label(part, tuple(rows))
 
 
+def _index_select(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+    fix_along(coupling, args[0], [args[1]], result)
+
+
+def _index(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+    """Entries along some dimensions are addressed by number, so these stay; where a mask is for several, all do."""
+    coupling.operands = ()  # whatever the numbers come from
+    source, indices = args[0], args[1]
+    given = [dim for dim, index in enumerate(indices) if index is not None]
+    rows = list(coupling.labels(source))
+    masks = any(indices[dim].dtype == torch.bool and indices[dim].dim() > 1 for dim in given)
+    for dim in range(len(rows)) if masks else given:
+        coupling.fix(rows[dim])
+    for index in indices:
+        if index is not None:
+            for row in coupling.labels(index):
+                coupling.fix(row)
+    if not masks:
+        others = [row for dim, row in enumerate(rows) if dim not in given]
+        # What is found lies where the indices stood, or first if they did not stand together.
+        place = given[0] if given == list(range(given[0], given[-1] + 1)) else 0
+        others[place:place] = [None] * (result.dim() - len(others))
+        coupling.label(result, tuple(others))
+
+
 def _unbind(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
     rows = list(coupling.labels(args[0]))
     coupling.fix(rows.pop(args[1] if len(args) > 1 else 0))
@@ -226,6 +253,8 @@ REARRANGING: dict[str, Rule] = {
     "slice": _slice,
     "narrow": _slice,
     "select": _select,
+    "index_select": _index_select,
+    "index": _index,
     **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
     "unbind": _unbind,
     "cat": _cat,

@@ -76,6 +76,8 @@ def _correct_sizes(module: nn.Module) -> None:
             module.out_channels, module.in_channels = weight.shape[:2]
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = weight.shape
     elif isinstance(module, CHANNEL_NORMS):
         module.num_features = weight.shape[0]
     elif isinstance(module, nn.GroupNorm):

@@ -134,6 +134,25 @@ def test_a_depthwise_transposed_convolution_has_a_group_for_each_channel_left() 
     assert (pruned[1].groups, pruned[1].in_channels, pruned[1].out_channels) == (3, 3, 3)
 
 
+def test_an_embedding_loses_channels_and_keeps_its_rows() -> None:
+    class Embedded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.first, self.last = nn.Embedding(3, 8), nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.last(torch.relu(self.first(inputs) + self.table((inputs[:, 0] > 0).long())))
+
+    torch.manual_seed(0)
+    module, inputs = Embedded(), torch.randn(5, 4)
+    groups = find_groups(module, {"all": [""]}, lambda m: m(inputs))
+    keep = [torch.tensor([0, 2, 3, 7])]
+    pruned = remove_channels(module, groups, keep)
+    assert (pruned.table.num_embeddings, pruned.table.embedding_dim) == (3, 4)
+    with masked(module, groups, keep):
+        torch.testing.assert_close(pruned(inputs), module(inputs))
+
+
 def test_a_tensor_that_two_layers_share_stays_shared() -> None:
     module = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
     module[2].weight = module[1].weight
