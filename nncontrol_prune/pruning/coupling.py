@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -52,6 +53,7 @@ class Coupling:
         self._origins: dict[int, Cause] = {}
         self._causes: dict[int, Cause] = {}  # why a label stays; those that it is joined with stay too
         self._staying = {FIXED}  # of joined labels that stay, what stands for them
+        self._needed: list[tuple[list[int], int]] = []
         self._parent = [FIXED]
         self._labels: dict[int, Labels] = {}
         self._alive: list[Tensor] = []  # the dictionary goes by id, which is only a tensor's as long as it lives
@@ -126,6 +128,18 @@ class Coupling:
         if row is not None:
             for label in row.tolist():
                 self._union(FIXED, label, len(row))
+
+    def need(self, row: Row, entries: int) -> None:
+        """Tell that so many entries of a row have to be left."""
+        if row is not None:
+            self._needed.append((row.tolist(), entries))
+
+    def fewest(self, entry: Entry) -> int:
+        """Return how many channels have to be left of those that the channel of an entry is one of."""
+        name, dim, index = entry
+        root = self.find(int(self._rows[name, dim][index]))
+        widths = ((sum(self.find(label) == root for label in row), entries) for row, entries in self._needed)
+        return max((math.ceil(entries / width) for width, entries in widths if width), default=1)
 
     def leaving(self, row: Row) -> int:
         """Return how many entries of a row nothing has made stay so far."""

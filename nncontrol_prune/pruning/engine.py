@@ -6,6 +6,7 @@ can be asked, it has the last word on the coefficients.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic
@@ -60,7 +61,8 @@ MoreData = Callable[[Any], Batch]
 
 def least_objective(candidates: Sequence[Candidate[Any]]) -> int:
     """Choose by the objective; for when there is no closed loop to ask."""
-    return min(range(len(candidates)), key=lambda index: candidates[index].objective)
+    objectives = [c.objective if math.isfinite(c.objective) else math.inf for c in candidates]
+    return objectives.index(min(objectives))
 
 
 def prune_network(
@@ -157,6 +159,12 @@ def prune_network(
         for better in _varied(chosen, finished, choose, enough, settings, progress):
             candidates.append(better)
             chosen = better
+    if not math.isfinite(chosen.objective):
+        broken = ", ".join(name for name, error in chosen.errors.items() if not math.isfinite(error))
+        raise PruningError(
+            f"the pruned network gives out NaN or infinity on held-out rows, so {broken} cannot be judged; "
+            "ask for less sparsity"
+        )
     if chosen.exceeded:
         warnings.append(f"the limit on {', '.join(chosen.exceeded)} is exceeded by every choice that was tried")
     return Pruned(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nncontrol_prune.pruning.coupling import OUTPUT, Cause, Entry
 from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.propagation import SPREAD_ENTRIES
 from nncontrol_prune.pruning.tracing import trace
 
 Components = Mapping[str, Sequence[str]]
@@ -27,7 +28,7 @@ CHANNEL_NORMS = (
 )
 """Norms of each channel by itself."""
 
-NORMED_ENTRIES: Mapping[type[nn.Module], int] = {nn.LayerNorm: 3, nn.RMSNorm: 2}
+NORMED_ENTRIES: Mapping[type[nn.Module], int] = {nn.LayerNorm: SPREAD_ENTRIES, nn.RMSNorm: 2}
 """Entries that a norm over channels has to have. Of one less it leaves signs, +1 and -1 whatever the inputs: what comes
 after hangs on rounding, and a planner's choices with it."""
 
@@ -72,7 +73,7 @@ class Group:
         members: Where they lie.
         producers: Names of the modules that lose outputs, in the order they are run.
         consumers: Names of the layers that are run and lose inputs, in the order they are run.
-        fewest: How many channels have to stay: one, or as many as a LayerNorm or RMSNorm needs to tell inputs apart.
+        fewest: How many channels have to stay: one, or as many as a norm over them needs to tell inputs apart.
     """
 
     name: str
@@ -164,6 +165,11 @@ class _Trace:
         """Return the indices that each channel takes, by tensor and dimension."""
         return [places for places in map(_places, self.coupling.classes()) if self._is_channel(places)]
 
+    def fewest(self, places: Mapping[tuple[str, int], Sequence[int]]) -> int:
+        """Return how many channels the operations need of those that are like one."""
+        (tensor, dim), indices = next(iter(places.items()))
+        return self.coupling.fewest((tensor, dim, indices[0]))
+
     def staying(self) -> Counter[tuple[str, Cause]]:
         """Count the outputs of hidden layers that stay, by the names of the layers and what makes them stay."""
         layers = [
@@ -201,7 +207,7 @@ def _find_groups(module: nn.Module, components: Components, run: Callable[[nn.Mo
     for places in traced.channels():
         signature = tuple(sorted((*place, len(indices)) for place, indices in places.items()))
         found.setdefault(signature, []).append(places)
-    groups = [_group(module, components, channels, position) for channels in found.values()]
+    groups = [_group(module, components, channels, traced) for channels in found.values()]
     if not groups:
         listed = "; ".join(f"the {n} channels of {names} {cause}" for (names, cause), n in traced.staying().items())
         raise NothingToPrune(
@@ -295,8 +301,9 @@ def _group(
     module: nn.Module,
     components: Components,
     channels: list[dict[tuple[str, int], list[int]]],
-    position: Mapping[str, int],
+    traced: _Trace,
 ) -> Group:
+    position = traced.position
     members = [
         Member(tensor, dim, torch.tensor([places[tensor, dim] for places in channels]))
         for tensor, dim in sorted(channels[0])
@@ -319,7 +326,7 @@ def _group(
         members=tuple(members),
         producers=tuple(producers),
         consumers=tuple(consumers),
-        fewest=min(len(channels), max(_needed(module, member) for member in members)),
+        fewest=min(len(channels), max(traced.fewest(channels[0]), *(_needed(module, member) for member in members))),
     )
 
 

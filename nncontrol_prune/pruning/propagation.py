@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch.utils._pytree import tree_iter
 from nncontrol_prune.pruning.coupling import Coupling, Row, Rule
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.rearranging import REARRANGING, fix_along
+
+SPREAD_ENTRIES = 3
+"""Entries that have to be left of those that a spread is taken of: two differ from their mean by as much."""
 
 
 def _same(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
@@ -192,13 +196,18 @@ def _argmax(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
         _ordered(coupling, args[0], dim, result)
 
 
-def _reduction(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
-    """A mean or a norm over channels is one over those that are kept, as in an RMSNorm written out."""
-    source: Tensor = args[0]
+def _reduced(source: Tensor, args: Any, kwargs: Any) -> set[int]:
+    """Return the dimensions that a reduction is over."""
     asked = args[1] if len(args) > 1 and args[1] is not None else kwargs.get("dim")
     if isinstance(asked, int):
         asked = [asked]
-    gone = {dim % source.dim() for dim in asked or range(source.dim())}
+    return {dim % source.dim() for dim in asked or range(source.dim())}
+
+
+def _reduction(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+    """A mean or a norm over channels is one over those that are kept, as in an RMSNorm written out."""
+    source: Tensor = args[0]
+    gone = _reduced(source, args, kwargs)
     rows = coupling.labels(source)
     kept: list[Row] = []
     outputs = [value for value in tree_iter(result) if isinstance(value, Tensor)]
@@ -210,6 +219,16 @@ def _reduction(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
             kept.append(None)
     for output in outputs:
         coupling.label(output, tuple(kept))
+
+
+def _spread(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+    """A variance or a standard deviation, as in a LayerNorm written out, asks for more entries than one."""
+    source: Tensor = args[0]
+    gone = _reduced(source, args, kwargs)
+    for dim in gone:
+        others = math.prod(source.shape[other] for other in gone if other != dim)
+        coupling.need(coupling.labels(source)[dim], math.ceil(SPREAD_ENTRIES / others))
+    _reduction(coupling, args, kwargs, result)
 
 
 def _norm_reduction(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
@@ -285,7 +304,7 @@ add sub rsub mul div true_divide floor_divide pow maximum minimum fmax fmin wher
 clamp_max eq ne lt le gt ge logical_and logical_or logical_xor atan2 remainder fmod hypot xlogy _prelu_kernel
 masked_fill copysign logaddexp bitwise_and bitwise_or
 """
-_REDUCTIONS = "mean sum var std amax amin prod logsumexp var_mean std_mean any all"
+_REDUCTIONS = "mean sum amax amin prod logsumexp any all"
 
 _POSITIONS = {
     1: """
@@ -307,6 +326,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_SAME.split(), _same),
     **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
     **dict.fromkeys(_REDUCTIONS.split(), _reduction),
+    **dict.fromkeys(("var", "std", "var_mean", "std_mean"), _spread),
     "linalg_vector_norm": _norm_reduction,
     "norm": _norm_reduction,
     "glu": _glu,

@@ -77,6 +77,23 @@ def test_with_one_channel_less_a_norm_would_leave_signs(norm: type[nn.Module], f
     assert torch.allclose(outputs.abs(), torch.ones(()), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("between", "fewest"),
+    [
+        (lambda h: (h - h.mean(-1, keepdim=True)) / (h.std(-1, keepdim=True) + 1e-5), 3),
+        (lambda h: (h - h.mean(-1, keepdim=True)) / (h.var(dim=-1, correction=0, keepdim=True) + 1e-5).sqrt(), 3),
+        (lambda h: h / torch.var_mean(h, 2, keepdim=True)[0], 3),
+        (lambda h: h / h.std(), 1),
+        (lambda h: h / (1 + h.var(1, keepdim=True)), 1),
+        (lambda h: (h.view(2, 5, 4, 3) / (h.view(2, 5, 4, 3).std((-1, -2), keepdim=True))).flatten(2), 1),
+    ],
+)
+def test_a_norm_written_out_keeps_as_many_channels_as_it_needs(between: Any, fewest: int) -> None:
+    module = nn.ModuleList([nn.Linear(4, 12), nn.Linear(12, 2)])
+    (group,) = find_groups(module, {"all": [""]}, lambda m: m[1](between(m[0](torch.randn(2, 5, 4)))))
+    assert group.fewest == fewest
+
+
 def test_simplices_are_entries_enough_for_a_norm_over_them() -> None:
     module = WorldModel()
     groups = find_groups(module, module.components, lambda m: m(torch.randn(3, 5), torch.randn(3, 2, 2)))

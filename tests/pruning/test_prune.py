@@ -417,6 +417,15 @@ def test_outputs_that_no_term_looks_at_may_be_infinite(classifier: nn.Module) ->
     assert result.chosen.sparsity == pytest.approx(0.5, abs=0.01)
 
 
+def test_a_pruned_network_that_gives_out_nan_is_refused() -> None:
+    torch.manual_seed(0)
+    model = Written(lambda h: h * torch.tensor(h.shape[1] - 20.0).sqrt())  # of fewer than 20 channels there is no root
+    arguments: dict[str, Any] = {"data": torch.randn(200, 6), "components": {"all": [""]}, "method": "uniform"}
+    assert prune(model, budget=Budget(0.3, tolerance=0.05), **arguments).chosen.errors["output"] < 1
+    with pytest.raises(PruningError, match="gives out NaN or infinity on held-out rows, so output cannot be judged"):
+        prune(model, budget=Budget(0.7, tolerance=0.05), **arguments)
+
+
 def test_a_model_without_children_is_one_component() -> None:
     class Bare(nn.Module):
         def __init__(self) -> None:
