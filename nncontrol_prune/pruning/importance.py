@@ -103,7 +103,7 @@ def _gate_scores(evidence: Evidence, *, centred: bool) -> list[Tensor]:
     means: dict[str, list[Tensor]] = {}
     if centred:
         share = evidence.weights[rows] / evidence.weights[rows].sum()
-        with torch.no_grad(), _inputs_of(module, groups) as inputs:
+        with torch.no_grad(), inputs_of(module, groups) as inputs:
             evidence.network.run(module, take(evidence.batch, rows))
         for name, calls in inputs.items():
             layer = module.get_submodule(name)
@@ -112,7 +112,7 @@ def _gate_scores(evidence: Evidence, *, centred: bool) -> list[Tensor]:
     generator = torch.Generator().manual_seed(evidence.seed)
     for part in rows.split(MINIBATCH):
         batch, weights = take(evidence.batch, part), evidence.weights[part]
-        with torch.enable_grad(), _inputs_of(module, groups) as inputs:
+        with torch.enable_grad(), inputs_of(module, groups) as inputs:
             outputs = evidence.network.run(module, batch)
             taken = [(name, number, call) for name, calls in inputs.items() for number, call in enumerate(calls)]
             for direction in directions(outputs, evidence.terms, generator):
@@ -245,7 +245,7 @@ def _output_sensitivity(evidence: Evidence) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _inputs_of(module: nn.Module, groups: Sequence[Group]) -> Iterator[dict[str, list[Tensor]]]:
+def inputs_of(module: nn.Module, groups: Sequence[Group]) -> Iterator[dict[str, list[Tensor]]]:
     """Collect what each consumer takes in, call by call; each a tensor of its own that only this consumer uses."""
     inputs: dict[str, list[Tensor]] = {}
 

@@ -10,16 +10,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Group, find_groups
+from nncontrol_prune.pruning.importance import inputs_of
 from nncontrol_prune.pruning.network import TRACED_ROWS, Batch, Network, rows_of, take
-from nncontrol_prune.pruning.surgery import remove_channels
+from nncontrol_prune.pruning.surgery import with_entries
 
 
 def rehearse(network: Network[Any], batch: Batch) -> list[str]:
-    """Take a channel from every group, and check that the network runs and has the same groups as before.
+    """Take a channel from every group, or give one to a group of two, and check that the network has the same groups.
 
     Returns:
         What the user should know, as sentences: where a number in the forward pass follows how many channels there are.
@@ -29,18 +31,18 @@ def rehearse(network: Network[Any], batch: Batch) -> list[str]:
     """
     groups = network.groups(batch)
     few = take(batch, torch.arange(min(TRACED_ROWS, rows_of(batch))))
-    # Where one of two channels leaves, the other broadcasts and is no channel any more, which is nobody's mistake.
-    able = [group for group in groups if group.channels > max(group.fewest, 2)]
+    _check_rows(network, groups, few)
+    able = [group for group in groups if group.channels > group.fewest]
     try:
-        smaller = _checked_without(network, groups, able, few)
+        other = _checked(network, able, few)
     except PruningError:
         for group in able:
-            _checked_without(network, groups, [group], few)
+            _checked(network, [group], few)
         raise
     before = _numbers(network, network.module, few)
-    if _numbers(network, smaller, few) == before:
+    if _numbers(network, other, few) == before:
         return []
-    found = ((group, _numbers(network, _without_one(network, groups, [group]), few)) for group in able)
+    found = ((group, _numbers(network, _with_others(network.module, [group]), few)) for group in able)
     return [
         f"the forward pass takes how many channels {group.name} has ({group.channels}) for a number, which changes as "
         f"they leave ({_difference(before, numbers)}); if it is a scale, as of an attention, write down what it is now"
@@ -49,27 +51,62 @@ def rehearse(network: Network[Any], batch: Batch) -> list[str]:
     ]
 
 
-def _checked_without(network: Network[Any], groups: Sequence[Group], less: Sequence[Group], few: Batch) -> Any:
-    smaller = _without_one(network, groups, less)
-    who = f"without one of the channels of {', '.join(f'{group.name} ({group.channels})' for group in less)}"
+@torch.no_grad()
+def _check_rows(network: Network[Any], groups: Sequence[Group], few: Batch) -> None:
+    """Check that the layers to be fitted take in a row for each row of the data, whose weight it has."""
+    for count in (rows_of(few), rows_of(few) - 1):  # of one number alone, positions might be as many
+        with inputs_of(network.module, groups) as inputs:
+            network.run(network.module, take(few, torch.arange(count)))
+        for name, calls in inputs.items():
+            for held in calls:
+                if len(held) != count:
+                    raise PruningError(
+                        f"the layer {name} takes in a tensor of shape {tuple(held.shape)} for {count} rows of data; "
+                        "the first dimension has to stay the row where a layer takes in what may leave, "
+                        "as in (rows, positions, channels)"
+                    )
+
+
+def _checked(network: Network[Any], groups: Sequence[Group], few: Batch) -> Any:
+    other = _with_others(network.module, groups)
+    named = {more: [f"{g.name} ({g.channels})" for g in groups if _gets_one_more(g) == more] for more in (False, True)}
+    who = " and ".join(
+        f"{how} {', '.join(named[more])}"
+        for more, how in ((False, "without one of the channels of"), (True, "with a third channel in"))
+        if named[more]
+    )
     try:
-        found = find_groups(smaller, network.components, lambda module: dict(network.run(module, few)))
+        found = find_groups(other, network.components, lambda module: dict(network.run(module, few)))
+    except PruningError as error:
+        raise PruningError(f"{who} the network cannot be pruned: {error}") from error
     except Exception as error:
         raise PruningError(
             f"{who} the network fails with {type(error).__name__}: {error}; if a size is written into its forward pass "
             "as a number, write -1 or take it from a tensor's shape"
         ) from error
-    if not {group.places for group in less} <= {group.places for group in found}:
+    if not {group.places for group in groups} <= {group.places for group in found}:
         raise PruningError(
             f"{who} the network divides the others into other parts than before; if the number of parts is written "
             "into its forward pass, write their size instead and -1 for the number"
         )
-    return smaller
+    return other
 
 
-def _without_one(network: Network[Any], groups: Sequence[Group], less: Sequence[Group]) -> Any:
-    keep = [torch.arange(group.channels - (group in less)) for group in groups]
-    return remove_channels(network.module, groups, keep)
+def _with_others(module: Any, groups: Sequence[Group]) -> Any:
+    """Return a copy of a module with the last channel of groups taken away, or there once more."""
+    changes: dict[bool, dict[tuple[str, int], list[Tensor]]] = {False: {}, True: {}}
+    for group in groups:
+        for member in group.members:
+            changes[_gets_one_more(group)].setdefault((member.tensor, member.dim), []).append(member.positions[-1])
+    leaving, repeated = (
+        {place: torch.cat(entries) for place, entries in changes[more].items()} for more in (False, True)
+    )
+    return with_entries(module, leaving, repeated)
+
+
+def _gets_one_more(group: Group) -> bool:
+    """Where one of two channels leaves, the other broadcasts and is no channel any more, which is nobody's mistake."""
+    return group.channels == 2
 
 
 @torch.no_grad()

@@ -30,23 +30,36 @@ def remove_channels(module: Module, groups: Sequence[Group], keep: Sequence[Tens
         groups: Its groups.
         keep: Sorted indices of the channels that stay, by group.
     """
-    pruned = copy.deepcopy(module)
-    with weighted_norms(pruned):
-        _remove(pruned, leaving_entries(groups, keep))
-    return pruned
+    return with_entries(module, leaving_entries(groups, keep), {})
 
 
-def _remove(pruned: nn.Module, entries: Mapping[tuple[str, int], Tensor]) -> None:
-    """Remove entries of tensors, by (tensor, dimension), from a module."""
-    tensors = {**dict(pruned.named_parameters()), **dict(pruned.named_buffers())}
-    smaller: dict[str, Tensor] = {}
-    for (name, dim), leaving in entries.items():
-        tensor = smaller.get(name, tensors[name]).detach()
-        stays = torch.ones(tensor.shape[dim], dtype=torch.bool)
-        stays[leaving] = False
-        smaller[name] = tensor.index_select(dim, torch.nonzero(stays)[:, 0]).contiguous()
-    replacements = {id(tensors[name]): tensor for name, tensor in smaller.items()}
-    for submodule in pruned.modules():
+def with_entries(
+    module: Module, leaving: Mapping[tuple[str, int], Tensor], repeated: Mapping[tuple[str, int], Tensor]
+) -> Module:
+    """Return a copy of a module with other entries along dimensions of its tensors.
+
+    Args:
+        module: The network.
+        leaving: Indices of the entries that leave, by (tensor, dimension).
+        repeated: Indices of those that are there once more, behind all others.
+    """
+    changed = copy.deepcopy(module)
+    with weighted_norms(changed):
+        tensors = {**dict(changed.named_parameters()), **dict(changed.named_buffers())}
+        replacements: dict[int, Tensor] = {}
+        for name, dim in {**leaving, **repeated}:
+            tensor = replacements.get(id(tensors[name]), tensors[name]).detach()
+            stays = torch.ones(tensor.shape[dim], dtype=torch.bool)
+            stays[leaving.get((name, dim), [])] = False
+            entries = torch.cat([torch.nonzero(stays)[:, 0], repeated.get((name, dim), torch.empty(0)).long()])
+            replacements[id(tensors[name])] = tensor.index_select(dim, entries).contiguous()
+        _replace(changed, replacements)
+    return changed
+
+
+def _replace(module: nn.Module, replacements: dict[int, Tensor]) -> None:
+    """Put tensors in the places of others, which they go by the identity of, and make the layers know of it."""
+    for submodule in module.modules():
         # By identity and not by name, so that a tensor that two modules share stays shared.
         for name, parameter in submodule.named_parameters(recurse=False, remove_duplicate=False):
             if id(parameter) in replacements:

@@ -331,22 +331,58 @@ class Written(nn.Module):
     [
         (
             lambda h: h.view(-1, 32),
-            r"second \(32\) the network fails with RuntimeError: shape '\[-1, 32\]' .*, write -1",
+            r"without one .* second \(32\) the network fails with RuntimeError: shape '\[-1, 32\]' .*, write -1",
         ),
         (
             lambda h: nn.functional.layer_norm(h, (32,)),
-            r"second \(32\) the network fails with RuntimeError: Given normal",
+            r"without one .* second \(32\) the network fails with RuntimeError: Given normal",
         ),
-        (lambda h: h * h.mean(1, keepdim=True).expand(-1, 32), r"second \(32\) the network fails .* must match"),
-        (lambda h: h.view(len(h), 4, -1).softmax(-1).flatten(1), r"second \(4\) the network divides .* size instead"),
+        (
+            lambda h: h * h.mean(1, keepdim=True).expand(-1, 32),
+            r"without one .* second \(32\) the network fails .* must match",
+        ),
+        (
+            lambda h: h.view(len(h), 4, -1).softmax(-1).flatten(1),
+            r"without one .* second \(4\) the network divides .* size instead",
+        ),
+        (
+            lambda h: h.view(len(h), 2, -1).softmax(-1).flatten(1),
+            r"with a third channel in second \(2\) the network divides .* size instead",
+        ),
+        (
+            lambda h: nn.functional.group_norm(h, 2),
+            r"with a third channel in second \(2\) the network divides .* size instead",
+        ),
+        (
+            lambda h: h.view(len(h), 2, -1).softmax(-1).flatten(1).view(len(h), 32),
+            r"with a third channel in second \(2\) the network fails with RuntimeError: shape .*, write -1",
+        ),
+        (
+            lambda h: h if h.shape[1] == 32 else torch.linalg.qr(h)[0],
+            r"without one .* second \(32\) the network cannot be pruned: .*linalg_qr.default, which pruning does not "
+            r"know; write it with other operations, or keep what it works on out of the traced pass$",
+        ),
     ],
 )
 def test_a_size_written_into_the_forward_pass_is_told_before_anything_takes_long(between: Any, message: str) -> None:
     stages: list[str] = []
-    with pytest.raises(PruningError, match=f"^without one of the channels of {message}"):
+    with pytest.raises(PruningError, match=f"^{message}"):
         prune(Written(between), data=torch.randn(200, 6), budget=0.5, components={"all": [""]},
               progress=Progress(lambda stage, _: stages.append(stage)))  # fmt: skip
     assert not stages
+
+
+def test_a_layer_that_does_not_keep_the_rows_apart_is_named() -> None:
+    class Merged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 32), nn.Linear(32, 2)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.relu(self.first(inputs.flatten(0, 1)))).view(len(inputs), -1)
+
+    with pytest.raises(PruningError, match=r"^the layer last takes in a tensor of shape \(20, 32\) for 4 rows of data"):
+        prune(Merged(), data=torch.randn(200, 5, 6), budget=0.5)
 
 
 def test_what_keeps_channels_and_could_be_written_in_another_way_is_told_though_others_leave() -> None:
@@ -375,6 +411,7 @@ def test_what_keeps_channels_and_could_be_written_in_another_way_is_told_though_
         lambda h: nn.functional.layer_norm(h, h.shape[1:]),
         lambda h: h * h.mean(1, keepdim=True).expand_as(h),
         lambda h: h.view(len(h), -1, 4).softmax(-1).flatten(1),
+        lambda h: h.view(len(h), -1, 16).softmax(-1).flatten(1),
     ],
 )
 def test_a_size_taken_from_a_tensor_is_no_obstacle(between: Any) -> None:
