@@ -54,6 +54,9 @@ class Coupling:
         self._causes: dict[int, Cause] = {}  # why a label stays; those that it is joined with stay too
         self._staying = {FIXED}  # of joined labels that stay, what stands for them
         self._needed: list[tuple[list[int], int]] = []
+        self._weights: set[int] = set()  # tensors that are computed from nothing but the module's, by id
+        self._contracted: set[int] = set()
+        self._multiplied: set[int] = set()  # of those, what lies in the module's own tensors
         self._parent = [FIXED]
         self._labels: dict[int, Labels] = {}
         self._alive: list[Tensor] = []  # the dictionary goes by id, which is only a tensor's as long as it lives
@@ -62,6 +65,7 @@ class Coupling:
             for tensor in (*part.parameters(), *part.buffers()):
                 self.originate(tensor, origin)
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            self.weigh(tensor)
             if self.origin(tensor):
                 continue
             rows: list[Row] = []
@@ -129,6 +133,38 @@ class Coupling:
             for label in row.tolist():
                 self._union(FIXED, label, len(row))
 
+    def weigh(self, tensor: Tensor) -> None:
+        """Tell that a tensor is one of the module's, or computed from nothing but such."""
+        self._weights.add(id(tensor))
+        self._alive.append(tensor)
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is one of the module's, or computed from nothing but such."""
+        return id(tensor) in self._weights
+
+    def contract(self, *operands: tuple[Tensor, int]) -> None:
+        """Join two tensors along the dimensions that a product sums over."""
+        first, second = (self.labels(tensor)[dim] for tensor, dim in operands)
+        self.join(first, second)
+        for tensor, dim in operands:
+            row = self.labels(tensor)[dim]
+            if row is not None:
+                self._contracted.update(row.tolist())
+                if self.is_weight(tensor):
+                    self._multiplied.update(row.tolist())
+
+    def contracted(self) -> set[int]:
+        """Return what stands for all that some product sums over."""
+        return {self.find(label) for label in self._contracted}
+
+    def root(self, entry: Entry) -> int:
+        """Return what stands for all that an entry leaves together with."""
+        return self.find(self._label(entry))
+
+    def multiplies(self, entry: Entry) -> bool:
+        """Return whether a product sums over an entry where it lies in its own tensor."""
+        return self._label(entry) in self._multiplied
+
     def need(self, row: Row, entries: int) -> None:
         """Tell that so many entries of a row have to be left."""
         if row is not None:
@@ -136,8 +172,7 @@ class Coupling:
 
     def fewest(self, entry: Entry) -> int:
         """Return how many channels have to be left of those that the channel of an entry is one of."""
-        name, dim, index = entry
-        root = self.find(int(self._rows[name, dim][index]))
+        root = self.root(entry)
         widths = ((sum(self.find(label) == root for label in row), entries) for row, entries in self._needed)
         return max((math.ceil(entries / width) for width, entries in widths if width), default=1)
 
@@ -164,6 +199,10 @@ class Coupling:
                 found.setdefault(self.find(label), []).append((name, dim, index))
         for root, entries in found.items():
             yield entries, causes.get(root)
+
+    def _label(self, entry: Entry) -> int:
+        name, dim, index = entry
+        return int(self._rows[name, dim][index])
 
     def _union(self, first: int, second: int, size: int) -> None:
         """Join two labels that are met along a dimension of some size."""

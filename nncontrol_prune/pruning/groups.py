@@ -33,6 +33,9 @@ NORMED_ENTRIES: Mapping[type[nn.Module], int] = {nn.LayerNorm: SPREAD_ENTRIES, n
 after hangs on rounding, and a planner's choices with it."""
 
 
+NOT_TAKEN_IN = Cause("are taken in by no matrix, which could make up for one that leaves")
+
+
 class NothingToPrune(PruningError):
     """A network has no channels that could leave."""
 
@@ -73,6 +76,7 @@ class Group:
         members: Where they lie.
         producers: Names of the modules that lose outputs, in the order they are run.
         consumers: Names of the layers that are run and lose inputs, in the order they are run.
+        multiplied: Names of other parameters that products sum over it with, such as an ensemble's in one tensor.
         fewest: How many channels have to stay: one, or as many as a norm over them needs to tell inputs apart.
     """
 
@@ -82,6 +86,7 @@ class Group:
     members: tuple[Member, ...]
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
+    multiplied: tuple[str, ...] = ()
     fewest: int = 1
 
     @property
@@ -163,7 +168,21 @@ class _Trace:
 
     def channels(self) -> list[dict[tuple[str, int], list[int]]]:
         """Return the indices that each channel takes, by tensor and dimension."""
-        return [places for places in map(_places, self.coupling.classes()) if self._is_channel(places)]
+        return self._leaving()[0]
+
+    def _leaving(self) -> tuple[list[dict[tuple[str, int], list[int]]], Counter[str]]:
+        """Return the channels, and by layer how many outputs might leave and are none, as nothing takes them in."""
+        channels: list[dict[tuple[str, int], list[int]]] = []
+        others = Counter[str]()
+        contracted = self.coupling.contracted()
+        for entries in self.coupling.classes():
+            places = _places(entries)
+            # A matrix may take in what it gives out, as that of an autoencoder whose decoder is its encoder transposed.
+            if self._is_channel(places) or (self._matrices(places) and self.coupling.root(entries[0]) in contracted):
+                channels.append(places)
+            else:
+                others.update(self._makers(places)[:1])
+        return channels, others
 
     def fewest(self, places: Mapping[tuple[str, int], Sequence[int]]) -> int:
         """Return how many channels the operations need of those that are like one."""
@@ -178,18 +197,25 @@ class _Trace:
         counts = Counter[tuple[str, Cause]]()
         for entries, cause in self.coupling.staying():
             places = _places(entries)
-            members = [Member(tensor, dim, torch.empty(0, 1)) for tensor, dim in places]
-            makers = sorted(
-                {m.module for m in members if m.module in self.position and produces(self._module, m)},
-                key=self.position.__getitem__,
-            )
+            makers = self._makers(places)
             if self._is_channel(places) or (cause != OUTPUT and any(name != layers[-1] for name in makers)):
-                counts[", ".join(makers or [member.tensor for member in members]), cause] += 1
+                counts[", ".join(makers or [tensor for tensor, _ in places]), cause] += 1
+        for name, count in self._leaving()[1].items():
+            counts[name, NOT_TAKEN_IN] += count
         return counts
+
+    def _makers(self, places: Iterable[tuple[str, int]]) -> list[str]:
+        """Return the names of the layers that give entries out, in the order in which they are run."""
+        members = [Member(tensor, dim, torch.empty(0, 1)) for tensor, dim in places]
+        makers = {m.module for m in members if m.module in self.position and produces(self._module, m)}
+        return sorted(makers, key=self.position.__getitem__)
 
     def _is_channel(self, places: Iterable[tuple[str, int]]) -> bool:
         """A channel that nothing makes, or that nothing takes in, is not one: the trace did not use the tensor."""
-        return sum(len(self._shapes[tensor]) > 1 for tensor, _ in places) >= 2
+        return self._matrices(places) >= 2
+
+    def _matrices(self, places: Iterable[tuple[str, int]]) -> int:
+        return sum(len(self._shapes[tensor]) > 1 for tensor, _ in places)
 
 
 def _places(entries: Sequence[Entry]) -> dict[tuple[str, int], list[int]]:
@@ -314,6 +340,12 @@ def _group(
     consumers = [
         name for name in modules if name in position and any(_takes(module, m) for m in members if m.module == name)
     ]
+    multiplied = {
+        tensor
+        for tensor, dim in channels[0]
+        if traced.coupling.multiplies((tensor, dim, channels[0][tensor, dim][0]))
+        and not any(_takes(module, m) and m.module in consumers for m in members if (m.tensor, m.dim) == (tensor, dim))
+    }
     # Tensors that no known layer holds, such as those of an ensemble in one tensor, go by their own name.
     shapes = {name: tensor.shape for name, tensor in module.named_parameters()}
     name = (
@@ -326,6 +358,7 @@ def _group(
         members=tuple(members),
         producers=tuple(producers),
         consumers=tuple(consumers),
+        multiplied=tuple(name for name, _ in module.named_parameters() if name in multiplied),
         fewest=min(len(channels), max(traced.fewest(channels[0]), *(_needed(module, member) for member in members))),
     )
 

@@ -63,7 +63,7 @@ def _extremum(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
 def _matmul(coupling: Coupling, first: Tensor, second: Tensor, result: Tensor) -> None:
     """(…, n, k) by (…, k, m); dimensions before the last two are members of an ensemble, which stay."""
     ours, theirs = coupling.labels(first), coupling.labels(second)
-    coupling.join(ours[-1], theirs[-2])
+    coupling.contract((first, -1), (second, -2))
     for row in (*ours[:-2], *theirs[:-2]):
         coupling.fix(row)
     coupling.label(result, (*(None for _ in ours[:-2]), ours[-2], theirs[-1]))
@@ -84,9 +84,8 @@ def _addmm(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
 
 
 def _mv(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
-    matrix, vector = coupling.labels(args[0]), coupling.labels(args[1])
-    coupling.join(matrix[1], vector[0])
-    coupling.label(result, (matrix[0],))
+    coupling.contract((args[0], 1), (args[1], 0))
+    coupling.label(result, coupling.labels(args[0])[:1])
 
 
 def _attention(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
@@ -103,9 +102,9 @@ def _attention(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
 def _convolution(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
     inputs, weight, bias, _, _, _, transposed, _, groups = args[:9]
     ours, theirs = coupling.labels(inputs), coupling.labels(weight)
-    outward, inward = (theirs[1], theirs[0]) if transposed else (theirs[0], theirs[1])
+    outward = theirs[1 if transposed else 0]
     if groups == 1:
-        coupling.join(ours[1], inward)
+        coupling.contract((inputs, 1), (weight, 0 if transposed else 1))
     elif groups == inputs.shape[1] == result.shape[1]:
         # Depthwise: each channel has a kernel of its own, which leaves with it.
         coupling.join(ours[1], theirs[0])

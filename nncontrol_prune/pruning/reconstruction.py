@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from nncontrol_prune.pruning.calls import taken_in, telling_calls
-from nncontrol_prune.pruning.groups import TRANSPOSED, Group, leaving_entries, produces
+from nncontrol_prune.pruning.groups import TRANSPOSED, Group, leaving_entries
 from nncontrol_prune.pruning.layers import (
     NORMS,
     channel_dimension,
@@ -124,7 +124,7 @@ def reconstruct(
     """
     targets = dense_targets(network, groups, batch) if targets is None else targets
     leaving = leaving_entries(groups, keep)
-    warnings = _not_refitted(network.module, groups)
+    warnings = _not_refitted(groups)
 
     def refit(name: str, layer: nn.Module, held: Tensor) -> None:
         target = targets[name].output
@@ -170,18 +170,12 @@ def reconstruct(
     return warnings
 
 
-def _not_refitted(module: nn.Module, groups: Sequence[Group]) -> list[str]:
-    """Return a warning that names the matrices that take a group in and belong to no layer that is run by itself.
+def _not_refitted(groups: Sequence[Group]) -> list[str]:
+    """Return a warning that names the parameters that take a group in and belong to no layer that is run by itself.
 
     Such are an ensemble's whose members are in one tensor, and a layer's that only its weights are taken of.
     """
-    tensors = dict(module.named_parameters())
-    left: dict[str, None] = {}
-    for group in groups:
-        for member in group.members:
-            matrix = member.tensor in tensors and tensors[member.tensor].dim() > 1
-            if matrix and member.module not in group.consumers and not produces(module, member):
-                left[member.tensor] = None
+    left = dict.fromkeys(name for group in groups for name in group.multiplied)
     if not left:
         return []
     return [f"reconstruction cannot refit {', '.join(left)}; distillation can make up for what they lose"]

@@ -200,6 +200,10 @@ def _propagate(coupling: Coupling, func: Any, args: Any, kwargs: Any, result: An
             "write it with other operations, or keep what it works on out of the traced pass"
         )
     rule(coupling, args, kwargs, result)
+    if all(coupling.is_weight(tensor) for tensor in tensors):
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                coupling.weigh(tensor)
     if name.startswith("new_"):
         _originate(coupling, _made_by(name), result)
 

@@ -415,3 +415,23 @@ def test_a_part_in_another_mode_than_the_rest_stays_in_it() -> None:
     module[1].eval()
     find_groups(module, {"all": [""]}, lambda m: m(torch.randn(3, 4)))
     assert [part.training for part in module] == [True, False, True, True]
+
+
+def test_an_autoencoder_whose_decoder_is_its_encoder_transposed_is_one_group() -> None:
+    module = nn.ModuleList([nn.Linear(4, 12)])
+
+    def run(m: Any) -> torch.Tensor:
+        return nn.functional.linear(torch.tanh(m[0](torch.randn(2, 4))), m[0].weight.t())
+
+    (group,) = find_groups(module, {"all": [""]}, run)
+    assert (group.name, group.channels, group.multiplied) == ("0", 12, ("0.weight",))
+    assert {(member.tensor, member.dim) for member in group.members} == {("0.weight", 0), ("0.bias", 0)}
+
+
+@pytest.mark.parametrize(
+    "head", [lambda h: h.mean(-1), lambda h: (h * torch.nn.functional.softplus(h)).sum(-1)], ids=["mean", "gate"]
+)
+def test_channels_that_no_matrix_takes_in_are_named(head: Any) -> None:
+    module = nn.ModuleList([nn.Linear(4, 12)])
+    with pytest.raises(PruningError, match="nothing to prune: the 12 channels of 0 are taken in by no matrix"):
+        find_groups(module, {"all": [""]}, lambda m: head(torch.relu(m[0](torch.randn(2, 4)))))

@@ -207,6 +207,25 @@ def test_matrices_that_cannot_be_refitted_are_named() -> None:
     assert pruned(batch["x"]).shape == (100, 2)
 
 
+def test_nothing_is_said_of_tensors_that_are_only_added_or_scaled() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.table, self.last = nn.Linear(4, 8), nn.Embedding(2, 8), nn.Linear(8, 2)
+            self.position, self.scale = nn.Parameter(torch.randn(1, 5, 8)), nn.Parameter(torch.randn(5, 8))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            hidden = self.position + self.first(inputs) + self.table((inputs[..., 0] > 0).long())
+            return self.last(torch.relu(self.scale * hidden))
+
+    module, batch = Tokens(), {"x": torch.randn(100, 5, 4)}
+    network = Network(module, {"all": [""]}, lambda m, b: {"y": m(b["x"])})
+    groups, keep = network.groups(batch), [torch.arange(4)]
+    pruned = remove_channels(module, groups, keep)
+    assert reconstruct(pruned, network, groups, keep, batch, torch.ones(100)) == []
+    assert pruned.position.shape == (1, 5, 4)
+
+
 def test_nothing_is_said_of_layers_that_mix_no_channels() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv1d(1, 8, 3), nn.ConvTranspose1d(8, 8, 3, groups=8), nn.ConvTranspose1d(8, 1, 3))
