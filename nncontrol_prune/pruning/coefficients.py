@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration
-from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.errors import PruningError, Unreachable, failing
 from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.network import Network, Outputs, rows_of, take
 from nncontrol_prune.pruning.reconstruction import Target, dense_targets, last_layer_sensitivity, reconstruct
@@ -147,12 +147,12 @@ class CoefficientProblem(Generic[Module]):
         """Check that some choice of channels is sparse enough.
 
         Raises:
-            PruningError: None is; the message names the reachable range.
+            Unreachable: None is; the message names the reachable range.
         """
         if self.sparsity > self.largest_sparsity + self.tolerance:
-            raise PruningError(
+            raise Unreachable(
                 f"sparsity {self.sparsity:g} cannot be reached: with as few channels as may be left in every group "
-                f"it is {self.largest_sparsity:.4g}, which is the largest for this controller; the smallest is 0"
+                f"it is {self.largest_sparsity:.4g}, which is the largest there is; the smallest is 0"
             )
 
     def land(self, coefficients: Sequence[float]) -> list[int]:
@@ -205,7 +205,7 @@ class CoefficientProblem(Generic[Module]):
         """Return the pruned and reconstructed network that keeps this many channels of each variable's groups.
 
         Raises:
-            PruningError: It does not run, since some size is written into its forward pass.
+            PruningError: It does not run.
         """
         keep = most_important(self.scores, self.kept_of(kept))
         data = self.calibration
@@ -213,10 +213,8 @@ class CoefficientProblem(Generic[Module]):
         try:
             with torch.no_grad():
                 self.network.run(pruned, take(data.fit, torch.arange(2)))
-        except RuntimeError as error:
-            raise PruningError(
-                f"the pruned network does not run, since its forward pass has a size written into it: {error}"
-            ) from error
+        except Exception as error:
+            raise failing("the pruned network", error) from error
         if self.reconstructed:
             warnings = reconstruct(
                 pruned,

@@ -3,3 +3,15 @@
 
 class PruningError(Exception):
     """A controller cannot be pruned as asked; the message names what and where, and what is allowed."""
+
+
+class Unreachable(PruningError):
+    """No choice of channels is as sparse as was asked for."""
+
+
+def failing(which: str, error: Exception) -> PruningError:
+    """Return what to raise where a network does not run any more with another number of channels."""
+    return PruningError(
+        f"{which} fails with {type(error).__name__}: {error}; if a size is written into its forward pass as a number, "
+        "write -1 or take it from a tensor's shape"
+    )

@@ -136,16 +136,21 @@ def find_groups(module: nn.Module, components: Components, run: Callable[[nn.Mod
         return _find_groups(module, components, run)
 
 
-def kept_needlessly(module: nn.Module, run: Callable[[nn.Module], Any]) -> list[str]:
-    """Return what keeps channels of hidden layers and could be written in another way, a sentence each.
+def kept_channels(module: nn.Module, run: Callable[[nn.Module], Any], *, needlessly: bool) -> list[str]:
+    """Return which channels of hidden layers stay and why, a sentence each.
 
     Args:
         module: The network.
         run: See `find_groups`.
+        needlessly: Whether to tell only of what could be written in another way.
     """
     with weighted_norms(module):
         staying = _Trace(module, run).staying()
-    return [f"the {count} channels of {names} {cause}" for (names, cause), count in staying.items() if cause.remedy]
+    return [
+        f"the {count} channels of {names} {cause}"
+        for (names, cause), count in staying.items()
+        if cause != OUTPUT and (cause.remedy or not needlessly)
+    ]
 
 
 class _Trace:

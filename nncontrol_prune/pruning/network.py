@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.groups import Components, Group, find_groups
+from nncontrol_prune.pruning.groups import Components, Group, find_groups, kept_channels
 from nncontrol_prune.pruning.surgery import Module
 
 Batch = Mapping[str, Tensor]
@@ -51,8 +51,15 @@ class Network(Generic[Module]):
         Raises:
             PruningError: See `find_groups`.
         """
+        return find_groups(self.module, self.components, self._run_few(batch))
+
+    def kept_channels(self, batch: Batch, *, needlessly: bool) -> list[str]:
+        """Return which channels stay and why; see `groups.kept_channels`."""
+        return kept_channels(self.module, self._run_few(batch), needlessly=needlessly)
+
+    def _run_few(self, batch: Batch) -> Callable[[Any], dict[str, Tensor]]:
         few = take(batch, torch.arange(min(TRACED_ROWS, rows_of(batch))))
-        return find_groups(self.module, self.components, lambda module: dict(self.run(module, few)))
+        return lambda module: dict(self.run(module, few))
 
     def tied(self, groups: Sequence[Group]) -> list[list[int]]:
         """Return the groups' indices, those that are tied together.

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import HELD_OUT_SHARE, MIN_ROWS, Calibration
 from nncontrol_prune.pruning.engine import Choose, Enough, Pruned, prune_network
-from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.groups import Components, kept_needlessly
-from nncontrol_prune.pruning.network import TRACED_ROWS, Batch, Network, Outputs, rows_of, take
+from nncontrol_prune.pruning.errors import PruningError, Unreachable
+from nncontrol_prune.pruning.groups import Components
+from nncontrol_prune.pruning.network import Batch, Network, Outputs, rows_of, take
 from nncontrol_prune.pruning.rehearsal import rehearse
 from nncontrol_prune.pruning.settings import CostName, ImportanceName, Method, PruningSettings
 from nncontrol_prune.pruning.surgery import Module
@@ -139,11 +139,14 @@ def prune(
             if name in outputs and not torch.isfinite(outputs[name]).all():
                 raise PruningError(f"the dense network's output {name!r} holds NaN or infinity; leave those rows out")
         rehearsed = rehearse(network, batch)
-        few = take(batch, torch.arange(TRACED_ROWS))
-        kept = kept_needlessly(dense, lambda module: dict(run(module, few)))
-        pruned = prune_network(
-            network, calibration, terms, settings, progress=progress, latency=latency, choose=choose, enough=enough
-        )
+        kept = network.kept_channels(batch, needlessly=True)
+        try:
+            pruned = prune_network(
+                network, calibration, terms, settings, progress=progress, latency=latency, choose=choose, enough=enough
+            )
+        except Unreachable as error:
+            staying = network.kept_channels(batch, needlessly=False)
+            raise Unreachable("; ".join([str(error), *staying])) from error
     return replace(pruned, warnings=(*rehearsed, *kept, *pruned.warnings))
 
 

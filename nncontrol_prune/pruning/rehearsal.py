@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.errors import PruningError, failing
 from nncontrol_prune.pruning.groups import Group, find_groups
 from nncontrol_prune.pruning.importance import inputs_of
 from nncontrol_prune.pruning.network import TRACED_ROWS, Batch, Network, rows_of, take
@@ -80,10 +80,7 @@ def _checked(network: Network[Any], groups: Sequence[Group], few: Batch) -> Any:
     except PruningError as error:
         raise PruningError(f"{who} the network cannot be pruned: {error}") from error
     except Exception as error:
-        raise PruningError(
-            f"{who} the network fails with {type(error).__name__}: {error}; if a size is written into its forward pass "
-            "as a number, write -1 or take it from a tensor's shape"
-        ) from error
+        raise failing(f"{who} the network", error) from error
     if not {group.places for group in groups} <= {group.places for group in found}:
         raise PruningError(
             f"{who} the network divides the others into other parts than before; if the number of parts is written "

@@ -486,6 +486,13 @@ def test_budget_out_of_reach_is_told_before_anything_takes_long(classifier: nn.M
     assert set(stages) == {"groups"}
 
 
+def test_budget_out_of_reach_tells_which_channels_stay() -> None:
+    model = Written(lambda h: h + h.sort()[0])
+    message = r"it is 0\.\d+, which is the largest there is; the smallest is 0; the 32 channels of second .*sort"
+    with pytest.raises(PruningError, match=message):
+        prune(model, data=torch.randn(200, 6), budget=0.95, components={"all": [""]})
+
+
 @pytest.mark.parametrize("stage", ["groups", "importance", "coefficients", "reconstruction", "distillation"])
 def test_it_can_be_cancelled_in_every_stage(classifier: nn.Module, stage: str) -> None:
     reached: list[str] = []
