@@ -29,9 +29,9 @@ def reshaped(coupling: Coupling, before: Sequence[int], labels: Labels, after: S
         labelled = [dim for dim in ours if labels[dim] is not None]
         if not labelled:
             continue
-        # One of several can be told apart afterwards: that of most entries which may leave, as not those of positions
-        # may that something was added to, and since an ensemble's members are few.
-        chosen = max(labelled, key=lambda dim: (coupling.leaving(labels[dim]), before[dim]))
+        # One of several can be told apart afterwards: that of most entries which may leave, as positions may not that
+        # something was added to, and an ensemble's members are few; of as many the last, since members come first.
+        chosen = max(labelled, key=lambda dim: (coupling.leaving(labels[dim]), before[dim], dim))
         for dim in labelled:
             if dim != chosen:
                 coupling.fix(labels[dim])

@@ -435,3 +435,15 @@ def test_channels_that_no_matrix_takes_in_are_named(head: Any) -> None:
     module = nn.ModuleList([nn.Linear(4, 12)])
     with pytest.raises(PruningError, match="nothing to prune: the 12 channels of 0 are taken in by no matrix"):
         find_groups(module, {"all": [""]}, lambda m: head(torch.relu(m[0](torch.randn(2, 4)))))
+
+
+@pytest.mark.parametrize("channels", [3, 8])
+def test_members_of_an_ensemble_stay_even_if_they_are_as_many_as_its_channels(channels: int) -> None:
+    module = nn.ParameterList([torch.randn(3, 4, channels), torch.randn(3, channels), torch.randn(3, channels, 2)])
+
+    def run(m: Any) -> torch.Tensor:
+        hidden = torch.einsum("bi,eic->bec", torch.randn(5, 4), m[0]) + m[1]
+        return torch.einsum("bec,eco->beo", torch.tanh(hidden), m[2])
+
+    (group,) = find_groups(module, {"all": [""]}, run)
+    assert {(member.tensor, member.dim) for member in group.members} == {("0", 2), ("1", 1), ("2", 1)}
