@@ -457,7 +457,7 @@ def test_errors_are_json_too(tmp_path: Path) -> None:
 def test_without_a_simulation_it_says_so(command: list[str], port: int) -> None:
     result = run(*command, "--port", port)
     assert result.exit_code == 1
-    assert "is `nncontrol-prune sim` running" in " ".join((result.stderr + result.stdout).split())
+    assert "is `nncontrol-prune sim` or `run` running" in " ".join((result.stderr + result.stdout).split())
 
 
 def started_sim(tmp_path: Path, port: int) -> tuple[subprocess.Popen[str], list[int]]:

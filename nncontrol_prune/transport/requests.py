@@ -198,7 +198,7 @@ class Client:
         try:
             socket.create_connection(self._network.address(self._service), self._timeout).close()
         except OSError as error:
-            detail = f"({error.strerror or error}); is `nncontrol-prune sim` running there?"
+            detail = f"({error.strerror or error}); is `nncontrol-prune sim` or `run` running there?"
             raise self._no_answer(detail) from error
 
     def _no_answer(self, detail: str) -> TransportError:
