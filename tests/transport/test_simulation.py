@@ -16,6 +16,7 @@ from nncontrol_prune.rollouts.reader import read_rollouts
 from nncontrol_prune.runtime.statistics import COLUMNS
 from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError
 from nncontrol_prune.service.pruning_service import JobStatus
+from nncontrol_prune.transport.live_loop import fetch_ticks
 from nncontrol_prune.transport.messages import (
     TICKS_PER_REPLY,
     Cancel,
@@ -32,7 +33,7 @@ from nncontrol_prune.transport.network import PORT_OFFSETS, Network
 from nncontrol_prune.transport.plant_process import PlantProcessSettings
 from nncontrol_prune.transport.process import ChildProcess, ProcessError
 from nncontrol_prune.transport.requests import Client, RequestFailedError
-from nncontrol_prune.transport.simulation import Simulation, fetch_ticks
+from nncontrol_prune.transport.simulation import Simulation
 
 CONFIG = Config().override("nn_controller", controller="cartpole_swingup_sac")
 QUICK: dict[str, Any] = {"sparsity": 0.7, "method": "uniform", "robustness": {"enabled": False}, "attraction_starts": 0}
