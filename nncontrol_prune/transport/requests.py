@@ -173,8 +173,13 @@ class Client:
         if self._socket is None:
             self._check_listening()
             self._socket = self._network.connect(self._context, self._service, zmq.REQ)
-        self._socket.send_multipart([request.model_dump_json().encode(), payload])
-        if not self._socket.poll(int(1000 * self._timeout)):
+            self._socket.sndtimeo = int(1000 * self._timeout)
+        try:
+            self._socket.send_multipart([request.model_dump_json().encode(), payload])
+            answered = bool(self._socket.poll(int(1000 * self._timeout)))
+        except zmq.Again:  # whoever listens has closed the connection, which he does over wrong keys
+            answered = False
+        if not answered:
             # A REQ socket without its answer is of no further use.
             self._drop_socket()
             keys = self._network.keys

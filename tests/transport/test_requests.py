@@ -181,6 +181,17 @@ def test_answer_of_something_else_is_told(network: Network, answer: bytes) -> No
 
 
 @pytest.mark.usefixtures("server")
+def test_request_that_nobody_takes_is_not_waited_for_for_ever(network: Network) -> None:
+    with Client(network, "plant", timeout=0.2) as client:
+        assert client.request(Status()) == {"fine": True}
+        assert client._socket is not None
+        client._socket.disconnect(network.endpoint("plant"))  # as ZeroMQ does when a handshake fails
+        with pytest.raises(TransportError, match="no answer .* within 0.2 s"):
+            client.request(Status())
+        assert client.request(Status()) == {"fine": True}
+
+
+@pytest.mark.usefixtures("server")
 def test_client_that_leaves_before_its_answer_disturbs_nobody(network: Network) -> None:
     for _ in range(5):
         with zmq.Context() as context, context.socket(zmq.REQ) as socket:
