@@ -230,8 +230,8 @@ class ControllerNode(ParameterNode, LifecycleNode):
         if self._recorder is not None:
             summary = self._recorder.close()
             self._recorder = None
-            if summary.reason is not None:
-                self._tell_recording_problem(summary.reason)
+            if summary.reason is not None and not self._recording_problem:
+                self.get_logger().error(f"recording: {summary.reason}")
 
     def _release(self) -> None:
         if self._runner is not None:

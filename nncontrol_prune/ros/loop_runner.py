@@ -91,6 +91,7 @@ class LoopRunner:
             timeout=config.observation_timeout,
             limit=config.observation_limit,
             on_state=self._follow,
+            keeps_beat=config.drive == "joint_states",
         )
         topic = parent.resolve_topic_name("~/transition") if config.publish_transitions else None
         self.output = TransitionOutput(self._node, topic, manifest)

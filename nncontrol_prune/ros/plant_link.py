@@ -41,6 +41,7 @@ class PlantLink:
         timeout: Age of an input in seconds past which it is not acted on.
         limit: Magnitude past which an entry of the observation is as wrong as NaN.
         on_state: Called with each new state; returns nothing.
+        keeps_beat: See `runtime.inputs.InputMonitor`.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class PlantLink:
         timeout: float,
         limit: float,
         on_state: Callable[[], None],
+        keeps_beat: bool = True,
     ) -> None:
         self._now = now
         self._limit = limit
@@ -70,7 +72,7 @@ class PlantLink:
         self._names: tuple[str, ...] | None = None
         self._newest: bytes | None = None
         self._magnitude = np.zeros(manifest.observation.size)
-        self.monitor = InputMonitor(1 / manifest.rate, self._timeout)
+        self.monitor = InputMonitor(1 / manifest.rate, self._timeout, keeps_beat=keeps_beat)
         self.last_state = -math.inf
         """When the last state came that can be acted on, in seconds of `time.perf_counter`."""
         self.problem = ""

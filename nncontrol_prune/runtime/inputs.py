@@ -27,9 +27,12 @@ class InputMonitor:
     Args:
         period: Of the controller, in seconds.
         timeout: Age in seconds past which a state is too old to act on.
+        keeps_beat: Whether states that come faster than the controller's rate are left out; not where a timer starts
+            the ticks, each of which wants the newest.
     """
 
-    def __init__(self, period: float, timeout: float) -> None:
+    def __init__(self, period: float, timeout: float, *, keeps_beat: bool = True) -> None:
+        self._keeps_beat = keeps_beat
         self._period = period
         self._timeout = timeout
         self._last = math.nan  # the last state that was new
@@ -92,7 +95,7 @@ class InputMonitor:
     def _judge_beat(self, stamp: float) -> Arrival:
         """Judge whether a state is the nearest to when one is due."""
         ahead = self._due - stamp
-        if self._spacing < SAME_RATE * self._period:
+        if self._keeps_beat and self._spacing < SAME_RATE * self._period:
             if ahead > self._spacing / 2:
                 return Arrival.EARLY
             if ahead > -self._spacing:

@@ -65,6 +65,11 @@ def test_faster_plant_is_answered_at_the_controllers_rate_by_the_states_nearest_
     assert periods.min() > 0.01 - (1 + 2 * jitter) / rate - 1e-9
 
 
+def test_each_state_is_new_where_a_timer_starts_the_ticks() -> None:
+    monitor = InputMonitor(0.01, 0.25, keeps_beat=False)
+    assert {monitor.judge(tick * 0.002, math.nan) for tick in range(100)} == {Arrival.NEW}
+
+
 @pytest.mark.parametrize("rate", [95, 100.1, 105])
 def test_plant_at_about_the_controllers_rate_is_answered_each_time(rate) -> None:
     assert len(new_stamps(rate, jitter=0.2)) == int(rate * 10.0)

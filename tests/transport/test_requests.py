@@ -95,7 +95,7 @@ def test_error_of_a_handler_is_the_answer(network: Network) -> None:
 
 def test_nobody_there_is_said_and_the_client_recovers(network: Network) -> None:
     with Client(network, "plant", timeout=0.3) as client:
-        with pytest.raises(TransportError, match=r"no answer from the plant process.*is `nncontrol-prune sim` or `run` running"):
+        with pytest.raises(TransportError, match=r"no answer from the plant process.* or `run` running there"):
             client.request(Status())
         handlers = {Status: answers(status)}
         server = RequestServer(network, "plant", TypeAdapter(PlantRequest), handlers, errors=())
