@@ -67,7 +67,7 @@ class ControllerConfig(Spec):
     safe_command: tuple[FiniteFloat, ...] = ()
     """What is sent where the controller's command cannot be, a value a joint; empty for zero."""
     observation_limit: Annotated[FiniteFloat, Field(gt=0.0, le=1e12)] = 1e6
-    """Magnitude past which an entry of the observation is as wrong as NaN (ROS 2)."""
+    """Magnitude past which an entry of the observation is as wrong as NaN."""
     command_controller: str = ""
     """Node of the ros2_control controller that takes the commands, whose `joints` have to be the bundle's; empty not to
     check (ROS 2)."""

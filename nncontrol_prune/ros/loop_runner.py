@@ -143,6 +143,7 @@ class LoopRunner:
             observation_timeout=config.observation_timeout,
             realtime_priority=config.realtime_priority,
             safe_command=config.safe_command,
+            observation_limit=config.observation_limit,
         )
         if config.drive != "timer":  # whose loop does so itself
             settle_memory()

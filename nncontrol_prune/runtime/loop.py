@@ -89,6 +89,7 @@ class ControlLoop:
             sent instead of the controller's.
         realtime_priority: Of the thread that runs the loop, 1..99, if the operating system grants it; 0 for none.
         safe_command: What is sent where the controller's command cannot be; empty for zero.
+        observation_limit: Magnitude past which an entry of the observation is as wrong as NaN.
 
     Raises:
         ControllerError: The safe command has another size than the action, or exceeds its limits.
@@ -104,6 +105,7 @@ class ControlLoop:
         observation_timeout: float = 0.25,
         realtime_priority: int = 0,
         safe_command: Sequence[float] = (),
+        observation_limit: float = 1e6,
     ) -> None:
         manifest = slot.active.manifest
         self._slot = slot
@@ -114,7 +116,9 @@ class ControlLoop:
         self._limits = ActionLimits(manifest.action, safe_command)
         self._observation = np.zeros(manifest.observation.size)
         self._action = np.zeros(manifest.action.size)
-        self._finite = np.zeros(manifest.observation.size, dtype=bool)
+        self._limit = observation_limit
+        self._magnitude = np.zeros(manifest.observation.size)
+        self._believable = np.zeros(manifest.observation.size, dtype=bool)
         self._realtime_priority = realtime_priority
         self._stop = threading.Event()
         self._started_before, self._last_stamp, self._last_change = math.nan, math.nan, -math.inf
@@ -203,8 +207,9 @@ class ControlLoop:
         if new:
             self._last_stamp, self._last_change = stamp, start
         fresh = start - self._last_change <= self._timeout
-        np.isfinite(observation, out=self._finite)
-        sound = fresh and bool(np.logical_and.reduce(self._finite))
+        np.abs(observation, out=self._magnitude)
+        np.less_equal(self._magnitude, self._limit, out=self._believable)  # which NaN is not
+        sound = fresh and bool(np.logical_and.reduce(self._believable))
         inference, healthy = math.nan, True
         if sound:
             before = clock()

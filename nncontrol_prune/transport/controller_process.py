@@ -203,6 +203,7 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
         observation_timeout=config.observation_timeout,
         realtime_priority=config.realtime_priority,
         safe_command=config.safe_command,
+        observation_limit=config.observation_limit,
     )
     if recorder is not None:
         recorder.bundle(0.0, 0, slot.active.reference)

@@ -112,17 +112,19 @@ def test_old_observations_lead_to_the_safe_command_until_new_ones_come(slot: Con
     assert commands[-1] != 0.0
 
 
-def test_non_finite_observation_commands_nothing_wild_and_is_not_held_against_the_controller(
-    slot: ControllerSlot, store: BundleStore, make_cartpole_bundle
+@pytest.mark.parametrize("value", [math.nan, -math.inf, 1e300, -2e3])
+def test_observation_beyond_belief_commands_nothing_wild_and_is_not_held_against_the_controller(
+    slot: ControllerSlot, store: BundleStore, make_cartpole_bundle, value: float
 ) -> None:
     second = make_cartpole_bundle(seed=4, name="second")
     store.add(second)
     slot.stage(second.reference)
     plant = FakePlant()
-    plant.observation = np.full(5, np.nan)
-    loop = ControlLoop(slot, plant)
+    plant.observation[2] = value
+    loop = ControlLoop(slot, plant, observation_limit=1e3)
     run_while(loop, lambda: time.sleep(0.1))
     assert loop.unsound > 0
+    assert loop.faults == 0
     assert {command for _, command in plant.commands} == {0.0}
     assert slot.active.digest == second.digest
 
