@@ -107,7 +107,7 @@ def test_robot_needs_no_torch(setup_arguments: dict[str, Any]) -> None:
     ("command", "code", "told"),
     [
         (["inspect", "cartpole_swingup_sac"], 0, "to find the groups of channels takes torch"),
-        (["keys", "robot-keys"], 0, "copy it to the other machine"),
+        (["keys", "robot-keys"], 0, "to the other machine over a safe channel"),
         (["status", "--port", "PORT"], 1, "no answer from the controller"),
         (["rollout", "cartpole_swingup_sac", "--out", "bag"], 1, "which is not installed here, as on a robot"),
         (["run", "cartpole_swingup_sac", "--duration", "0.5", "--port", "PORT"], 0, "0 at 100 Hz"),
