@@ -35,6 +35,9 @@ def _checked_name(name: str | None) -> str | None:
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Env = Annotated[str | None, typer.Option(help="Gymnasium MuJoCo id; default: what the controller was made for.")]
 Store = Annotated[Path, typer.Option(help="The bundle store.", envvar="NNCONTROL_PRUNE_STORE")]
+LoopStore = Annotated[
+    Path | None, typer.Option(help="The bundle store; default OUT/store.", envvar="NNCONTROL_PRUNE_STORE")
+]
 Name = Annotated[
     str | None, typer.Option(help="Name of the new controller; default: after the old one.", callback=_checked_name)
 ]

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nncontrol_prune.cli.common import FAILED, Host, Json, Keys, Port, check_writable, handled, print_json
+from nncontrol_prune.cli.common import FAILED, Host, Json, Keys, LoopStore, Port, check_writable, handled, print_json
 from nncontrol_prune.transport.network import DEFAULT_PORT, LOOPBACK, Network
 
 
@@ -35,9 +35,7 @@ def run(
         Path | None, typer.Option(help="Configuration file, for the sections nn_controller and pruning_service.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Where recordings and logs go.")] = Path("out"),
-    store: Annotated[
-        Path | None, typer.Option(help="The bundle store; default OUT/store.", envvar="NNCONTROL_PRUNE_STORE")
-    ] = None,
+    store: LoopStore = None,
     port: Port = DEFAULT_PORT,
     host: Host = LOOPBACK,
     keys: Keys = None,

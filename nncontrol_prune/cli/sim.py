@@ -14,6 +14,7 @@ from nncontrol_prune.cli.common import (
     Host,
     Json,
     Keys,
+    LoopStore,
     Port,
     Sparsity,
     check_writable,
@@ -52,9 +53,7 @@ def sim(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the plant's first episode.")] = None,
     config: Annotated[Path | None, typer.Option(help="Configuration file; default config/sim.yaml.")] = None,
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("out"),
-    store: Annotated[
-        Path | None, typer.Option(help="The bundle store; default OUT/store.", envvar="NNCONTROL_PRUNE_STORE")
-    ] = None,
+    store: LoopStore = None,
     port: Port = DEFAULT_PORT,
     host: Host = LOOPBACK,
     keys: Keys = None,
