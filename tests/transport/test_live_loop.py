@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import zmq
 
@@ -93,6 +94,25 @@ def test_a_plant_that_says_nothing_or_something_else_is_told(
     assert status["unfit_states"] > 0
     assert (status["ticks"]["ticks"], notes) == (status["stale"], [])
     assert len(trace.rows) == status["ticks"]["ticks"]
+
+
+def test_state_beyond_the_limit_of_the_configuration_is_answered_by_the_safe_command(
+    network: Network, tmp_path: Path, shipped_bundle: Bundle
+) -> None:
+    context = zmq.Context()
+    states, commands = network.bind(context, "state", zmq.PUB), network.bind(context, "command", zmq.SUB)
+    commands.setsockopt(zmq.SUBSCRIBE, b"")
+    config = Config().override("nn_controller", observation_limit=10.0, safe_command=(2.5,))
+    with live_loop(network, tmp_path, shipped_bundle, config=config) as loop:
+        stamp = 0.0
+        while not commands.poll(20):
+            stamp += 0.01
+            states.send(np.array([stamp, *[np.nan] * 6, 0.0, -1.0, 0.0, 0.0, 11.0]).tobytes())
+        _, action = np.frombuffer(commands.recv())
+        status = loop.controller.request(Status())
+    context.destroy()
+    assert action == 2.5
+    assert status["unsound"] > 0
 
 
 def test_pruning_service_that_dies_is_started_again_and_the_loop_goes_on(
