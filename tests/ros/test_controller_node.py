@@ -20,7 +20,7 @@ from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.rollouts.reader import read_rollouts
 from nncontrol_prune.rollouts.schema import STEP_LAYOUT
 from nncontrol_prune.ros.messages import array_of
-from nncontrol_prune.runtime.store import BundleStore
+from nncontrol_prune.runtime.store import BundleStore, SlotRecord
 from tests.ros.graph import LATCHED, Graph, Robot, children, command_controller, commanding, wait_until
 
 NODE = "/nn_controller"
@@ -299,7 +299,7 @@ def test_controller_that_is_set_before_the_node_is_configured_is_on_probation(
     controller, graph, robot, shipped_bundle, pruned
 ) -> None:
     BundleStore(graph.store_path).add(shipped_bundle)
-    BundleStore(graph.store_path).commit("nn_controller", shipped_bundle.reference)
+    BundleStore(graph.store_path).write_slot("nn_controller", SlotRecord(current=shipped_bundle.reference))
     controller(probation=0.5, autostart=False)
     robot.silent = True
     assert graph.set(NODE, controller=pruned.reference) == (True, "")
@@ -318,7 +318,7 @@ def test_controller_for_another_robot_than_the_stores_current_one_is_configured_
     store = BundleStore(graph.store_path)
     slow = make_cartpole_bundle(hidden=(4, 4), name="slow", rate=50.0)
     store.add(slow)
-    store.commit("nn_controller", slow.reference)
+    store.write_slot("nn_controller", SlotRecord(current=slow.reference))
     node = controller(controller="cartpole_swingup_sac")
     commanding(robot, action_of(shipped_bundle, robot))
     assert "begins without a probation: cartpole_swingup_sac cannot take the place of slow" in node.log
@@ -589,7 +589,7 @@ def test_command_controller_that_turns_out_later_to_take_other_joints_is_command
     assert not graph.change_state(NODE, Transition.TRANSITION_ACTIVATE)
 
 
-def test_another_that_commands_the_same_plant_is_told(controller, graph, robot, shipped_bundle) -> None:
+def test_another_that_commands_the_same_plant_is_told(controller, graph, robot, shipped_bundle, tmp_path: Path) -> None:
     node = controller()
     newest = graph.diagnostics()
     commanding(robot, action_of(shipped_bundle, robot))
@@ -601,7 +601,7 @@ def test_another_that_commands_the_same_plant_is_told(controller, graph, robot, 
     assert node.log.count(problem) == 1
     graph.node.destroy_publisher(publisher)
     wait_until(lambda: newest().message == "OK")
-    controller()  # one of the same name
+    controller(store=str(tmp_path / "other"))  # one of the same name
     wait_until(lambda: "/_nn_controller_loop may send commands on /commands, too" in newest().message)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,12 @@ pytestmark = pytest.mark.skipif(not real_time_granted(50), reason="real-time sch
 
 def real_time_threads(pid: int) -> dict[int, str]:
     """Return the names of a process's threads under SCHED_FIFO, by id."""
-    names = {int(task.name): (task / "comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir()}
-    return {thread: name for thread, name in names.items() if os.sched_getscheduler(thread) == os.SCHED_FIFO}
+    found: dict[int, str] = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+            if os.sched_getscheduler(int(task.name)) == os.SCHED_FIFO:
+                found[int(task.name)] = (task / "comm").read_text().strip()
+    return found
 
 
 def check_threads(pid: int, priority: int) -> None:
