@@ -92,8 +92,9 @@ def test_a_plant_that_says_nothing_or_something_else_is_told(
     assert told[0].endswith("waiting for the plant's states")
     assert told[-1].endswith("the plant's states do not fit: they have another size than the controller takes")
     assert status["unfit_states"] > 0
-    assert (status["ticks"]["ticks"], notes) == (status["stale"], [])
-    assert len(trace.rows) == status["ticks"]["ticks"]
+    ticks = status["ticks"]["ticks"]  # the loop does some more while the rest is asked for
+    assert status["stale"] >= ticks
+    assert (len(trace.rows) >= ticks, notes) == (True, [])
 
 
 def test_state_beyond_the_limit_of_the_configuration_is_answered_by_the_safe_command(
