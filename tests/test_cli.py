@@ -393,7 +393,7 @@ def test_place_that_cannot_be_written_is_told_before_the_work(
     ("arguments", "code", "message"),
     [
         (["--env", "Hoper-v5"], 1, "did you mean"),
-        (["--rate", 50], 2, "rate 50 Hz is not the control rate"),
+        (["--rate", 50], 2, "rate = 50 Hz: controller cartpole_swingup_sac runs at 100 Hz"),
         (["--rate", -1], 2, "rate = -1.0"),
         (["--real-time-factor", 0], 2, "real_time_factor = 0.0"),
         (["--config", "nothing.yaml"], 2, "nothing.yaml cannot be read"),

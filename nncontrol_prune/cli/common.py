@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
@@ -134,6 +135,11 @@ def check_new(path: Path) -> None:
     if path.exists():
         raise FileExistsError(f"{path} exists already; remove it or name another")
     check_writable(path.parent)
+
+
+def new_bag(out: Path) -> Path:
+    """Return where a loop that begins now records."""
+    return out / "bags" / f"{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S}"
 
 
 def check_writable(directory: Path) -> None:

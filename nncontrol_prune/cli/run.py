@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nncontrol_prune.cli.common import FAILED, Host, Json, Keys, LoopStore, Port, check_writable, handled, print_json
+from nncontrol_prune.cli.common import (
+    FAILED,
+    Host,
+    Json,
+    Keys,
+    LoopStore,
+    Port,
+    check_writable,
+    handled,
+    new_bag,
+    print_json,
+)
 from nncontrol_prune.transport.network import DEFAULT_PORT, LOOPBACK, Network
 
 
@@ -61,7 +71,7 @@ def run(
     )
     check_writable(out)
     bundles = BundleStore(store or out / "store")
-    bag = out / "bags" / f"{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S}" if setup.nn_controller.record else None
+    bag = new_bag(out) if setup.nn_controller.record else None
     interrupt_by_any_signal()
     loop = LiveLoop(
         setup,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ from nncontrol_prune.cli.common import (
     Sparsity,
     check_writable,
     handled,
+    new_bag,
     print_json,
 )
 from nncontrol_prune.pruning.settings import Method
@@ -86,7 +86,7 @@ def sim(
     if not env_is_given:
         made_for = first_controller(setup.nn_controller, bundles).manifest.environment
         setup = setup.override("mujoco_sim", env=made_for)
-    bag = out / "bags" / f"{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S}" if setup.nn_controller.record else None
+    bag = new_bag(out) if setup.nn_controller.record else None
     interrupt_by_any_signal()
     simulation = Simulation(setup, Network(port=port, host=host, keys=keys), out=out, store=bundles, bag=bag)
     with held_directory(out):

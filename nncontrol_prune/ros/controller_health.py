@@ -44,7 +44,7 @@ def health(
         values["bag"] = recorder.directory
         values["recorded messages"] = recorder.written
         values["messages not recorded"] = recorder.dropped
-        if recorder.dropped:
+        if recorder.dropped and recorder.failure is None:  # of which the node tells itself
             reason = f": {recorder.reason}" if recorder.reason else ""
             problems.append((DiagnosticStatus.WARN, f"{recorder.dropped} messages could not be recorded{reason}"))
     if slot.problem is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -82,10 +81,7 @@ def step_of(message: Float64MultiArray) -> dict[str, float]:
     layout = tuple((dimension.label, dimension.size) for dimension in message.layout.dim)
     if layout != STEP_LAYOUT:
         raise MessageError(f"a step has one value each of {', '.join(label for label, _ in STEP_LAYOUT)}, not {layout}")
-    step = {label: float(values[0]) for label, values in labelled(message).items()}
-    if not (math.isfinite(step["episode"]) and math.isfinite(step["step"])):
-        raise MessageError("a step's numbers of episode and step are none")
-    return step
+    return {label: float(values[0]) for label, values in labelled(message).items()}
 
 
 def parcel_of(bundle: Bundle, verdict: Verdict | None) -> UInt8MultiArray:

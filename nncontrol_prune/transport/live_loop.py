@@ -28,6 +28,7 @@ from nncontrol_prune.transport.requests import Client
 
 POLL = 1.0
 """Seconds between looks at a loop."""
+PRUNING_DIED = "the pruning process ended; it was started again, and its job is lost"
 REPORT = "report"
 """Where, among what comes of a loop, the report is."""
 
@@ -116,6 +117,13 @@ class LiveLoop(ProcessGroup):
             if name != "pruning":
                 raise ProcessError(self.how_it_ended(name))
 
+    def revive_pruning(self) -> bool:
+        """Start the pruning service again if it has died; return whether it had."""
+        died = "pruning" in self.dead()
+        if died:
+            self.restart("pruning")
+        return died
+
     def ticks(self) -> TickTrace:
         """Fetch the controller's ticks."""
         return fetch_ticks(self.controller)
@@ -142,9 +150,8 @@ def watch(
     started, notes = time.monotonic(), list[str]()
     while True:
         loop.check_alive()
-        if "pruning" in loop.dead():
-            notes.append("the pruning process ended; it was started again, and its job is lost")
-            loop.restart("pruning")
+        if loop.revive_pruning():
+            notes.append(PRUNING_DIED)
         try:
             status: dict[str, Any] = loop.controller.request(Status())
         except TransportError:

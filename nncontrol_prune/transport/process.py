@@ -148,7 +148,7 @@ class ProcessGroup:
 
     def __init__(self, settings: Mapping[str, Spec], logs: Path) -> None:
         self._settings = settings
-        self.logs = logs
+        self._logs = logs
         self._children: dict[str, ChildProcess] = {}
 
     def __enter__(self: Group) -> Group:
@@ -157,7 +157,7 @@ class ProcessGroup:
         Raises:
             ProcessError: One cannot start; the message says which and why.
         """
-        self.logs.mkdir(parents=True, exist_ok=True)
+        self._logs.mkdir(parents=True, exist_ok=True)
         try:
             for name in self._settings:
                 self._children[name] = self._start(name)
@@ -205,4 +205,4 @@ class ProcessGroup:
 
     def _start(self, name: str) -> ChildProcess:
         module = f"nncontrol_prune.transport.{name}_process"
-        return ChildProcess(name, module, self._settings[name], self.logs / f"{name}.log")
+        return ChildProcess(name, module, self._settings[name], self._logs / f"{name}.log")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nncontrol_prune.config import Config, ConfigError
-from nncontrol_prune.plants.environments import PlantError, check_controller, check_rate, environment_specs
+from nncontrol_prune.config import Config
+from nncontrol_prune.plants.environments import check_controller, environment_specs
 from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.transport.live_loop import LiveLoop, first_controller
 from nncontrol_prune.transport.network import Network
@@ -24,7 +24,7 @@ class Simulation(LiveLoop):
         bag: Where to record; None to record nothing.
 
     Raises:
-        ConfigError: The rate is not the environment's.
+        ConfigError: The rate that is asked for is not the controller's.
         ControllerError, PlantError: The controller does not exist, or does not fit the environment.
         ProcessError: A process cannot start; the message says which and why.
     """
@@ -34,11 +34,6 @@ class Simulation(LiveLoop):
         specs = environment_specs(environment)
         bundle = first_controller(config.nn_controller, store)
         check_controller(bundle.manifest, specs)
-        if config.nn_controller.rate is not None:
-            try:
-                check_rate(config.nn_controller.rate, specs)
-            except PlantError as error:
-                raise ConfigError(f"nn_controller: {error}") from error
         plant = PlantProcessSettings(network=network, config=config.mujoco_sim)
         super().__init__(config, network, bundle, out=out, store=store, bag=bag, environment=environment, plant=plant)
         self.plant = Client(network, "plant")

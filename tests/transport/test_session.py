@@ -48,7 +48,7 @@ class Processes:
         self,
         dense: Bundle,
         jobs: Sequence[JobStatus],
-        deaths: Sequence[list[str]] = (),
+        deaths: Sequence[bool] = (),
         store: BundleStore | None = None,
     ) -> None:
         self.dense = dense
@@ -68,11 +68,10 @@ class Processes:
     def check_alive(self) -> None:
         pass
 
-    def dead(self) -> list[str]:
-        return self._deaths.pop(0) if self._deaths else []
-
-    def restart(self, _: str) -> None:
-        self.restarts += 1
+    def revive_pruning(self) -> bool:
+        died = bool(self._deaths) and self._deaths.pop(0)
+        self.restarts += died
+        return died
 
     def ticks(self) -> TickTrace:
         return TickTrace(0, np.zeros((0, len(COLUMNS))))
@@ -122,7 +121,7 @@ def test_job_that_is_not_accepted_is_told_and_nothing_is_deployed(shipped_bundle
 
 def test_pruning_process_that_ends_is_started_again_and_its_job_is_lost(shipped_bundle: Bundle) -> None:
     running = JobStatus(job=1, state="running", stage="choice", progress=0.3)
-    processes = Processes(shipped_bundle, [running, JobStatus()], deaths=[[], [], ["pruning"]])
+    processes = Processes(shipped_bundle, [running, JobStatus()], deaths=[False, False, True])
     result = session(processes)
     assert processes.restarts == 1
     assert (result.job.state, result.job.message) == ("failed", "the pruning process ended")

@@ -114,7 +114,7 @@ def test_killed_pruning_process_leaves_the_loop_undisturbed(network: Network, tm
         running.check_alive()
         assert running.dead() == ["pruning"]
         assert [path.name for path in (tmp_path / "store/bundles").iterdir()] == [running.dense.digest]
-        running.restart("pruning")
+        assert running.revive_pruning()
         running.pruning.request(Prune(settings={**QUICK, "sparsity": 0.3}))
         assert wait_until(lambda: job_ended(running.pruning))["state"] == "accepted"
 
@@ -239,7 +239,7 @@ def test_no_path_stages_a_pruned_controller_without_a_verdict(
 
 
 def test_another_rate_than_the_environments_is_refused(network: Network, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"50 Hz .* 100 Hz"):
+    with pytest.raises(ConfigError, match=r"rate = 50 Hz: .* runs at 100 Hz"):
         simulation(network, tmp_path, CONFIG.override("nn_controller", rate=50.0))
 
 
