@@ -19,7 +19,7 @@ def taken_in(arguments: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
 
 
 @contextmanager
-def telling_calls(module: nn.Module, names: Sequence[str], note: Note) -> Iterator[None]:
+def telling_calls(module: nn.Module, names: Sequence[str], rows: int, note: Note) -> Iterator[None]:
     """Within the block, note each layer's first call, and the first in which it takes in other values in other rows.
 
     Mostly that is the same one. The state of a recurrent network often starts at zero, and of that nothing is learned.
@@ -32,7 +32,8 @@ def telling_calls(module: nn.Module, names: Sequence[str], note: Note) -> Iterat
         calls[name] += 1
         if name in varied:
             return
-        varies = bool((held != held[:1]).any())
+        by_row = held.reshape(rows, -1)
+        varies = bool((by_row != by_row[:1]).any())
         if varies:
             varied.add(name)
         if varies or call == 0:

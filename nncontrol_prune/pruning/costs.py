@@ -75,18 +75,17 @@ def parameter_cost(module: nn.Module, groups: Sequence[Group]) -> Cost:
 
 
 def multiplication_cost(module: nn.Module, groups: Sequence[Group], run: Callable[[nn.Module], Any]) -> Cost:
-    """A weight of a linear layer or a convolution costs one for every time that a row of the run multiplies it."""
+    """A weight of a linear layer or a convolution costs one for every time that it is multiplied in a run."""
     weights: dict[str, float] = {}
 
     def count(name: str, held: Tensor, output: Tensor, layer: nn.Module) -> None:
-        rows = held.shape[0]
         if isinstance(layer, nn.Linear):
             positions = output.numel() / layer.out_features
         elif isinstance(layer, TRANSPOSED):
             positions = held.numel() / held.shape[1]
         else:
             positions = output.numel() / output.shape[1]
-        weights[name] = weights.get(name, 0.0) + positions / rows
+        weights[name] = weights.get(name, 0.0) + positions
 
     hooks = [
         layer.register_forward_hook(

@@ -48,7 +48,6 @@ from nncontrol_prune.pruning.groups import TRANSPOSED, Group
 from nncontrol_prune.pruning.layers import (
     NORMS,
     places_in,
-    regressors,
     responses,
     run_solution,
     taps,
@@ -57,11 +56,9 @@ from nncontrol_prune.pruning.network import Network, rows_of, spread_rows, take
 from nncontrol_prune.pruning.reconstruction import (
     Target,
     affine_fit,
-    blown_up,
-    contrast_factor,
     dense_targets,
     fitted_layers,
-    regression_rows,
+    regression,
     weighted_ridge,
 )
 from nncontrol_prune.pruning.surgery import Module
@@ -315,19 +312,16 @@ class _SoftLayers:
         fitted: dict[str, tuple[Tensor, Tensor]],
     ) -> Tensor:
         if name not in fitted:
-            rows = regression_rows(layer, inputs, FIT_POSITIONS)
-            taken, target = inputs[rows], self._targets[name].output[rows]
-            if self._contrasts:
-                factor = contrast_factor(layer, target)
-                taken, target = blown_up(taken, factor), blown_up(target, factor)
-            held = regressors(layer, taken).double()
+            held, wanted, weights = regression(
+                layer, inputs, self._targets[name].output, self._weights, contrasts=self._contrasts, limit=FIT_POSITIONS
+            )
             group, channel = self._places[name]
             same = (group[:, None] == group) & (channel[:, None] == channel) & (group[:, None] >= 0)
             doubt = (1.0 - mask.double()) / mask.double()
             fitted[name] = weighted_ridge(
                 held,
-                responses(layer, target).double(),
-                self._weights[rows].double().repeat_interleave(len(held) // len(rows)),
+                wanted,
+                weights,
                 same * doubt[:, None],
                 intercept=getattr(layer, "bias", None) is not None,
             )

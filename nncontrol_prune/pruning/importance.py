@@ -19,9 +19,9 @@ from torch.utils._pytree import tree_map
 from nncontrol_prune.pruning.calls import taken_in, telling_calls
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import TRANSPOSED, Group
-from nncontrol_prune.pruning.layers import by_channel, regressors, solution_of, taps
+from nncontrol_prune.pruning.layers import by_channel, solution_of, taps
 from nncontrol_prune.pruning.network import Batch, Network, rows_of, spread_rows, take
-from nncontrol_prune.pruning.reconstruction import blown_up, contrast_factor, moments, regression_rows
+from nncontrol_prune.pruning.reconstruction import moments, regression
 from nncontrol_prune.pruning.sensitivity import MINIBATCH, directions, squared_gradients
 from nncontrol_prune.pruning.terms import Term
 
@@ -107,7 +107,9 @@ def _gate_scores(evidence: Evidence, *, centred: bool) -> list[Tensor]:
             evidence.network.run(module, take(evidence.batch, rows))
         for name, calls in inputs.items():
             layer = module.get_submodule(name)
-            means[name] = [torch.einsum("r,rcp->cp", share.to(call.dtype), by_channel(layer, call)) for call in calls]
+            means[name] = [
+                torch.einsum("r,rcp->cp", share.to(call.dtype), by_channel(layer, call, len(rows))) for call in calls
+            ]
     scores = [torch.zeros(group.channels) for group in groups]
     generator = torch.Generator().manual_seed(evidence.seed)
     for part in rows.split(MINIBATCH):
@@ -124,10 +126,10 @@ def _gate_scores(evidence: Evidence, *, centred: bool) -> list[Tensor]:
                     if gradient is None:
                         continue
                     layer = module.get_submodule(name)
-                    held = by_channel(layer, call.detach())
+                    held = by_channel(layer, call.detach(), len(part))
                     if centred:
                         held = held - means[name][call_number]
-                    effect = (held * by_channel(layer, gradient)).sum(dim=2)
+                    effect = (held * by_channel(layer, gradient, len(part))).sum(dim=2)
                     for number, group in enumerate(groups):
                         for member in group.members:
                             if member.module == name and name in group.consumers and member.dim == _inward(layer):
@@ -206,16 +208,11 @@ def _gram_matrices(evidence: Evidence, names: Sequence[str]) -> dict[str, Tensor
     grams: dict[str, Tensor] = {}
 
     def note(name: str, layer: nn.Module, call: int, held: Tensor, output: Tensor) -> None:
-        rows = regression_rows(layer, held)
-        held = held[rows]
-        if evidence.network.contrasts:
-            held = blown_up(held, contrast_factor(layer, output[rows]))
-        inputs = regressors(layer, held).double()
-        weights = evidence.weights[rows].double().repeat_interleave(len(inputs) // len(rows))
+        inputs, _, weights = regression(layer, held, output, evidence.weights, contrasts=evidence.network.contrasts)
         intercept = getattr(layer, "bias", None) is not None
         grams[name] = moments(inputs, inputs[:, :1], weights, intercept=intercept)[0]
 
-    with torch.no_grad(), telling_calls(module, names, note):
+    with torch.no_grad(), telling_calls(module, names, rows_of(evidence.batch), note):
         evidence.network.run(module, evidence.network.once(evidence.batch))
     return grams
 

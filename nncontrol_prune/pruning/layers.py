@@ -92,11 +92,11 @@ def channel_dimension(layer: nn.Module, values: Tensor) -> int:
     return values.dim() - 1 if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.RMSNorm)) else 1
 
 
-def by_channel(layer: nn.Module, values: Tensor) -> Tensor:
-    """Return a layer's inputs or outputs as (rows, channels, positions)."""
-    if channel_dimension(layer, values) == 1:
-        return values.reshape(*values.shape[:2], -1)
-    return values.reshape(values.shape[0], -1, values.shape[-1]).transpose(1, 2)
+def by_channel(layer: nn.Module, values: Tensor, rows: int) -> Tensor:
+    """Return a layer's inputs or outputs as (rows, channels, positions), of so many rows of data."""
+    channel = channel_dimension(layer, values)
+    items = values.reshape(rows, -1, *values.shape[1:])
+    return items.movedim(channel + 1, 1).flatten(2)
 
 
 def places_in(groups: Sequence[Group], tensor: str, dim: int, size: int) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,8 @@ Batch = Mapping[str, Tensor]
 Outputs = Mapping[str, Tensor]
 """Named outputs of a run, a row for each row of the batch."""
 Run = Callable[[Any, Batch], Outputs]
-"""Runs a network on a batch. The first dimension has to stay the row in every layer."""
+"""Runs a network on a batch. In every layer to be fitted the first dimension has to be the row, or as many items for
+each row, one row's behind the other's."""
 
 TRACED_ROWS = 4
 

@@ -57,7 +57,7 @@ LARGEST_CONTRAST_FACTOR = 30.0
 LAST_LAYER_ROWS = 4096
 """Rows that the last layers are fitted on where they count; each output is a regression of its own."""
 REGRESSION_ROWS = 20_000
-"""Rows times positions that a layer is fitted on at the most; the patches of images are many and alike."""
+"""Of what a layer is fitted on, at the most."""
 
 
 class Target(NamedTuple):
@@ -88,7 +88,7 @@ def dense_targets(network: Network[Any], groups: Sequence[Group], batch: Batch) 
     def note(name: str, layer: nn.Module, call: int, held: Tensor, output: Tensor) -> None:
         targets[name] = Target(call, output.clone())  # what comes after may work in place
 
-    with telling_calls(network.module, fitted_layers(network.module, groups), note):
+    with telling_calls(network.module, fitted_layers(network.module, groups), rows_of(batch), note):
         network.run(network.module, network.once(batch))
     return targets
 
@@ -139,13 +139,7 @@ def reconstruct(
                 _refit_norm(layer, layer(held), target, weights)
             return
         columns = solution_of(layer).shape[0]
-        rows = regression_rows(layer, held)
-        held, target = held[rows], target[rows]
-        if network.contrasts:
-            factor = contrast_factor(layer, target)
-            held, target = blown_up(held, factor), blown_up(target, factor)
-        inputs, wanted = regressors(layer, held).double(), responses(layer, target).double()
-        repeated = weights[rows].double().repeat_interleave(len(inputs) // len(rows))
+        inputs, wanted, by_item = regression(layer, held, target, weights, contrasts=network.contrasts)
         scarce = len(inputs) < 2 * columns
         if scarce:
             warnings.append(
@@ -155,7 +149,7 @@ def reconstruct(
         weight, bias = weighted_ridge(
             inputs,
             wanted,
-            repeated,
+            by_item,
             ridge=SCARCE_RIDGE if scarce else RIDGE,
             intercept=getattr(layer, "bias", None) is not None,
         )
@@ -205,20 +199,19 @@ def _refit_last_layers(
     targets: Mapping[str, Target],
     dense: Mapping[str, Tensor],
 ) -> None:
-    rows = spread_rows(len(weights), LAST_LAYER_ROWS)
+    count = len(weights)
+    rows = spread_rows(count, LAST_LAYER_ROWS)
     batch, weights = take(batch, rows), weights[rows]
     found = squared_gradients(replace(network, module=pruned), list(dense), batch, terms)
 
     def refit(name: str, layer: nn.Module, held: Tensor) -> None:
-        target = targets[name].output[rows]
-        if network.contrasts:
-            factor = contrast_factor(layer, target)
-            held, target = blown_up(held, factor), blown_up(target, factor)
-        inputs, wanted = regressors(layer, held).double(), responses(layer, target).double()
+        target = targets[name].output.unflatten(0, (count, -1))[rows].flatten(0, 1)
         mattering = (dense[name] + found[name]).double()
         mean = (weights[:, None] * mattering).sum(0) / weights.sum()
         share = 0.5 + 0.5 * mattering / mean.clamp_min(torch.finfo(torch.float32).tiny)
-        by_output = (weights[:, None] * share).repeat_interleave(len(inputs) // len(weights), dim=0)
+        inputs, wanted, by_output = regression(
+            layer, held, target, weights[:, None] * share, contrasts=network.contrasts
+        )
         ridge = SCARCE_RIDGE if len(inputs) < 2 * inputs.shape[1] else RIDGE
         intercept = getattr(layer, "bias", None) is not None
         solutions = [
@@ -256,10 +249,31 @@ def _before_calls(
             handle.remove()
 
 
-def regression_rows(layer: nn.Module, held: Tensor, limit: int = REGRESSION_ROWS) -> Tensor:
-    """Return the rows to fit a layer on: all, or fewer where each comes with many positions."""
+def regression(
+    layer: nn.Module, held: Tensor, output: Tensor, weights: Tensor, *, contrasts: bool, limit: int = REGRESSION_ROWS
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what a layer is fitted on, in double precision.
+
+    Args:
+        layer: The layer.
+        held: What it takes in: an item for each row of data, or as many for each, one row's behind the other's.
+        output: What it is to give out for that.
+        weights: Of the rows of data, (rows,) or (rows, m).
+        contrasts: Whether deviations from a row's mean are blown up.
+        limit: Items times positions at the most; the patches of images are many and alike.
+
+    Returns:
+        Regressors (n, k), responses (n, m), and their weights, (n,) or (n, m).
+    """
     positions = len(regressors(layer, held[:1]))
-    return spread_rows(len(held), max(1, limit // positions))
+    items = spread_rows(len(held), max(1, limit // positions))
+    weights = weights.repeat_interleave(len(held) // len(weights), dim=0)[items]
+    held, output = held[items], output[items]
+    if contrasts:
+        factor = contrast_factor(layer, output)
+        held, output = blown_up(held, factor), blown_up(output, factor)
+    weights = weights.double().repeat_interleave(positions, dim=0)
+    return regressors(layer, held).double(), responses(layer, output).double(), weights
 
 
 def contrast_factor(layer: nn.Module, outputs: Tensor) -> float:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nncontrol_prune.pruning.errors import PruningError, failing
 from nncontrol_prune.pruning.groups import Group, find_groups
 from nncontrol_prune.pruning.importance import inputs_of
-from nncontrol_prune.pruning.network import TRACED_ROWS, Batch, Network, rows_of, take
+from nncontrol_prune.pruning.network import TRACED_ROWS, Batch, Network, rows_of, spread_rows, take
 from nncontrol_prune.pruning.surgery import with_entries
 
 
@@ -30,7 +30,7 @@ def rehearse(network: Network[Any], batch: Batch) -> list[str]:
         PruningError: It does not; the message names a group that it does not without.
     """
     groups = network.groups(batch)
-    few = take(batch, torch.arange(min(TRACED_ROWS, rows_of(batch))))
+    few = take(batch, spread_rows(rows_of(batch), TRACED_ROWS))
     _check_rows(network, groups, few)
     able = [group for group in groups if group.channels > group.fewest]
     try:
@@ -51,20 +51,34 @@ def rehearse(network: Network[Any], batch: Batch) -> list[str]:
     ]
 
 
-@torch.no_grad()
 def _check_rows(network: Network[Any], groups: Sequence[Group], few: Batch) -> None:
-    """Check that the layers to be fitted take in a row for each row of the data, whose weight it has."""
-    for count in (rows_of(few), rows_of(few) - 1):  # of one number alone, positions might be as many
-        with inputs_of(network.module, groups) as inputs:
-            network.run(network.module, take(few, torch.arange(count)))
-        for name, calls in inputs.items():
-            for held in calls:
-                if len(held) != count:
-                    raise PruningError(
-                        f"the layer {name} takes in a tensor of shape {tuple(held.shape)} for {count} rows of data; "
-                        "the first dimension has to stay the row where a layer takes in what may leave, "
-                        "as in (rows, positions, channels)"
-                    )
+    """Check that the layers to be fitted take in an item for each row of the data, or as many for each, in their order.
+
+    These have the row's weight.
+    """
+    rows = torch.arange(rows_of(few))
+    # With one number of rows alone, positions might be as many; without another first row, items might be in any order.
+    whole, fewer, altered = (
+        _taken_in(network, groups, take(few, part)) for part in (rows, rows[1:], rows.clamp_min(1))
+    )
+    for name, calls in whole.items():
+        for held, less, other in zip(calls, fewer[name], altered[name], strict=True):
+            items = len(held) // len(rows)
+            apart = items == 1 or torch.allclose(held[items:], other[items:], equal_nan=True)
+            if (len(held), len(less)) != (items * len(rows), items * (len(rows) - 1)) or not apart:
+                raise PruningError(
+                    f"the layer {name} takes in a tensor of shape {tuple(held.shape)} for {len(rows)} rows of data; "
+                    "where a layer takes in what may leave, the first dimension has to be the row, as in (rows, "
+                    "positions, channels), or what belongs to one row behind what belongs to another, as "
+                    "frames.flatten(0, 1) has it of (rows, frames, ...)"
+                )
+
+
+@torch.no_grad()
+def _taken_in(network: Network[Any], groups: Sequence[Group], batch: Batch) -> dict[str, list[Tensor]]:
+    with inputs_of(network.module, groups) as inputs:
+        network.run(network.module, batch)
+    return inputs
 
 
 def _checked(network: Network[Any], groups: Sequence[Group], few: Batch) -> Any:

@@ -69,7 +69,7 @@ def _of_minibatch(
                 )
                 for (name, _), gradient in zip(calls, gradients, strict=True):
                     if gradient is not None:
-                        squares = by_channel(layers[name], gradient).square().sum(dim=2)
+                        squares = by_channel(layers[name], gradient, rows_of(batch)).square().sum(dim=2)
                         found[name] = found[name] + squares if name in found else squares
     finally:
         for hook in hooks:

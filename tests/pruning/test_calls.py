@@ -21,10 +21,20 @@ def test_the_first_call_is_noted_and_the_first_whose_rows_differ() -> None:
         noted.append((name, call))
 
     rows = torch.randn(3, 2)
-    with telling_calls(module, list(module), note):
+    with telling_calls(module, list(module), len(rows), note):
         for held in (torch.zeros(3, 2), rows, 2 * rows):
             module["state"](input=held)
             module["always"](rows)
             module["never"](torch.ones(3, 2))
     assert noted == [("state", 0), ("always", 0), ("never", 0), ("state", 1)]
     assert not module["state"]._forward_hooks
+
+
+def test_what_differs_only_within_a_row_tells_no_rows_apart() -> None:
+    module = nn.ModuleDict({"frame": nn.Linear(2, 2)})
+    calls: list[int] = []
+    numbered = torch.arange(4.0)[:, None].expand(-1, 2).repeat(3, 1)
+    with telling_calls(module, list(module), 3, lambda name, layer, call, held, output: calls.append(call)):
+        for held in (numbered, numbered + torch.arange(3.0).repeat_interleave(4)[:, None]):
+            module["frame"](held)
+    assert calls == [0, 1]

@@ -50,15 +50,15 @@ def test_cost_in_multiplications_agrees_with_surgery(network: type[Any], inputs:
 def test_multiplications_count_every_pixel_and_every_step() -> None:
     images = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ConvTranspose2d(2, 1, 2, stride=2))
     cost = multiplication_cost(images, [], lambda m: m(torch.zeros(3, 1, 6, 6)))
-    assert cost.dense == 2 * 9 * 16 + 2 * 4 * 16
+    assert cost.dense == 3 * (2 * 9 * 16 + 2 * 4 * 16)
     layer = nn.Linear(4, 4)
-    assert multiplication_cost(layer, [], lambda m: m(m(torch.zeros(5, 4)))).dense == 2 * 16
+    assert multiplication_cost(layer, [], lambda m: m(m(torch.zeros(5, 4)))).dense == 5 * 2 * 16
 
 
 def test_latency_is_interpolated_and_differentiable() -> None:
     module = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
     groups = find_groups(module, {"all": [""]}, lambda m: m(torch.zeros(2, 4)))
-    work = multiplication_cost(module, groups, lambda m: m(torch.zeros(2, 4)))
+    work = multiplication_cost(module, groups, lambda m: m(torch.zeros(1, 4)))
     cost = LatencyCost(work, [(6.0, 1e-5), (24.0, 3e-5), (48.0, 2e-5)])
     assert cost.dense == 3e-5  # more work never takes less time
     assert cost([0.5]) == pytest.approx(3e-5)
@@ -73,7 +73,7 @@ def test_latency_is_interpolated_and_differentiable() -> None:
 def test_latency_of_a_small_network_is_differentiable_where_measurements_coincide() -> None:
     module = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2))
     groups = find_groups(module, {"all": [""]}, lambda m: m(torch.zeros(2, 4)))
-    work = multiplication_cost(module, groups, lambda m: m(torch.zeros(2, 4)))
+    work = multiplication_cost(module, groups, lambda m: m(torch.zeros(1, 4)))
     cost = LatencyCost(work, [(6.0, 1e-5), (6.0, 2e-5), (12.0, 3e-5), (12.0, 4e-5)])
     share = torch.tensor(0.5, requires_grad=True)
     seconds = cost([share])
@@ -85,6 +85,6 @@ def test_latency_of_a_small_network_is_differentiable_where_measurements_coincid
 def test_a_network_too_small_for_a_latency_budget_is_refused() -> None:
     module = nn.Sequential(nn.Linear(4, 1), nn.Linear(1, 2))
     groups = find_groups(module, {"all": [""]}, lambda m: m(torch.zeros(2, 4)))
-    work = multiplication_cost(module, groups, lambda m: m(torch.zeros(2, 4)))
+    work = multiplication_cost(module, groups, lambda m: m(torch.zeros(1, 4)))
     with pytest.raises(PruningError, match="too small for a latency budget"):
         LatencyCost(work, [(6.0, 1e-5), (6.0, 2e-5)])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -372,17 +373,88 @@ def test_a_size_written_into_the_forward_pass_is_told_before_anything_takes_long
     assert not stages
 
 
-def test_a_layer_that_does_not_keep_the_rows_apart_is_named() -> None:
-    class Merged(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last = nn.Linear(6, 32), nn.Linear(32, 2)
+class Frames(nn.Module):
+    """A policy that looks at each of some frames (rows, frames, 6) with the same layers.
 
-        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            return self.last(torch.relu(self.first(inputs.flatten(0, 1)))).view(len(inputs), -1)
+    Args:
+        merge: Lays frames out as rows, (items, 6).
+        split: Undoes that.
+    """
 
-    with pytest.raises(PruningError, match=r"^the layer last takes in a tensor of shape \(20, 32\) for 4 rows of data"):
-        prune(Merged(), data=torch.randn(200, 5, 6), budget=0.5)
+    def __init__(self, merge: Callable[[torch.Tensor], torch.Tensor], split: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.merge, self.split = merge, split
+        self.first, self.norm, self.second = nn.Linear(6, 24), nn.LayerNorm(24), nn.Linear(24, 8)
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        seen = torch.relu(self.norm(self.first(self.merge(frames))))
+        output: torch.Tensor = self.split(self.last(torch.relu(self.second(seen))), len(frames)).mean(1)
+        return output
+
+
+class Images(nn.Module):
+    """A policy on three images (rows, images, 1, 8, 8), each taken in by itself, or as the depth of one."""
+
+    def __init__(self, depth: bool) -> None:
+        super().__init__()
+        self.depth = depth
+        self.first: nn.Module = nn.Conv3d(1, 8, (1, 3, 3)) if depth else nn.Conv2d(1, 8, 3)
+        self.norm = nn.BatchNorm3d(8) if depth else nn.BatchNorm2d(8)
+        self.second: nn.Module = nn.Conv3d(8, 6, (1, 3, 3), (1, 2, 2)) if depth else nn.Conv2d(8, 6, 3, 2)
+        self.last = nn.Linear(3 * 6 * 4, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        seen = images.transpose(1, 2) if self.depth else images.flatten(0, 1)
+        seen = torch.relu(self.second(torch.relu(self.norm(self.first(seen)))))
+        seen = seen.transpose(1, 2) if self.depth else seen.unflatten(0, (len(images), -1))
+        output: torch.Tensor = self.last(seen.flatten(1))
+        return output
+
+
+@pytest.mark.parametrize("method", ["uniform", "gradient"])
+@pytest.mark.parametrize("importance", ["taylor", "fisher", "obs"])
+@pytest.mark.parametrize("images", [False, True])
+def test_frames_as_rows_are_pruned_as_frames_in_a_dimension_of_their_own(
+    images: bool, importance: Any, method: Any
+) -> None:
+    torch.manual_seed(0)
+    models = (
+        [Images(depth) for depth in (False, True)]
+        if images
+        else [
+            Frames(lambda x: x.flatten(0, 1), lambda h, rows: h.view(rows, -1, h.shape[-1])),
+            Frames(lambda x: x, lambda h, rows: h),
+        ]
+    )
+    for parameter, other in zip(*(model.parameters() for model in models), strict=True):
+        other.data.copy_(parameter.data.view_as(other))
+    data = torch.randn(300, 3, 1, 8, 8) if images else torch.randn(300, 5, 6)
+    # The last rows count for nothing, so it matters whose frames are whose.
+    weights = torch.cat([torch.ones(200), torch.full((100,), 1e-6)])
+    merged, apart = (
+        prune(model, data=data, weights=weights, budget=Budget(0.5, tolerance=0.05), importance=importance,
+              method=method).chosen
+        for model in models
+    )  # fmt: skip
+    assert merged.sparsity == pytest.approx(0.5, abs=0.05)
+    assert [outcome.kept for outcome in merged.groups] == [outcome.kept for outcome in apart.groups]
+    torch.testing.assert_close(merged.module(data), apart.module(data), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("frames", [4, 5])
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_layer_whose_items_are_not_in_the_order_of_the_rows_is_named(merged: bool, frames: int) -> None:
+    model = (
+        Frames(lambda x: x.transpose(0, 1).flatten(0, 1), lambda h, rows: h.view(-1, rows, h.shape[-1]).transpose(0, 1))
+        if merged
+        else Frames(lambda x: x.transpose(0, 1), lambda h, rows: h.transpose(0, 1))
+    )
+    shape = (4 * frames, 24) if merged else (frames, 4, 24)
+    with pytest.raises(
+        PruningError, match=rf"^the layer second takes in a tensor of shape {re.escape(str(shape))} for 4"
+    ):
+        prune(model, data=torch.randn(200, frames, 6), budget=0.5)
 
 
 def test_what_keeps_channels_and_could_be_written_in_another_way_is_told_though_others_leave() -> None:
