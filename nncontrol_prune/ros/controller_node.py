@@ -166,10 +166,11 @@ class ControllerNode(ParameterNode, LifecycleNode):
                     slot.stage(reference)
                     undone.pop_all()
             except ControllerError as error:
+                slot = self._slot_with(reference)  # which may be refused for the same reason
                 self.get_logger().warning(f"{short(reference)} begins without a probation: {error}")
             else:
                 slot.swap_if_staged(0)
-                return slot
+            return slot
         return self._slot_with(reference)
 
     def _slot_with(self, reference: str) -> ControllerSlot:
