@@ -174,6 +174,23 @@ def test_rejection_has_its_own_exit_code_and_reasons(small_bundle: Bundle, tmp_p
     assert Path(json_of(result)["report"], "report.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune"], "Missing argument 'controller'."),
+        (["status", "--port", "3"], "Invalid value for '--port': "),
+        (["import", "sb3", "--nope"], "No such option: --nope"),
+        (["nope"], "No such command 'nope'."),
+    ],
+)
+def test_errors_of_the_option_parser_are_json_where_that_is_asked_for(arguments: list[str], message: str) -> None:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 2
+    assert json_of(result)["exit_code"] == 2
+    assert json_of(result)["error"].lower().startswith(message.lower())
+    assert run(*arguments).stdout == ""
+
+
 @pytest.mark.parametrize("as_json", [True, False])
 def test_verdict_is_told_though_there_is_no_report(
     pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from nncontrol_prune.cli.calls import call, make_keys, status
-from nncontrol_prune.cli.common import INTERRUPTED
+from nncontrol_prune.cli.common import INTERRUPTED, USAGE, print_json
 from nncontrol_prune.cli.importing import importer
 from nncontrol_prune.cli.inspect import inspect
 from nncontrol_prune.cli.mnist import mnist
@@ -22,7 +24,30 @@ from nncontrol_prune.cli.run import run
 from nncontrol_prune.cli.sim import sim
 from nncontrol_prune.cli.validate import validate
 
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""What the option parser raises; it is Click's, of which some versions of Typer have a copy of their own."""
+
+
+class Commands(TyperGroup):
+    """Commands that tell an error of the option parser in JSON, too, where that is asked for."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Look for `--json` before the arguments are taken apart."""
+        ctx.meta["json"] = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; what is wrong with its arguments is found out in here."""
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            if ctx.meta["json"]:
+                print_json({"error": error.format_message(), "exit_code": USAGE})
+            raise
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Prune neural-network controllers from a live loop's rollouts, and swap them in without missing a tick.\n\n"
     "Exit codes: 0 done, 1 failed, 2 usage, 3 rejected by the gate.",
     no_args_is_help=True,
