@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 FORMAT_VERSION = 1
+"""Version of the bundle format that this release writes, and the newest it reads."""
 LARGEST_LIMIT = 1e30
 """Of an action: a policy is of float32, and deviations are measured by the range."""
-"""Version of the bundle format that this release writes, and the newest it reads."""
 
 WEIGHTS, POLICY, REFERENCE = "weights.safetensors", "policy.onnx", "reference.npz"
 BUNDLE_FILES = (WEIGHTS, POLICY, REFERENCE)
