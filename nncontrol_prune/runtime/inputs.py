@@ -80,7 +80,7 @@ class InputMonitor:
         if self.last_age > self._timeout:
             return Arrival.LATE
         if passed < 0.0:
-            if passed > -self._timeout and not math.isnan(now) and now - self._last < self._timeout:
+            if passed > -self._timeout and not math.isnan(now):
                 return Arrival.LATE  # two states that overtook one another
             self.jumps_back += 1
             self._due = stamp + self._period
