@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import errno
+import shutil
+import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,7 @@ from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.controllers.specs import ActionSpec, ObservationSpec, ObservationTerm
 from nncontrol_prune.files import write_atomically
-from nncontrol_prune.runtime.slot import LONGEST_PATIENCE, ControllerSlot, StagingError
+from nncontrol_prune.runtime.slot import LONGEST_PATIENCE, PATIENCE, ControllerSlot, StagingError
 from nncontrol_prune.runtime.store import HISTORY_LENGTH, BundleStore, NotAcceptedError, SlotRecord, StoreError
 
 
@@ -67,6 +70,31 @@ def test_it_is_committed_after_its_probation_and_not_before(
     assert current(store) == second.reference
 
 
+def test_what_the_store_knows_is_not_written_again(
+    slot: ControllerSlot, store: BundleStore, second: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(store, "write_slot", lambda _, record: written.append(record.current))
+    slot.stage(second.reference)
+    for _ in range(5):
+        pass_ticks(slot, 1)
+        slot.commit_if_due()
+    assert written == [second.reference]
+
+
+def test_controller_that_was_replaced_is_freed_outside_the_loop(
+    slot: ControllerSlot, second: Bundle, third: Bundle
+) -> None:
+    slot.stage(second.reference)
+    pass_ticks(slot, 3)
+    replaced = weakref.ref(slot.active)
+    slot.stage(third.reference)
+    pass_ticks(slot, 3)
+    assert replaced() is not None
+    slot.commit_if_due()
+    assert replaced() is None
+
+
 def test_fault_on_probation_brings_the_old_one_back(
     slot: ControllerSlot, store: BundleStore, small_bundle: Bundle, second: Bundle
 ) -> None:
@@ -77,6 +105,7 @@ def test_fault_on_probation_brings_the_old_one_back(
     assert slot.active.digest == small_bundle.digest
     assert current(store) == small_bundle.reference
     assert "fault" in slot.events[-1].reason
+    assert not slot.on_probation, "another fault has nowhere to lead to"
 
 
 def test_fault_after_probation_does_not_swap(slot: ControllerSlot, second: Bundle) -> None:
@@ -152,8 +181,21 @@ def test_fault_leads_to_the_last_proven_one_and_not_to_one_on_probation(
     assert slot.active.digest == small_bundle.digest
 
 
+def test_fault_leads_to_the_last_that_passed_its_probation_and_not_to_the_first(
+    slot: ControllerSlot, proven: list[Bundle], fourth: Bundle
+) -> None:
+    slot.stage(fourth.reference)
+    pass_ticks(slot, 1)
+    pass_ticks(slot, 1, healthy=False)
+    assert slot.active.digest == proven[-1].digest
+
+
 def test_commit_that_cannot_be_written_is_told_and_tried_again_ever_more_rarely(
-    slot: ControllerSlot, store: BundleStore, second: Bundle, monkeypatch: pytest.MonkeyPatch
+    slot: ControllerSlot,
+    store: BundleStore,
+    small_bundle: Bundle,
+    second: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slot.stage(second.reference)
     pass_ticks(slot, 3)
@@ -169,16 +211,25 @@ def test_commit_that_cannot_be_written_is_told_and_tried_again_ever_more_rarely(
     monkeypatch.setattr("nncontrol_prune.runtime.slot.time.monotonic", lambda: now)
     with monkeypatch.context() as broken:
         broken.setattr(store, "write_slot", fail)
-        for _ in range(1000):  # 100 s
+        for _ in range(6000):  # 600 s
             slot.commit_if_due()
             now += 0.1
-        assert attempts < 15
+        assert attempts < 30
         assert "slot loop runs second@" in (slot.problem or "")
         assert "No space left on device" in (slot.problem or "")
     now += LONGEST_PATIENCE
     slot.commit_if_due()
     assert current(store) == second.reference
     assert slot.problem is None
+
+    attempts = 0
+    slot.stage(small_bundle.reference)
+    pass_ticks(slot, 3)
+    monkeypatch.setattr(store, "write_slot", fail)
+    for _ in range(2):
+        slot.commit_if_due()
+        now += PATIENCE
+    assert attempts == 2, "the next failure is a first one"
 
 
 @pytest.fixture
@@ -210,6 +261,7 @@ def test_rollback_of_what_was_just_staged_leads_to_the_active_one_whether_it_was
     assert slot.active.digest == proven[-1].digest
     assert current(store) == proven[-1].reference
     assert not slot.on_probation
+    assert slot.swaps == (2 if ticks == 0 else 4), "what was not taken is not swapped"
 
 
 def test_rollback_that_comes_while_the_loop_takes_a_controller_is_carried_out_by_the_next_tick(
@@ -228,6 +280,35 @@ def test_rollback_that_comes_while_the_loop_takes_a_controller_is_carried_out_by
     assert slot.active.digest == fourth.digest
     slot.swap_if_staged(1)
     assert slot.active.digest == proven[-1].digest
+
+
+def test_rollback_that_comes_while_a_controller_is_staged_waits_and_gives_it_up(
+    slot: ControllerSlot, store: BundleStore, proven: list[Bundle], fourth: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, back = store.load, list[str]()
+    rollback = threading.Thread(target=lambda: back.append(slot.rollback()))
+
+    def roll_back_meanwhile(reference: str) -> Bundle:
+        monkeypatch.undo()
+        rollback.start()
+        rollback.join(0.2)  # it cannot end before the staging does
+        return load(reference)
+
+    monkeypatch.setattr(store, "load", roll_back_meanwhile)
+    slot.stage(fourth.reference)
+    rollback.join()
+    assert back == [proven[-1].reference]
+
+
+def test_rollback_on_probation_needs_nothing_of_the_store(
+    slot: ControllerSlot, store: BundleStore, small_bundle: Bundle, second: Bundle
+) -> None:
+    slot.stage(second.reference)
+    pass_ticks(slot, 1)
+    shutil.rmtree(store.root)
+    slot.rollback()
+    pass_ticks(slot, 1)
+    assert slot.active.digest == small_bundle.digest
 
 
 def test_rollback_leads_to_the_one_before_though_the_store_was_not_written(
@@ -347,6 +428,21 @@ def test_pruned_controller_without_accepted_verdict_cannot_be_staged(
     slot.stage(pruned.reference)
     pass_ticks(slot, 1)
     assert slot.active.digest == pruned.digest
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_controller_that_was_accepted_on_rollouts_alone_can_be_staged_where_that_is_allowed(
+    store: BundleStore, small_bundle: Bundle, make_cartpole_bundle, make_verdict, allowed: bool
+) -> None:
+    slot = ControllerSlot(store, store.add(small_bundle), allow_offline=allowed)
+    pruned = make_cartpole_bundle(hidden=(4, 4), parent=small_bundle)
+    store.add(pruned)
+    store.write_verdict(make_verdict(pruned, offline=True))
+    if allowed:
+        assert slot.stage(pruned.reference) == pruned.reference
+    else:
+        with pytest.raises(NotAcceptedError, match="on rollouts alone"):
+            slot.stage(pruned.reference)
 
 
 def test_damaged_controller_cannot_be_staged(slot: ControllerSlot, store: BundleStore, second: Bundle) -> None:
