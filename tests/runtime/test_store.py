@@ -54,6 +54,21 @@ def test_store_that_cannot_be_written_is_named(tmp_path: Path, small_bundle) -> 
             write()
 
 
+def test_bundle_that_could_not_be_stored_is_told_where_something_else_has_its_place(
+    store: BundleStore, small_bundle
+) -> None:
+    place = store.directory(small_bundle.digest)
+    place.parent.mkdir(parents=True)
+    place.symlink_to("nowhere")
+    with pytest.raises(StoreError, match=f"cannot be written: {place} exists already"):
+        store.add(small_bundle)
+    place.unlink()
+    place.parent.rmdir()
+    place.parent.touch()
+    with pytest.raises(StoreError, match="cannot be written: File exists"):
+        store.add(small_bundle)
+
+
 def test_bundle_without_parent_needs_no_verdict(store: BundleStore, small_bundle) -> None:
     store.check_accepted(small_bundle)
 
