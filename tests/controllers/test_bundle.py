@@ -215,7 +215,8 @@ def test_manifest_that_is_no_json_is_refused(directory: Path) -> None:
         ("format_version", True, "format_version: "),
         ("format_version", "1", "format_version: "),
         ("parameters", 5, "says 5 parameters, its architecture has "),
-        ("action", {"joints": ["slider"], "lower": [-1e308], "upper": [1e308]}, "limit of 'slider' .* is beyond ±1e"),
+        ("action", {"joints": ["slider"], "lower": [-1e308], "upper": [1.0]}, "limit of 'slider' .* is beyond ±1e"),
+        ("action", {"joints": ["slider"], "lower": [-1.0], "upper": [1e308]}, "limit of 'slider' .* is beyond ±1e"),
     ],
 )
 def test_wrong_manifest_field_is_named(directory: Path, field: str, value: object, message: str) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.controllers.limits import ActionLimits
 from nncontrol_prune.controllers.specs import ActionSpec
 
@@ -17,6 +18,17 @@ def test_action_is_clipped_to_its_limits() -> None:
 
 def test_safe_command_is_the_value_nearest_to_zero() -> None:
     assert ActionLimits(SPEC).safe_command.tolist() == [0.0, 2.0]
+
+
+def test_chosen_safe_command_is_taken_as_it_is() -> None:
+    assert ActionLimits(SPEC, (-1.0, 5.0)).safe_command.tolist() == [-1.0, 5.0]
+
+
+@pytest.mark.parametrize("given", [(1.0,), (0.5, 3.0, 3.0), (-1.1, 3.0), (0.5, 5.1), (np.nan, 3.0)])
+def test_safe_command_that_does_not_fit_is_refused(given: tuple[float, ...]) -> None:
+    action = ActionSpec(joints=("one", "two"), lower=(-1.0, -1.0), upper=(1.0, 5.0))
+    with pytest.raises(ControllerError, match="is not one value within each of: one in"):
+        ActionLimits(action, given)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
