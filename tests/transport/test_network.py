@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import zmq
 from pydantic import TypeAdapter
 
 from nncontrol_prune.transport.messages import PlantRequest, Status
-from nncontrol_prune.transport.network import Network, TransportError, is_loopback, make_keys
+from nncontrol_prune.transport.network import MAX_MESSAGE_BYTES, Network, TransportError, is_loopback, make_keys
 from nncontrol_prune.transport.requests import Client, RequestServer, answers
 
 
@@ -18,13 +19,31 @@ def serve(network: Network) -> RequestServer:
     return server
 
 
-def test_taken_port_is_named(network: Network) -> None:
+@pytest.mark.parametrize("keys", [False, True])
+def test_taken_port_is_named_and_nothing_is_left_behind(network: Network, tmp_path: Path, keys: bool) -> None:
+    if keys:
+        make_keys(tmp_path / "keys")
+        network = network.model_copy(update={"keys": tmp_path / "keys"})
     server = serve(network)
+    threads = threading.enumerate()
     try:
         with pytest.raises(TransportError, match=rf"port {network.port + 2} is taken.*--port"):
             serve(network)
+        assert threading.enumerate() == threads
     finally:
         server.close()
+
+
+def test_sockets_take_no_message_that_would_fill_the_memory_and_end_at_once(network: Network) -> None:
+    context = zmq.Context()
+    for open_socket in (network.bind, network.connect):
+        opened = open_socket(context, "plant", zmq.REP)
+        assert (opened.maxmsgsize, opened.linger) == (MAX_MESSAGE_BYTES, 0)
+    context.destroy()
+
+
+def test_address_of_the_sixth_version_stands_in_brackets() -> None:
+    assert Network(port=5550, host="::1").endpoint("controller") == "tcp://[::1]:5553"
 
 
 @pytest.mark.parametrize("host", ["localhost", "::1"])
