@@ -255,6 +255,12 @@ def test_killed_recorder_is_told_while_the_loop_runs(make_recorder: MakeRecorder
     assert recorder.close().reason == recorder.reason
 
 
+def test_killed_recorder_is_told_in_the_end_though_nobody_asked_before(make_recorder: MakeRecorder) -> None:
+    recorder = make_recorder()
+    recorder._process.kill()
+    assert recorder.close().reason == "the recorder's process was killed by signal 9 (SIGKILL)"
+
+
 def test_killed_loop_leaves_a_complete_bag(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", LOOP, str(tmp_path / "bag")], stdout=subprocess.PIPE, text=True

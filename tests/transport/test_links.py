@@ -88,6 +88,27 @@ def test_state_arrives_and_a_state_of_another_size_is_counted(
     assert controller.unfit == 1
 
 
+def test_state_that_no_step_led_to_is_not_recorded_as_one(network: Network, tmp_path: Path) -> None:
+    plant = PlantLink(network, Task())
+    recorder = Recorder(tmp_path / "bag", observation_size=3, action_size=2, rate=100.0)
+    controller = ControllerLink(network, 3, 2, recorder)
+    try:
+        state = np.zeros(len(HEADER) + 3)
+        for before, accepted in ((math.nan, False), (0.9, True)):
+            state[:2] = 1.0, before
+            for _ in range(100):
+                plant.publish(state)
+                if controller.wait(0.05):
+                    break
+            controller.read(np.zeros(3))
+            controller.after_tick()
+            assert (recorder.accepted > 0) == accepted
+    finally:
+        controller.close()
+        plant.close()
+        recorder.close()
+
+
 def test_header_that_is_no_number_is_not_recorded_and_the_loop_goes_on(network: Network, tmp_path: Path) -> None:
     plant = PlantLink(network, Task())
     recorder = Recorder(tmp_path / "bag", observation_size=3, action_size=2, rate=100.0)
