@@ -19,9 +19,10 @@ import zmq
 from nncontrol_prune.config import Config, ConfigError
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.rollouts.reader import read_rollouts
+from nncontrol_prune.runtime.statistics import COLUMNS
 from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError
-from nncontrol_prune.transport.live_loop import LiveLoop, watch
-from nncontrol_prune.transport.messages import Status
+from nncontrol_prune.transport.live_loop import LiveLoop, fetch_ticks, watch
+from nncontrol_prune.transport.messages import TICKS_PER_REPLY, Status, Ticks
 from nncontrol_prune.transport.network import Network
 from nncontrol_prune.transport.process import ProcessError
 from tests.documentation import DOCS, block
@@ -146,6 +147,19 @@ def test_controller_process_that_dies_ends_it(network: Network, tmp_path: Path, 
         os.kill(loop.processes["controller"], signal.SIGKILL)
         with pytest.raises(ProcessError, match=r"the controller process .* was killed by signal 9"):
             watch(loop, duration=60.0, tell=lambda _: time.sleep(0.1), ending=threading.Event())
+
+
+def test_ticks_that_are_fetched_follow_one_another_though_the_loop_has_gone_round_meanwhile() -> None:
+    class Forgetful:
+        """A loop that keeps no more than ten ticks once it was asked."""
+
+        def exchange(self, request: Ticks) -> tuple[dict[str, Any], bytes]:
+            first, rows = (0, TICKS_PER_REPLY) if request.start == 0 else (10 * TICKS_PER_REPLY, 10)
+            return {"first": first, "rows": rows}, np.full((rows, len(COLUMNS)), float(first)).tobytes()
+
+    trace = fetch_ticks(Forgetful())
+    assert (trace.first, len(trace.rows)) == (10 * TICKS_PER_REPLY, 10)
+    assert np.unique(trace.rows).tolist() == [trace.first]
 
 
 def test_what_may_not_run_is_refused_before_a_process_starts(
