@@ -118,7 +118,11 @@ class LiveLoop(ProcessGroup):
                 raise ProcessError(self.how_it_ended(name))
 
     def revive_pruning(self) -> bool:
-        """Start the pruning service again if it has died; return whether it had."""
+        """Start the pruning service again if it has died; return whether it had.
+
+        Raises:
+            ProcessError: It cannot start; the loop goes on without it.
+        """
         died = "pruning" in self.dead()
         if died:
             self.restart("pruning")
@@ -150,8 +154,11 @@ def watch(
     started, notes = time.monotonic(), list[str]()
     while True:
         loop.check_alive()
-        if loop.revive_pruning():
-            notes.append(PRUNING_DIED)
+        try:
+            if loop.revive_pruning():
+                notes.append(PRUNING_DIED)
+        except ProcessError as error:  # a plant needs its loop, and can do without the service
+            notes.append(f"the pruning process ended, and cannot be started again: {error}")
         try:
             status: dict[str, Any] = loop.controller.request(Status())
         except TransportError:

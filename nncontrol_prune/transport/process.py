@@ -196,12 +196,20 @@ class ProcessGroup:
         return self._children[name].how_it_ended()
 
     def restart(self, name: str) -> None:
-        """Start a process again if it has ended."""
-        child = self._children[name]
-        if child.exit_code is not None:
-            child.finish_stop(0.0)
-            self._children[name] = self._start(name)
-            self._children[name].wait_until_ready()
+        """Start a process again if it has ended.
+
+        Raises:
+            ProcessError: It cannot start; the others go on without it.
+        """
+        if self._children[name].exit_code is not None:
+            self._children.pop(name).finish_stop(0.0)
+            child = self._start(name)
+            try:
+                child.wait_until_ready()
+            except BaseException:
+                child.finish_stop(0.0)
+                raise
+            self._children[name] = child
 
     def _start(self, name: str) -> ChildProcess:
         module = f"nncontrol_prune.transport.{name}_process"

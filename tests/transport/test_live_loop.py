@@ -129,6 +129,22 @@ def test_pruning_service_that_dies_is_started_again_and_the_loop_goes_on(
         assert loop.pruning.request(Status())["state"] == "idle"
 
 
+def test_pruning_service_that_cannot_be_started_again_is_told_and_the_loop_goes_on(
+    network: Network, tmp_path: Path, shipped_bundle: Bundle
+) -> None:
+    with live_loop(network, tmp_path, shipped_bundle, pruning=True) as loop, zmq.Context() as context:
+        os.kill(loop.processes["pruning"], signal.SIGKILL)
+        while "pruning" not in loop.dead():
+            time.sleep(0.01)
+        with network.bind(context, "pruning", zmq.REP):
+            _, _, notes = watch(loop, duration=0.0, tell=lambda _: None, ending=threading.Event())
+        (note,) = notes
+        assert "the pruning process ended, and cannot be started again: pruning: port" in note
+        assert (list(loop.processes), loop.dead()) == (["controller"], [])
+        _, _, notes = watch(loop, duration=0.0, tell=lambda _: None, ending=threading.Event())
+        assert notes == []
+
+
 def test_recording_that_ended_is_told_and_the_loop_goes_on(
     network: Network, tmp_path: Path, shipped_bundle: Bundle
 ) -> None:
