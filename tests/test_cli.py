@@ -23,7 +23,10 @@ from nncontrol_prune.files import held_directory
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.rollouts.writer import BagWriter
+from nncontrol_prune.runtime.statistics import COLUMNS
 from nncontrol_prune.service import work
+from nncontrol_prune.transport import live_loop
+from nncontrol_prune.transport.live_loop import TickTrace
 from nncontrol_prune.validation.settings import GateSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -386,6 +389,7 @@ def test_existing_output_is_never_overwritten(bag: Path, pruned: Path) -> None:
         ("import", "tdmpc2", "none.pt", "--env", "Hopper-v5", "--out"),
         ("validate", "nobody", "--against", "nobody", "--report"),
         ("sim", "--controller", "nobody", "--out"),
+        ("run", "nobody", "--out"),
         ("mnist", "--data", ".", "--out"),
     ],
     ids=lambda command: command[0],
@@ -437,6 +441,35 @@ def test_sim_neither_shares_its_directory_nor_replaces_what_is_no_report(tmp_pat
     assert refused.exit_code == 1
     assert "is there already and no report (it holds thesis.tex)" in " ".join(refused.stderr.split())
     assert thesis.exists()
+
+
+def test_run_does_not_share_its_directory(tmp_path: Path, port: int) -> None:
+    with held_directory(tmp_path / "out"):
+        refused = run("run", "cartpole_swingup_sac", "--port", port, "--out", tmp_path / "out")
+    assert refused.exit_code == 1
+    assert "/out is in use by another process" in " ".join(refused.stderr.split())
+
+
+def test_run_records_nothing_if_told_so_and_keeps_its_bundles_where_it_is_told(tmp_path: Path, port: int) -> None:
+    ran = run(
+        *("run", "cartpole_swingup_sac", "--port", port, "--out", tmp_path / "out", "--store", tmp_path / "store"),
+        *("--no-record", "--duration", 0.1, "--json"),
+    )
+    assert ran.exit_code == 0, ran.stderr
+    assert (json_of(ran)["bag"], json_of(ran)["notes"]) == (None, [])
+    assert not (tmp_path / "out" / "bags").exists()
+    assert not (tmp_path / "out" / "store").exists()
+    assert (tmp_path / "store" / "bundles").exists()
+
+
+def test_run_that_the_user_should_know_something_of_fails(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = "recording: the disk is full"
+    monkeypatch.setattr(live_loop, "watch", lambda *_, **__: ({}, TickTrace(0, np.zeros((0, len(COLUMNS)))), [problem]))
+    ran = run("run", "cartpole_swingup_sac", "--port", port, "--out", tmp_path, "--json")
+    assert ran.exit_code == 1
+    assert json_of(ran) == {"notes": [problem]}
 
 
 DOUBLE_PENDULUM = ROOT / "benchmarks" / "controllers" / "double_pendulum_sac"

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from nncontrol_prune import display
 from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.runtime.statistics import COLUMNS, summarize
 from nncontrol_prune.service.boundary import BoundaryPoint
 from nncontrol_prune.shares import percent_removed
 
@@ -13,6 +15,17 @@ def test_what_looks_like_a_style_is_text(capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setattr(display, "err", Console(stderr=True, width=120))
     display.note("pip install 'nncontrol_prune[search]' and see [/tmp/x]")
     assert capsys.readouterr().err == "note: pip install 'nncontrol_prune[search]' and see [/tmp/x]\n"
+
+
+def test_loop_that_never_ticked_has_no_times() -> None:
+    status = {"active": "small@0123456789", "swaps": 0, "rate": 100.0, "stale": 0, "unsound": 0, "unfit_states": 3}
+    status |= {"dropped": 0, "faults": 0, "ticks": {"ticks": 0, "skipped": 0, "overruns": 0}}
+    console = Console(width=120)
+    with console.capture() as shown:
+        console.print(display.loop_table(status, summarize(np.zeros((0, len(COLUMNS))))))
+    rows = [[cell.strip() for cell in line.strip("│ ").split("│")] for line in shown.get().splitlines()]
+    assert ["whole tick p50 / p99", "-"] in rows
+    assert ["states of another size", "3"] in rows
 
 
 def test_sparsities_of_a_boundary_can_be_told_apart(shipped_bundle: Bundle) -> None:

@@ -155,7 +155,11 @@ def test_recording_that_ended_is_told_and_the_loop_goes_on(
         while not loop.controller.request(Status())["problems"]:
             time.sleep(0.05)
         _, _, notes = watch(loop, duration=0.0, tell=lambda _: None, ending=threading.Event())
+        log = tmp_path / "logs" / "controller.log"
+        while "recording" not in log.read_text():  # as it is for who does not ask, and now
+            time.sleep(0.05)
     assert notes == ["recording: the recorder's process was killed by signal 9 (SIGKILL)"]
+    assert log.read_text().count(notes[0]) == 1
 
 
 def test_controller_process_that_dies_ends_it(network: Network, tmp_path: Path, shipped_bundle: Bundle) -> None:
@@ -176,6 +180,24 @@ def test_ticks_that_are_fetched_follow_one_another_though_the_loop_has_gone_roun
     trace = fetch_ticks(Forgetful())
     assert (trace.first, len(trace.rows)) == (10 * TICKS_PER_REPLY, 10)
     assert np.unique(trace.rows).tolist() == [trace.first]
+
+
+def test_nothing_is_left_of_a_loop_that_has_ended(network: Network, tmp_path: Path, shipped_bundle: Bundle) -> None:
+    with live_loop(network, tmp_path, shipped_bundle) as loop:
+        controller = loop.processes["controller"]
+        loop.controller.request(Status())
+    assert not Path(f"/proc/{controller}").exists()
+    assert loop.processes == {}
+    assert loop.controller._context.closed
+    assert loop.pruning._context.closed
+
+
+def test_plant_of_ones_own_is_in_real_time_whatever_is_simulated(
+    network: Network, tmp_path: Path, shipped_bundle: Bundle
+) -> None:
+    slow = Config().override("mujoco_sim", real_time_factor=0.5)
+    settings = live_loop(network, tmp_path, shipped_bundle, config=slow)._settings["controller"]
+    assert settings.model_dump()["real_time_factor"] == 1.0
 
 
 def test_what_may_not_run_is_refused_before_a_process_starts(
