@@ -443,6 +443,15 @@ def test_sim_neither_shares_its_directory_nor_replaces_what_is_no_report(tmp_pat
     assert thesis.exists()
 
 
+def test_run_that_names_no_controller_takes_what_ran_last_and_not_the_simulated_plants(
+    tmp_path: Path, port: int
+) -> None:
+    refused = run("run", "--port", port, "--out", tmp_path)
+    assert refused.exit_code == 1
+    assert "slot nn_controller of the store" in " ".join(refused.stderr.split())
+    assert "has no current controller; name one" in " ".join(refused.stderr.split())
+
+
 def test_run_does_not_share_its_directory(tmp_path: Path, port: int) -> None:
     with held_directory(tmp_path / "out"):
         refused = run("run", "cartpole_swingup_sac", "--port", port, "--out", tmp_path / "out")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nncontrol_prune.config import Config, ConfigError, load_config
+from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.resources import share_directory
 
 
@@ -116,3 +117,11 @@ def test_override_replaces_what_is_given_and_checks_it() -> None:
     assert config.pruning_service.method == Config().pruning_service.method
     with pytest.raises(ConfigError, match=r"sparsity = 1\.5"):
         Config().override("pruning_service", sparsity=1.5)
+
+
+def test_rate_that_is_asked_for_is_the_controllers(small_bundle: Bundle) -> None:
+    for rate in (None, 100.0, 100.00001):
+        Config().override("nn_controller", rate=rate).nn_controller.check_rate(small_bundle.manifest)
+    for rate in (99.9, 100.1):
+        with pytest.raises(ConfigError, match=rf"rate = {rate} Hz: controller small runs at 100 Hz"):
+            Config().override("nn_controller", rate=rate).nn_controller.check_rate(small_bundle.manifest)

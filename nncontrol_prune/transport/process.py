@@ -196,20 +196,19 @@ class ProcessGroup:
         return self._children[name].how_it_ended()
 
     def restart(self, name: str) -> None:
-        """Start a process again if it has ended.
+        """Start a process again that has ended.
 
         Raises:
             ProcessError: It cannot start; the others go on without it.
         """
-        if self._children[name].exit_code is not None:
-            self._children.pop(name).finish_stop(0.0)
-            child = self._start(name)
-            try:
-                child.wait_until_ready()
-            except BaseException:
-                child.finish_stop(0.0)
-                raise
-            self._children[name] = child
+        self._children.pop(name).finish_stop(0.0)
+        child = self._start(name)
+        try:
+            child.wait_until_ready()
+        except BaseException:
+            child.finish_stop(0.0)
+            raise
+        self._children[name] = child
 
     def _start(self, name: str) -> ChildProcess:
         module = f"nncontrol_prune.transport.{name}_process"

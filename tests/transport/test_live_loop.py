@@ -192,6 +192,16 @@ def test_nothing_is_left_of_a_loop_that_has_ended(network: Network, tmp_path: Pa
     assert loop.pruning._context.closed
 
 
+def test_process_that_cannot_start_leaves_none_of_the_others(
+    network: Network, tmp_path: Path, shipped_bundle: Bundle
+) -> None:
+    loop = live_loop(network, tmp_path, shipped_bundle, pruning=True)
+    with zmq.Context() as context, network.bind(context, "pruning", zmq.REP):
+        with pytest.raises(ProcessError, match="pruning: port"), loop:
+            pass
+        assert loop.processes == {}
+
+
 def test_plant_of_ones_own_is_in_real_time_whatever_is_simulated(
     network: Network, tmp_path: Path, shipped_bundle: Bundle
 ) -> None:
