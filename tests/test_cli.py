@@ -23,6 +23,7 @@ from nncontrol_prune.files import held_directory
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.rollouts.writer import BagWriter
+from nncontrol_prune.runtime import finding
 from nncontrol_prune.runtime.statistics import COLUMNS
 from nncontrol_prune.service import work
 from nncontrol_prune.transport import live_loop
@@ -238,16 +239,31 @@ def test_bag_that_a_candidate_was_pruned_from_says_nothing_of_others(bag: Path, 
     assert run(*arguments, "--rollouts", other, "--json").exit_code in (0, 3)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
 def test_file_that_cannot_be_written_is_told_in_a_sentence(
-    bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def prune(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "out/pruned")
+        raise OSError(number, os.strerror(number), "out/pruned")
 
     monkeypatch.setattr(work, "prune", prune)
     result = run("prune", "cartpole_swingup_sac", "--rollouts", bag, "--out", tmp_path / "a")
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1] == "nncontrol-prune: [Errno 28] No space left on device: 'out/pruned'"
+    message = f"nncontrol-prune: [Errno {number}] {os.strerror(number)}: 'out/pruned'"
+    assert result.stderr.splitlines()[-1] == message
+
+
+@pytest.mark.parametrize(("module", "fault"), [("nncontrol_prune.lost", True), ("lost", False)])
+def test_missing_package_is_told_and_a_missing_part_of_ours_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch, module: str, fault: bool
+) -> None:
+    def find_bundle(*_: Any) -> None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr(finding, "find_bundle", find_bundle)
+    result = CliRunner().invoke(app, ["inspect", "anything"])
+    assert isinstance(result.exception, ModuleNotFoundError) == fault
+    assert ("this needs the package lost" in result.stderr) == (not fault)
 
 
 def test_inspect_shows_bundles_and_bags(bag: Path, pruned: Path) -> None:

@@ -99,10 +99,11 @@ def test_verdict_that_accepts_what_this_store_rejects_is_refused(
 
 
 @pytest.mark.parametrize("request_", ["get_chunk", "put_chunk"])
-def test_offset_that_no_file_has_is_refused(request_: str) -> None:
-    data = {"request": request_, "reference": "a@" + "0" * 64, "digest": "0" * 64, "file": MANIFEST, "offset": 10**19}
+@pytest.mark.parametrize(("offset", "allowed"), [(10**19, "less than"), (-1, "greater than or equal to 0")])
+def test_offset_that_no_file_has_is_refused(request_: str, offset: int, allowed: str) -> None:
+    data = {"request": request_, "reference": "a@" + "0" * 64, "digest": "0" * 64, "file": MANIFEST, "offset": offset}
     del data["digest" if request_ == "get_chunk" else "reference"]
-    with pytest.raises(RequestError, match="offset: Input should be less than"):
+    with pytest.raises(RequestError, match=f"offset: Input should be {allowed}"):
         parse_request(TypeAdapter(ControllerRequest), json.dumps(data).encode())
 
 
