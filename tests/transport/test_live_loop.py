@@ -59,12 +59,15 @@ def test_run_controls_and_records_the_plant_of_the_documentation_until_ctrl_c(tm
             text=True,
         )
         assert process.stderr is not None
-        while not (tmp_path / "bags").exists() or not any((tmp_path / "bags").iterdir()):
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.1)
-        time.sleep(3.0)
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=30)
+        try:
+            while not (tmp_path / "bags").exists() or not any((tmp_path / "bags").iterdir()):
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.1)
+            time.sleep(3.0)
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 0, errors
     status = json.loads(output)
     assert status["ticks"]["ticks"] > 100
