@@ -119,6 +119,7 @@ def test_what_cannot_be_recorded_is_dropped(make_recorder: MakeRecorder, observa
         assert not recorder.transition(0.0, 0, observation, action)
         assert not recorder.step(None, 0, 0, 0.0, False, False)
         assert not recorder.bundle(0.0, 0, "x" * 10_000)
+        assert "a transition could not be recorded" in (recorder.reason or "")
         summary = recorder.close()
     assert summary.dropped_by_loop == 3
     assert summary.reason is not None
@@ -283,7 +284,8 @@ def test_recorder_that_does_not_end_is_killed(make_recorder: MakeRecorder) -> No
     summary = recorder.close(timeout=0.3)
     assert time.monotonic() - start < 2.0
     assert summary.reason is not None
-    assert "was killed" in summary.reason
+    assert "was killed: it had not completed the bag after 0.3 s" in summary.reason
+    assert recorder.reason == summary.reason
 
 
 def test_recorder_process_imports_nothing_heavy() -> None:
