@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from nncontrol_prune.controllers.bundle import Bundle, short
 from nncontrol_prune.controllers.specs import Manifest
@@ -24,13 +24,18 @@ if TYPE_CHECKING:  # what makes these needs what a robot's computer may lack
     from nncontrol_prune.service.mnist_report import MnistReport
     from nncontrol_prune.transport.session import SessionResult
 
-out = Console()
+# Paths and units hold brackets and colons, so what is printed is no markup.
+out = Console(markup=False, emoji=False)
 if not out.is_terminal:
-    out = Console(width=120)
-err = Console(stderr=True)
+    out = Console(markup=False, emoji=False, width=120)
+err = Console(markup=False, emoji=False, stderr=True)
 
 
-OUTCOMES = {"passed": "passed", "failed": "[bold red]failed[/]", "undecided": "[bold yellow]undecided[/]"}
+OUTCOMES = {
+    "passed": Text("passed"),
+    "failed": Text("failed", style="bold red"),
+    "undecided": Text("undecided", style="bold yellow"),
+}
 
 
 @contextmanager
@@ -38,7 +43,7 @@ def progress_bar(quiet: bool = False) -> Iterator[Any]:
     """Show progress while the block runs; yields a function of what is done and the share of it, or None."""
     with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
@@ -62,7 +67,7 @@ def progress_bar(quiet: bool = False) -> Iterator[Any]:
 
 def note(sentence: str) -> None:
     """Show what the user should know."""
-    err.print(f"[yellow]note:[/] {escape(sentence)}")
+    err.print(Text("note:", style="yellow"), sentence)
 
 
 def bundle_table(bundle: Bundle) -> Table:
@@ -114,10 +119,10 @@ def boundary_table(curve: Sequence[BoundaryPoint]) -> Table:
         table.add_row(
             percent_removed(point.sparsity),
             f"{point.successes} of {point.episodes}",
-            f"{point.return_mean:.4g}",
+            _return(point.return_mean),
             f"{kept:.1%}",
-            "passed" if point.accepted else "[bold red]failed[/]",
-            escape(point.reason),
+            OUTCOMES["passed" if point.accepted else "failed"],
+            point.reason,
         )
     return table
 
@@ -132,9 +137,9 @@ def verdict_table(verdict: Verdict) -> Table:
     for criterion in verdict.criteria:
         # The name stands in the first column already.
         reason = criterion.reason.removeprefix(criterion.name).lstrip(": ")
-        table.add_row(criterion.name, OUTCOMES[criterion.outcome], escape(reason))
+        table.add_row(criterion.name, OUTCOMES[criterion.outcome], reason)
     for told in verdict.notes:
-        table.add_row("", "", escape(told))
+        table.add_row("", "", told)
     return table
 
 
@@ -151,8 +156,8 @@ def robustness_table(verdict: Verdict) -> Table:
             f"{found.dense_successes} of {found.pairs}",
             "{:.0%} to {:.0%}".format(*found.dense_interval),
             str(found.regressions),
-            f"{found.pruned_return:.4g}",
-            f"{found.dense_return:.4g}",
+            _return(found.pruned_return),
+            _return(found.dense_return),
         )
     return table
 
@@ -223,6 +228,11 @@ def loop_table(status: Mapping[str, Any], times: TickSummary) -> Table:
 def written(paths: list[Path]) -> str:
     """Return a line that names what was written."""
     return "written: " + ", ".join(str(path) for path in paths)
+
+
+def _return(value: float) -> str:
+    """Write a return with four digits, so that those of a column line up."""
+    return f"{value:#.4g}".removesuffix(".")
 
 
 def _microseconds(quantiles: Quantiles) -> str:

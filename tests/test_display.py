@@ -11,10 +11,23 @@ from nncontrol_prune.service.boundary import BoundaryPoint
 from nncontrol_prune.shares import percent_removed
 
 
-def test_what_looks_like_a_style_is_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(display, "err", Console(stderr=True, width=120))
+def test_what_looks_like_a_style_or_a_picture_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     display.note("pip install 'nncontrol_prune[search]' and see [/tmp/x]")
-    assert capsys.readouterr().err == "note: pip install 'nncontrol_prune[search]' and see [/tmp/x]\n"
+    display.out.print("out/run[v2]/bag:x:y, duration [s]: 3", soft_wrap=True)
+    told = capsys.readouterr()
+    assert " ".join(told.err.split()) == "note: pip install 'nncontrol_prune[search]' and see [/tmp/x]"
+    assert told.out == "out/run[v2]/bag:x:y, duration [s]: 3\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(836.0, "836.0"), (9341.7, "9342"), (-0.5, "-0.5000"), (12345.0, "1.234e+04")]
+)
+def test_returns_have_four_digits(value: float, text: str) -> None:
+    point = BoundaryPoint(sparsity=0.5, accepted=True, episodes=1, successes=1, dense_successes=1, return_mean=value,
+                          dense_return_mean=1.0, reason="")  # fmt: skip
+    with display.out.capture() as shown:
+        display.out.print(display.boundary_table([point]))
+    assert f" {text} " in shown.get()
 
 
 def test_loop_that_never_ticked_has_no_times() -> None:
@@ -55,9 +68,8 @@ def test_share_of_a_return_below_zero_falls_with_the_loss() -> None:
         dense_return_mean=-10.0,
         reason="it costs [/more]",
     )
-    console = Console(width=120)
-    with console.capture() as shown:
-        console.print(display.boundary_table([point]))
+    with display.out.capture() as shown:
+        display.out.print(display.boundary_table([point]))
     assert "0.0%" in shown.get()
     assert "200" not in shown.get()
     assert "it costs [/more]" in shown.get()

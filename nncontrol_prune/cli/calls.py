@@ -33,10 +33,10 @@ def status(port: Port = DEFAULT_PORT, host: Host = LOOPBACK, keys: Keys = None, 
         print_json(answers)
     else:
         for service, answer in answers.items():
-            display.out.print(f"[bold]{service}[/]")
+            display.out.print(service, style="bold")
             for key, value in answer.items():
                 if key not in ("outcome", "events", "ticks"):
-                    display.out.print(f"  {key}: {value}", soft_wrap=True, markup=False)
+                    display.out.print(f"  {key}: {value}", soft_wrap=True)
     if all("error" in answer for answer in answers.values()):
         raise typer.Exit(FAILED)
 

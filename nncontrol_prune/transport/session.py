@@ -180,7 +180,7 @@ def _result(simulation: Simulation, job: JobStatus, notes: list[str]) -> tuple[S
     controller, plant = simulation.controller.request(Status()), simulation.plant.request(Status())
     notes.extend(controller["problems"])
     trace = simulation.ticks()
-    ticks = trace.rows
+    ticks = trace.rows[: controller["ticks"]["ticks"] - trace.first]  # the loop has gone on since it was asked
     swap = controller["events"][0] if controller["events"] else None
     verdict = job.outcome.verdict if job.outcome is not None else None
     if verdict is None and swap is not None:  # swapped in from without
