@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.rollouts.writer import BagWriter
 from nncontrol_prune.runtime import finding
 from nncontrol_prune.runtime.statistics import COLUMNS
-from nncontrol_prune.service import work
+from nncontrol_prune.service import rollouts, work
+from nncontrol_prune.service.inspection import inspect_rollouts
 from nncontrol_prune.transport import live_loop
 from nncontrol_prune.transport.live_loop import TickTrace
+from nncontrol_prune.validation.evaluation import trajectories
 from nncontrol_prune.validation.settings import GateSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +53,24 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = run("rollout", "cartpole_swingup_sac", "--episodes", 3, "--out", path, "--json")
     assert json_of(result)["successes"] == 3
     return path
+
+
+@pytest.mark.parametrize("whole", [0, 2])
+def test_interrupted_rollouts_are_whole_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: int) -> None:
+    def interrupted(*arguments: Any) -> Iterator[Any]:
+        for number, trajectory in enumerate(trajectories(*arguments)):
+            if number == whole:
+                signal.raise_signal(signal.SIGINT)
+            yield trajectory
+
+    monkeypatch.setattr(rollouts, "trajectories", interrupted)
+    result = run("rollout", "cartpole_swingup_sac", "--episodes", 9, "--out", tmp_path / "bag")
+    assert result.exit_code == 130
+    assert (tmp_path / "bag").exists() == bool(whole)
+    if whole:
+        assert "interrupted after 2 of 9 episodes" in result.stderr
+        assert inspect_rollouts(tmp_path / "bag")["transitions"] == 2_000
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.fixture(scope="module")

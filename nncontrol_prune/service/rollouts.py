@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,9 +15,25 @@ from nncontrol_prune.validation.metrics import Episode, episode_of
 
 
 def record_episodes(
-    bundle: Bundle, environment: str, seeds: Sequence[int], bag: Path, report: Callable[[float], None]
+    bundle: Bundle,
+    environment: str,
+    seeds: Sequence[int],
+    bag: Path,
+    report: Callable[[float], None],
+    ending: threading.Event | None = None,
 ) -> list[Episode]:
     """Run one episode for each seed and write all transitions to a new bag.
+
+    Args:
+        bundle: The controller.
+        environment: Where it acts.
+        seeds: Of the episodes.
+        bag: A new directory.
+        report: Told what share of the episodes is done.
+        ending: Once it is set, no further episode is recorded; without any there is no bag.
+
+    Returns:
+        The episodes in the bag.
 
     Raises:
         PlantError: The environment does not exist or does not fit the controller.
@@ -31,6 +49,8 @@ def record_episodes(
     ) as writer:
         writer.bundle(0.0, 0, bundle.reference)
         for trajectory in trajectories(bundle, environment, seeds):
+            if ending is not None and ending.is_set():
+                break
             report(len(episodes) / len(seeds))
             last = len(trajectory.rewards) - 1
             for step, (observation, action, reward) in enumerate(
@@ -49,4 +69,6 @@ def record_episodes(
                 )
                 ticks += 1
             episodes.append(episode_of(trajectory, task, manifest.action, manifest.rate))
+    if not episodes:
+        shutil.rmtree(bag)
     return episodes
