@@ -51,7 +51,8 @@ def import_state_dict(
         activation: Of the hidden layers.
         squash: See `mlp_of`.
         layers: Names of the linear layers in the order they are run, or the one name before their numbers; by default
-            the only row of numbered ones that fits the environment and is not a critic's.
+            the only row of numbered ones that fits the environment and is not a critic's. What comes before a name, as
+            of the dictionary that the state dict is in, may be left out where one name alone ends so.
         normalizer: Name of rsl_rl's normalization of the observations; by default the only one that fits, if any.
 
     Raises:
@@ -118,10 +119,9 @@ def _row_that_fits(tensors: Mapping[str, Tensor], observation_size: int, action:
     if fitting:
         names = ", ".join(row.removesuffix(".") for row in fitting)
         raise ImportFailedError(f"{names} all fit the environment; name the actor's with --layer")
-    linear = [f"{n.removesuffix('.weight')} {tuple(t.shape)}" for n, t in tensors.items() if t.dim() == 2]
     raise ImportFailedError(
         f"no row of numbered layers takes {observation_size} observations and gives out {action.size} actions; name "
-        f"the actor's layers, or the environment it was trained in; --layer may name {', '.join(linear) or 'none'}"
+        f"the actor's layers, or the environment it was trained in; --layer may name {_linear(tensors)}"
     )
 
 
@@ -134,14 +134,33 @@ def _row(tensors: Mapping[str, Tensor], row: str) -> list[str]:
     return names
 
 
+def _whole_name(tensors: Mapping[str, Tensor], name: str) -> str:
+    """Return the whole name of a part of the network that is named by its end; the name as it is if there is none."""
+    name = name.rstrip(".")
+    parts = (key.split(".") for key in tensors)
+    known = {".".join(part[:count]) for part in parts for count in range(1, len(part))}
+    fitting = sorted(other for other in known if f".{other}".endswith(f".{name}"))
+    if name in known or not fitting:
+        return name
+    if len(fitting) > 1:
+        raise ImportFailedError(f"{name} may be any of {', '.join(fitting)}; give the whole name")
+    return fitting[0]
+
+
+def _linear(tensors: Mapping[str, Tensor]) -> str:
+    found = [f"{n.removesuffix('.weight')} {tuple(t.shape)}" for n, t in tensors.items() if t.dim() == 2]
+    return ", ".join(found) or "none"
+
+
 def _layers(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Layers:
+    names = [_whole_name(tensors, name) for name in names]
     if len(names) == 1 and f"{names[0]}.weight" not in tensors:
         names = _row(tensors, f"{names[0]}.") or names
     found = []
     for name in names:
         for kind in ("weight", "bias"):
             if f"{name}.{kind}" not in tensors:
-                raise ImportFailedError(f"there is no {name}.{kind}")
+                raise ImportFailedError(f"there is no {name}.{kind}; linear layers are {_linear(tensors)}")
             check_tensor(tensors[f"{name}.{kind}"], f"{name}.{kind}")
         found.append((tensors[f"{name}.weight"], tensors[f"{name}.bias"]))
     for name, (weight, bias) in zip(names, found, strict=True):
@@ -171,6 +190,7 @@ def _statistics(tensors: Mapping[str, Tensor], normalizer: str | None, size: int
         if not fitting:
             return Statistics(np.zeros(size), np.ones(size), None)
         normalizer = fitting[0]
+    normalizer = _whole_name(tensors, normalizer)
     moments = []
     for kind in ("_mean", "_std"):
         name = f"{normalizer}.{kind}"

@@ -128,6 +128,18 @@ def test_layers_may_be_named_one_by_one(tmp_path: Path) -> None:
     check_same(imported, lambda o: chain(o).clamp(LOWER, UPPER))
 
 
+@pytest.mark.parametrize("layers", [("actor",), ("actor.",), ("actor.0", "actor.2", "checkpoint.actor.4")])
+def test_what_comes_before_a_name_may_be_left_out(actor: nn.Sequential, tmp_path: Path, layers: Any) -> None:
+    normalizer, other = EmpiricalNormalization(5), EmpiricalNormalization(5)
+    checkpoint = {"actor": actor.state_dict(), "first": normalizer.state_dict(), "second": other.state_dict()}
+    path = saved(tmp_path / "nested.pt", {"checkpoint": checkpoint, "old": mlp().state_dict()})
+    imported = import_state_dict(path, 5, ACTION, activation="elu", layers=layers, normalizer="first")
+    check_same(imported, lambda o: actor(normalizer(o)).clamp(LOWER, UPPER))
+    path = saved(path, {"checkpoint": checkpoint, "old": checkpoint})
+    with pytest.raises(ImportFailedError, match=r"may be any of checkpoint\.actor\S*, old\.actor"):
+        import_state_dict(path, 5, ACTION, activation="elu", layers=layers)
+
+
 def test_what_fits_twice_has_to_be_named(actor: nn.Sequential, tmp_path: Path) -> None:
     other, normalizers = mlp(), {name: EmpiricalNormalization(5) for name in ("first", "second")}
     content = {"actor": actor.state_dict(), "target": other.state_dict()}
@@ -153,7 +165,7 @@ def _with(actor: nn.Sequential, name: str, tensor: Tensor) -> dict[str, Tensor]:
         (lambda a: _with(a, "a.1.weight", torch.ones(16)), {}, "a.1.weight lies between the layers, and belongs to no"),
         (lambda a: _with(a, "a.0.weight", torch.full((16, 5), np.nan)), {}, "a.0.weight holds NaN"),
         (lambda a: _with(a, "a.0.bias", torch.ones(3)), {}, r"a.0 have shapes \(16, 5\) and \(3,\)"),
-        (lambda a: _with(a, "b", torch.ones(3)), {"layers": ("c",)}, "there is no c.weight"),
+        (lambda a: _with(a, "b", torch.ones(3)), {"layers": ("c",)}, r"there is no c.weight; .* a.0 \(16, 5\)"),
         (lambda a: _with(a, "b", torch.ones(3)), {"layers": ("a.2", "a.0")}, "a.2 gives out 8 numbers and a.0 takes 5"),
         (lambda a: _with(a, "b", torch.ones(3)), {"layers": ("a.0", "a.2")}, "commands 8 numbers, the environment has"),
         (lambda a: _with(a, "b", torch.ones(3)), {"normalizer": "n"}, "there is no n._mean, which a normalization of"),
