@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,3 +22,12 @@ def latencies(bundle: Bundle, runs: int) -> NDArray[np.float64]:
         if run >= 0:
             seconds[run] = time.perf_counter() - start
     return seconds
+
+
+def latencies_in_turns(bundles: Sequence[Bundle], runs: int, turns: int) -> list[NDArray[np.float64]]:
+    """Return the seconds (turns, runs) that each of some policies takes.
+
+    They take turns, so what else the machine does slows all of them alike, and seldom in every turn.
+    """
+    taken = [[latencies(bundle, runs) for bundle in bundles] for _ in range(turns)]
+    return [np.array(seconds) for seconds in zip(*taken, strict=True)]

@@ -223,7 +223,8 @@ def _latency(report: Report) -> Section:
     return Section(
         "Latency",
         "Which share of actions was computed within a time, on the machine that made this report: the further left, "
-        "the faster.",
+        "the faster. Both took turns, after the decision, and whatever else the machine did is in all times; the gate "
+        "goes by the quietest of some turns.",
         ("latency",),
         (latency_table(evidence),) if evidence is not None and there else (),
         () if there else ("No actions were timed for this report.",),

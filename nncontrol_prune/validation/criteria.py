@@ -173,7 +173,7 @@ def closed_loop_criteria(
         mine, their = (np.median([pair[which].action_rate for pair in pairs]) for which in (0, 1))
         return (
             f": in the median episode commands change by {mine:.3g} of their range a second, dense {their:.3g}; "
-            f"up to {rate_limit:.3g} is allowed"
+            f"up to {rate_limit:.3g} is allowed, {settings.action_rate_ratio:g} times that of the reference episodes"
         )
 
     return (

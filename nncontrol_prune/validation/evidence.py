@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import PlainSerializer
 
 from nncontrol_prune.controllers.bundle import Bundle
-from nncontrol_prune.controllers.latency import latencies
+from nncontrol_prune.controllers.latency import latencies_in_turns
 from nncontrol_prune.controllers.specs import Spec, TdMpcArchitecture
 from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.environments import PlantError
@@ -35,7 +35,7 @@ RESPONSES = 3
 """Episodes of those that are drawn."""
 PLANNED_STARTS = 40
 """Starts in the picture of the region of attraction where a planner has to plan from each."""
-LATENCY_RUNS = 500
+LATENCY_RUNS, LATENCY_TURNS = 100, 5
 DIGITS = 5
 """Of the numbers that are drawn; more would only make the page larger."""
 
@@ -142,7 +142,8 @@ def gather(
     if settings.delay and any(growths):
         notes.append(f"how fast perturbations grow: without the delay of {settings.delay} ticks")
     progress("report", 0.9)
-    seconds = [np.sort(latencies(bundle, LATENCY_RUNS)) for bundle in (candidate, dense)]
+    taken = latencies_in_turns((candidate, dense), LATENCY_RUNS, LATENCY_TURNS)
+    seconds = [np.sort(times, axis=None) for times in taken]
     return Evidence(
         responses=tuple(responses),
         dense_local=local[1],

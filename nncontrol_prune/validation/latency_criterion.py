@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from nncontrol_prune.controllers.bundle import Bundle
-from nncontrol_prune.controllers.latency import latencies
+from nncontrol_prune.controllers.latency import latencies_in_turns
 from nncontrol_prune.controllers.verdict import Criterion
 
 RUNS = 80
 """Runs of one turn."""
 TURNS = 5
-"""Turns: another job's interference seldom lasts through all."""
 
 
 def latency_criterion(candidate: Bundle, dense: Bundle, share: float) -> Criterion:
@@ -20,9 +19,8 @@ def latency_criterion(candidate: Bundle, dense: Bundle, share: float) -> Criteri
     The quietest of a few turns counts, since what other programs take is not the candidate's doing. The dense
     controller's figure is there to compare with.
     """
-    mine, their = (
-        min(float(np.quantile(latencies(bundle, RUNS), 0.99)) for _ in range(TURNS)) for bundle in (candidate, dense)
-    )
+    taken = latencies_in_turns((candidate, dense), RUNS, TURNS)
+    mine, their = (float(np.quantile(seconds, 0.99, axis=1).min()) for seconds in taken)
     limit = share / candidate.manifest.rate
     reason = (
         f"latency: 99 of 100 actions take up to {1e6 * mine:.0f} µs on this machine, dense "
