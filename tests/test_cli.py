@@ -317,7 +317,7 @@ def test_import_of_a_stable_baselines3_file(tmp_path: Path, file: str, name: str
         (
             ["prune", "cartpole_swingup_sac", "--term", "action"],
             2,
-            "--term has to be NAME=NUMBER, such as action=1, not ''",
+            "--term has to be NAME=NUMBER, such as action=1, not 'action'",
         ),
         (
             ["prune", "cartpole_swingup_sac", "--term", "reward=1"],
@@ -327,10 +327,16 @@ def test_import_of_a_stable_baselines3_file(tmp_path: Path, file: str, name: str
         (["prune", "cartpole_swingup_sac", "--sparsity", "auto", "--cost", "latency"], 2, "leave --cost out"),
         (
             ["prune", "cartpole_swingup_sac", "--env", "none", "--on-policy-rounds", 1],
-            1,
-            "need an environment to run in",
+            2,
+            "--on-policy-rounds run the controller; say where with --env",
         ),
         (["prune", "cartpole_swingup_sac", "--env", "none", "--sparsity", "auto"], 2, "leave --env none out"),
+        (["prune", "cartpole_swingup_sac", "--env", "none", "--variations", 3], 2, "say where with --env"),
+        (
+            ["prune", "cartpole_swingup_sac", "--component-weight", "policy=2"],
+            2,
+            "the method threshold, and the method is",
+        ),
         (["prune", "cartpole_swingup_sac", "--sparsity", -0.1], 2, "sparsity = -0.1"),
         (["prune", "cartpole_swingup_sac", "--sparsity", "nan"], 2, "sparsity = nan"),
         (["prune", "cartpole_swingup_sac", "--sparsity", 0.99999, "--tolerance", 0.00001], 1, "which is the largest"),

@@ -123,6 +123,8 @@ def prune(
     if auto and settings.cost != "parameters":
         raise ConfigError("prune: --sparsity auto goes by parameters; leave --cost out")
     where = _environment(dense, env or section.env or None, needed=auto)
+    if where is None and (settings.variations or settings.on_policy_rounds):
+        raise ConfigError("prune: --variations and --on-policy-rounds run the controller; say where with --env")
     curve = None
     with display.progress_bar(as_json) as show:
         data = work.with_origin(work.read(dense, tuple(rollouts), Progress(show)), dense, bundles)
@@ -200,13 +202,14 @@ def _environment(dense: Bundle, asked: str | None, *, needed: bool) -> str | Non
 def _named_numbers(given: list[str] | None, option: str) -> dict[str, float]:
     """Parse NAME=NUMBER options."""
     pairs = [text.partition("=") for text in given or ()]
-    return {name: _number(number, f"{option} has to be NAME=NUMBER, such as action=1") for name, _, number in pairs}
+    wrong = f"{option} has to be NAME=NUMBER, such as action=1"
+    return {name: _number(number, wrong, "".join((name, equals, number))) for name, equals, number in pairs}
 
 
-def _number(text: str, otherwise: str) -> float:
+def _number(text: str, otherwise: str, given: str | None = None) -> float:
     from nncontrol_prune.config import ConfigError
 
     try:
         return float(text)
     except ValueError:
-        raise ConfigError(f"{otherwise}, not {text!r}") from None
+        raise ConfigError(f"{otherwise}, not {text if given is None else given!r}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat
+from pydantic import Field, FiniteFloat, model_validator
 
 from nncontrol_prune.controllers.specs import Spec
 
@@ -52,3 +52,9 @@ class PruningSettings(Spec):
     """Workers: choices that the grid judges at the same time, and episodes that choose in closed loop; the result does
     not depend on it."""
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _weights_count(self) -> PruningSettings:
+        if self.component_weights and self.method != "threshold":
+            raise ValueError(f"component_weights are for the method threshold, and the method is {self.method}")
+        return self
