@@ -72,6 +72,27 @@ def import_mlp(
     _write_imported(bundle, out, as_json)
 
 
+@importer.command("onnx")
+@handled
+def import_onnx(
+    file: Annotated[Path, typer.Argument(help="An MLP policy, exported by whatever tool; float32 or float64.")],
+    env: Annotated[str, typer.Option(help="The environment it was trained for.")],
+    out: Annotated[Path, typer.Option(help="The bundle to write; a new directory.")],
+    output: Annotated[
+        str | None, typer.Option(help="Name of the output that is the action; default: the only one that can be.")
+    ] = None,
+    name: Name = None,
+    as_json: Json = False,
+) -> None:
+    """Import an MLP policy from an ONNX file, and check that it acts the same. Nothing in the file is executed."""
+    from nncontrol_prune import display
+    from nncontrol_prune.service.imports import bundle_from_onnx
+
+    check_new(out)
+    bundle = bundle_from_onnx(file, env, output=output, name=name, note=display.note)
+    _write_imported(bundle, out, as_json)
+
+
 @importer.command("tdmpc2")
 @handled
 def import_tdmpc2(

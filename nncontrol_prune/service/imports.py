@@ -95,6 +95,41 @@ def bundle_from_state_dict(
     return _bundle(module, specs, name, file)
 
 
+def bundle_from_onnx(
+    file: Path,
+    environment: str,
+    *,
+    output: str | None = None,
+    name: str | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Bundle:
+    """Import an MLP policy that is an ONNX file for an environment.
+
+    Args:
+        file: The ONNX file.
+        environment: The gymnasium id of what it was trained for.
+        output: Name of the output that is the action; found out by default.
+        name: Of the controller; by default the file's.
+        note: Called with sentences about what the file says and is not applied.
+
+    Raises:
+        ImportFailedError: The file cannot be imported, or acts otherwise than what was made of it.
+        PlantError: There is no such environment.
+    """
+    from nncontrol_prune.controllers.checkpoints import naming
+    from nncontrol_prune.controllers.onnx_policies import import_onnx
+
+    specs = environment_specs(environment)
+    policy = import_onnx(file, specs.observation.size, specs.action, output=output)
+    if note is not None:
+        for sentence in policy.notes:
+            note(sentence)
+    observations = _observations(policy.module, environment)
+    with naming(file):
+        policy.check(observations)
+    return _bundle(policy.module, specs, name, file, observations)
+
+
 def bundle_from_tdmpc2(
     file: Path,
     environment: str,
@@ -167,7 +202,14 @@ def _slow_planner(module: TdMpc, specs: EnvironmentSpecs) -> str | None:
     )
 
 
-def _bundle(module: ControllerModule, specs: EnvironmentSpecs, name: str | None, file: Path) -> Bundle:
+def _bundle(
+    module: ControllerModule,
+    specs: EnvironmentSpecs,
+    name: str | None,
+    file: Path,
+    observations: NDArray[np.float64] | None = None,
+) -> Bundle:
+    """Make the bundle, with reference pairs of the observations that the controller meets in its environment."""
     return make_bundle(
         module,
         name=name or _name_of(file),
@@ -175,7 +217,7 @@ def _bundle(module: ControllerModule, specs: EnvironmentSpecs, name: str | None,
         action=specs.action,
         rate=specs.rate,
         environment=specs.environment,
-        reference_observations=_observations(module, specs.environment),
+        reference_observations=_observations(module, specs.environment) if observations is None else observations,
     )
 
 
