@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -20,9 +22,11 @@ from typer.testing import CliRunner, Result
 
 from nncontrol_prune.cli import app
 from nncontrol_prune.controllers.bundle import Bundle, load_bundle
+from nncontrol_prune.controllers.onnx_policies import ImportedPolicy
 from nncontrol_prune.files import held_directory
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.rollouts.writer import BagWriter
 from nncontrol_prune.runtime import finding
 from nncontrol_prune.runtime.statistics import COLUMNS
@@ -250,6 +254,51 @@ def test_weights_of_an_mlp_become_a_bundle(tmp_path: Path) -> None:
     np.testing.assert_allclose(policy.batch(observations), wanted, atol=1e-5)
 
 
+def test_onnx_file_becomes_a_bundle_and_what_is_outside_of_the_network_is_told(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    actor = nn.Sequential(nn.Linear(11, 16), nn.SiLU(), nn.Linear(16, 3)).requires_grad_(False)
+    path = tmp_path / "policy.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(actor, (torch.zeros(1, 11),), str(path), dynamo=False, output_names=["actions"])
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {"joint_names": "a,b,c"})
+    onnx.save(model, path)
+    arguments = ["import", "onnx", path, "--env", "Hopper-v5"]
+    result = run(*arguments, "--out", tmp_path / "bundle", "--name", "mine", "--json")
+    told = json_of(result)
+    assert (told["name"], told["architecture"]["activation"], told["rate"]) == ("mine", "silu", 125.0)
+    assert "note: the file says what happens outside of its network (joint_names)" in " ".join(result.stderr.split())
+    policy = load_bundle(tmp_path / "bundle").policy
+    observations = np.random.default_rng(0).normal(size=(20, 11)).astype(np.float32)
+    wanted = actor(torch.from_numpy(observations)).clamp(-1.0, 1.0).numpy()
+    np.testing.assert_allclose(policy.batch(observations), wanted, atol=1e-5)
+    refused = run(*arguments, "--out", tmp_path / "other", "--output", "mean", "--json")
+    assert (refused.exit_code, json_of(refused)["exit_code"]) == (1, 1)
+    assert "policy.onnx: it has no output 'mean'; --output may name actions" in refused.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_onnx_file_is_compared_on_observations_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = shipped_controllers()["cartpole_swingup_sac"] / "policy.onnx"
+    counts = []
+    check = ImportedPolicy.check
+
+    def counted(policy: ImportedPolicy, observations: np.ndarray) -> None:
+        counts.append(len(observations))
+        if len(counts) == 2:
+            policy.module.layers[0].bias.data += 1.0
+        check(policy, observations)
+
+    monkeypatch.setattr(ImportedPolicy, "check", counted)
+    refused = run("import", "onnx", path, "--env", CARTPOLE, "--out", tmp_path / "bundle")
+    assert counts == [600, 2000]
+    assert "policy.onnx: the network made of it and the file" in " ".join(refused.stderr.split())
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_bag_that_a_candidate_was_pruned_from_says_nothing_of_others(bag: Path, pruned: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     run("rollout", "cartpole_swingup_sac", "--episodes", 1, "--seed", 7, "--out", other)
@@ -429,6 +478,7 @@ def test_existing_output_is_never_overwritten(bag: Path, pruned: Path) -> None:
         ("prune", "nobody", "--rollouts", "none", "--out"),
         ("rollout", "nobody", "--out"),
         ("import", "sb3", "none.zip", "--env", "Hopper-v5", "--out"),
+        ("import", "onnx", "none.onnx", "--env", "Hopper-v5", "--out"),
         ("import", "tdmpc2", "none.pt", "--env", "Hopper-v5", "--out"),
         ("validate", "nobody", "--against", "nobody", "--report"),
         ("sim", "--controller", "nobody", "--out"),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from nncontrol_prune.cli import app
 from nncontrol_prune.config import load_config
+from nncontrol_prune.controllers.bundle import load_bundle
 from nncontrol_prune.plants.environments import environment_specs
-from tests.documentation import DOCS, block
+from tests.documentation import DOCS, block, commands
 
 
 def test_any_module_is_pruned_as_the_documentation_shows(capsys, tmp_path: Path, monkeypatch) -> None:
@@ -37,6 +41,15 @@ def test_any_module_is_pruned_as_the_documentation_shows(capsys, tmp_path: Path,
 def test_loop_of_ones_own_reads_a_bundle_as_the_documentation_shows(monkeypatch) -> None:
     monkeypatch.chdir(DOCS.parent)
     exec(compile(block(DOCS / "robot.md", "tests/test_docs.py runs this block too", "python"), "robot.md", "exec"), {})
+
+
+def test_onnx_file_is_imported_as_the_documentation_shows(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sim").symlink_to(DOCS.parent / "sim")
+    (command,) = commands(DOCS / "onnx.md", "tests/test_docs.py runs this block")
+    result = CliRunner().invoke(app, shlex.split(command)[1:])
+    assert result.exit_code == 0, result.output
+    assert load_bundle(tmp_path / "out" / "again").manifest.architecture.hidden == (256, 256)
 
 
 def test_task_in_the_documentation_fits_the_hopper(tmp_path: Path) -> None:
