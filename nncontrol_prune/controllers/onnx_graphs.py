@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from nncontrol_prune.controllers.checkpoints import MAX_ARCHIVE_BYTES
 from nncontrol_prune.controllers.errors import ImportFailedError, refusing
 from nncontrol_prune.controllers.onnx_operators import FLOATS, OPERATORS, Node, constant
-from nncontrol_prune.controllers.onnx_values import Signal, Value
+from nncontrol_prune.controllers.onnx_values import MixedError, Signal, Value
 
 RECURRENT = ("GRU", "LSTM", "RNN")
 
@@ -171,6 +171,7 @@ def evaluated(
         ImportFailedError: A node does what no MLP does; the message names the node and what is allowed.
     """
     values: dict[str, Value] = dict(given)
+    mixed: dict[str, MixedError] = {}
     for proto in nodes:
         what = described(proto)
         if proto.op_type in RECURRENT:
@@ -182,6 +183,10 @@ def evaluated(
         for name in proto.input:
             if name in tensors and name not in values:
                 values[name] = constant(tensors[name])
+            if name in mixed and proto.op_type == "Shape":
+                values[name] = np.broadcast_to(0, mixed[name].shape)
+            elif name in mixed:
+                raise mixed[name]
             if name and name not in values:
                 raise ImportFailedError(f"{what} takes {name!r}, which nothing before it gives out")
             inputs.append(values[name] if name else None)
@@ -189,8 +194,14 @@ def evaluated(
             node = Node(what, inputs, list(proto.input), proto)
             try:
                 results = handler(node)
+            except MixedError as error:
+                error.args = (f"{what}: {error}",)
+                mixed[proto.output[0]] = error
+                continue
             except ImportFailedError as error:
                 raise ImportFailedError(f"{what}: {error}") from error
             results = results if isinstance(results, list) else [results]
             values.update(zip(proto.output, results, strict=False))
+    if output in mixed:
+        raise mixed[output]
     return values[output]

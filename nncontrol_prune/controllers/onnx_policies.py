@@ -115,7 +115,10 @@ def import_onnx(path: Path, observation_size: int, action: ActionSpec, *, output
     """
     with naming(path):
         model = read_model(path)
-        policy = _policy(model, observation_size, action, action_output(model, output, observation_size, action.size))
+        # A damaged file can be wrong in more ways than the reading of it knows.
+        with refusing("its graph cannot be read"):
+            chosen = action_output(model, output, observation_size, action.size)
+            policy = _policy(model, observation_size, action, chosen)
         policy.check(_random_observations(policy.module))
         return policy
 

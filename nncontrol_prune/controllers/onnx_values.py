@@ -22,6 +22,18 @@ MAX_ENTRIES = 2**26
 """No constant may be computed to have more."""
 
 
+class MixedError(ImportFailedError):
+    """A value mixes what comes from different layers; exporters still ask for its shape.
+
+    Args:
+        shape: Of the value.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__("it mixes what comes from different layers or entries, as skip connections do")
+        self.shape = shape
+
+
 @dataclass(frozen=True, eq=False)
 class Point:
     """Where entries are mixed: the observation, or what a linear layer gives out before its bias.
@@ -214,14 +226,14 @@ def elementwise(operation: Callable[..., Array], values: Sequence[Value], maker:
         form: Of the result, if it has one.
 
     Raises:
-        ImportFailedError: Signals depend on different points, or entries of them.
+        MixedError: Signals depend on different points, or entries of them.
     """
     signals = [value for value in values if isinstance(value, Signal)]
     if not signals:
         return operation(*values)
     for other in signals[1:]:
         if other.point is not signals[0].point or not np.array_equal(other.index, signals[0].index):
-            raise ImportFailedError("it mixes what comes from different layers or entries, as skip connections do")
+            raise MixedError(other.shape)
 
     def run(*arrays: Array) -> Array:
         rest = iter(arrays)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import onnx
 import pytest
@@ -38,6 +39,17 @@ class Function(nn.Module):
 
     def forward(self, inputs: Tensor) -> Any:
         return self.function(inputs)
+
+
+class Acting(nn.Module):
+    """A policy of Stable-Baselines3, which is asked for its action with options."""
+
+    def __init__(self, policy: nn.Module, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.policy, self.options = policy, options
+
+    def forward(self, observations: Tensor) -> Any:
+        return self.policy(observations, **self.options)
 
 
 def mlp(
@@ -459,6 +471,25 @@ def test_output_that_can_be_the_action_is_taken(tmp_path: Path) -> None:
     refused(two, "no output gives 4 actions for 5 observations", other)
 
 
+@pytest.mark.parametrize("algorithm", ["PPO", "SAC", "TD3"])
+def test_exports_of_stable_baselines3_are_read(tmp_path: Path, algorithm: str) -> None:
+    """As its documentation exports them; SAC asks for the shape of a sample that it does not draw."""
+    sb3 = pytest.importorskip("stable_baselines3")
+    space = gym.spaces.Box(-np.inf, np.inf, (5,), np.float32)
+    env = gym.Env()
+    env.observation_space, env.action_space = space, gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    model = getattr(sb3, algorithm)("MlpPolicy", env, seed=0, device="cpu")
+    policy = model.policy if algorithm == "PPO" else model.policy.actor
+    for parameter in policy.parameters():
+        parameter.requires_grad_(False).mul_(2.0)
+    deterministic = {} if algorithm == "TD3" else {"deterministic": True}
+    outputs = ("actions", "values", "log_prob")[: 3 if algorithm == "PPO" else 1]
+    path = exported(tmp_path / "p.onnx", Acting(policy, deterministic), outputs=outputs, opset=17, free=False)
+    imported = import_onnx(path, 5, UNIT)
+    assert imported.module.architecture.squash == ("clip" if algorithm == "PPO" else "tanh")
+    check_same(imported, lambda o: torch.from_numpy(model.predict(o.numpy(), deterministic=True)[0]))
+
+
 def test_mean_may_be_a_part_of_the_last_layer(tmp_path: Path) -> None:
     """As in exports of Brax: the other half is the spread of the exploration."""
     actor = mlp(nn.SiLU, outputs=4)
@@ -544,6 +575,7 @@ def _nan(name: str) -> dict[str, Any]:
          {**weights(), "r": np.float32(0.5), "t": np.array(True)}, {}, "exported for training; export the"),
         (_in_place_of("Tanh", node("Reshape", "h0 s", "a0")), {**weights(), "s": np.array([3, 5])}, {},
          r"node '/a0/Reshape' \(Reshape\) cannot be read \(cannot reshape"),
+        (_in_place_of("Tanh", node("Elu", "h0", "a0", alpha="one")), weights(), {}, "its graph cannot be read"),
         ([*TWO_LAYERS[:2], node("MatMul", "h0 h0", "action")], weights(), {}, "by a constant matrix"),
         ([node("Tanh", "obs", "action")], {}, {"outputs": {"action": ("batch", 5)}}, "there is no linear layer"),
         ([node("Identity", "b1", "action")], weights(), {}, "its output action does not depend on any input"),
@@ -555,6 +587,22 @@ def test_graph_of_no_such_mlp_is_refused(
     tmp_path: Path, nodes: Any, tensors: Any, options: dict[str, Any], message: str
 ) -> None:
     refused(graph(tmp_path / "p.onnx", nodes, tensors, **options), message)
+
+
+def test_damaged_file_is_refused_in_a_sentence_or_read(tmp_path: Path) -> None:
+    content = graph(tmp_path / "p.onnx", TWO_LAYERS, weights()).read_bytes()
+    rng = np.random.default_rng(0)
+    damaged = tmp_path / "damaged.onnx"
+    refusals = 0
+    for _ in range(200):
+        changed = bytearray(content)
+        changed[rng.integers(len(content))] = rng.integers(256)
+        damaged.write_bytes(changed)
+        try:
+            import_onnx(damaged, 5, ACTION)
+        except ImportFailedError:
+            refusals += 1
+    assert 20 < refusals < 200
 
 
 def test_skip_connections_are_refused(tmp_path: Path) -> None:
