@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from nncontrol_prune.controllers.checkpoints import MAX_ARCHIVE_BYTES
 from nncontrol_prune.controllers.errors import ImportFailedError, refusing
-from nncontrol_prune.controllers.onnx_operators import FLOATS, OPERATORS, Node, constant
+from nncontrol_prune.controllers.onnx_operators import FLOAT_NAMES, FLOATS, OPERATORS, Node, constant
 from nncontrol_prune.controllers.onnx_values import MixedError, Signal, Value
 
 RECURRENT = ("GRU", "LSTM", "RNN")
@@ -123,7 +123,7 @@ def observation_shape(value: Any, observation_size: int) -> tuple[int, ...]:
     kind, shape = value.type.tensor_type.elem_type, _dimensions(value)
     if kind not in FLOATS:
         given = TensorProto.DataType.Name(kind).lower()
-        raise ImportFailedError(f"its input {value.name} is {given}, allowed are float and double")
+        raise ImportFailedError(f"its input {value.name} is {given}, allowed are {FLOAT_NAMES}")
     shape = [None, None] if shape is None else shape
     if len(shape) not in (1, 2) or (len(shape) == 2 and shape[0] not in (None, 1)):
         raise ImportFailedError(

@@ -29,6 +29,7 @@ from nncontrol_prune.controllers.onnx_values import (
 )
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
+FLOAT_NAMES = "float and double"
 
 
 def constant(tensor: TensorProto) -> Array:
@@ -255,10 +256,21 @@ def _cast(node: Node) -> Value:
     if isinstance(value, Signal):
         if to not in FLOATS:
             kind = TensorProto.DataType.Name(to).lower()
-            raise ImportFailedError(f"it turns what the network computes into {kind}, allowed are float and double")
+            raise ImportFailedError(f"it turns what the network computes into {kind}, allowed are {FLOAT_NAMES}")
         return value
     array = value.astype(onnx.helper.tensor_dtype_to_np_dtype(to))
     return array.astype(np.float64) if np.issubdtype(array.dtype, np.floating) else array
+
+
+def _cast_like(node: Node) -> Value:
+    value, like = node.value(0), node.value(1)
+    if isinstance(value, Signal):
+        if not isinstance(like, Signal) and like.dtype.kind != "f":
+            raise ImportFailedError(
+                f"it turns what the network computes into {like.dtype}, allowed are float and double"
+            )
+        return value
+    return value.astype(np.float64 if isinstance(like, Signal) else like.dtype)
 
 
 def _dropout(node: Node) -> Value:
@@ -366,6 +378,7 @@ OPERATORS: dict[str, Callable[[Node], Value | list[Value]]] = {
     "Add": _arithmetic(operator.add),
     "BatchNormalization": _batch_norm,
     "Cast": _cast,
+    "CastLike": _cast_like,
     "Celu": _with_alpha(lambda x, alpha: _elu(x / alpha, 1.0) * alpha, 1.0),
     "Clip": _clip,
     "Concat": _concat,

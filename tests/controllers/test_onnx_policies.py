@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -314,13 +315,12 @@ def test_output_within_other_limits_is_refused(tmp_path: Path, after: Any, messa
 
 def test_layers_without_activation_between_them_become_one(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    first, second, third, last = (
-        nn.Linear(*sizes).requires_grad_(False) for sizes in ((5, 7), (7, 16), (16, 4), (4, 2))
-    )
+    sizes = (5, 7, 16, 4, 3, 2)
+    first, second, third, fourth, last = (nn.Linear(*pair).requires_grad_(False) for pair in itertools.pairwise(sizes))
 
     def function(observations: Tensor) -> Tensor:
         hidden = torch.tanh(second(2.0 * first(observations) - 1.0))
-        return last(third(hidden)[:, [2, 0, 1, 3]] * 3.0)
+        return last(fourth(third(hidden)[:, [2, 0, 1, 3]] * 3.0))
 
     policy = import_onnx(exported(tmp_path / "p.onnx", function), 5, ACTION)
     assert policy.module.architecture.hidden == (16,)
@@ -396,6 +396,24 @@ def test_weights_may_be_constant_nodes_and_of_other_precision(tmp_path: Path) ->
     casts = [node("Cast", name, name.removesuffix("_half"), to=TensorProto.FLOAT) for name in half]
     path = graph(tmp_path / "h.onnx", casts + TWO_LAYERS, half)
     check_same(import_onnx(path, 5, ACTION), lambda o: two_layers(o, weights(kind=np.float16)))
+
+
+def test_constants_may_be_cast_to_what_the_network_computes_in(tmp_path: Path) -> None:
+    """As torch's newer exporter writes clamp()."""
+    nodes = [
+        node("CastLike", "one obs", "high"),
+        node("Neg", "high", "low"),
+        node("CastLike", "obs b0", "same"),
+        node("Clip", "same low high", "clipped"),
+        node("MatMul", "clipped w0", "m0"),
+        *TWO_LAYERS[1:],
+    ]
+    policy = import_onnx(graph(tmp_path / "p.onnx", nodes, {**weights(), "one": np.array(1, np.int64)}), 5, ACTION)
+    assert policy.module.architecture.observation_clip == 1.0
+    check_same(policy, lambda o: two_layers(o.clamp(-1.0, 1.0)))
+    nodes[2] = node("CastLike", "obs one", "same")
+    path = graph(tmp_path / "i.onnx", nodes, {**weights(), "one": np.array(1, np.int64)})
+    refused(path, r"\(CastLike\): it turns what the network computes into int64")
 
 
 def test_weights_may_lie_in_a_file_beside_the_model(tmp_path: Path) -> None:
