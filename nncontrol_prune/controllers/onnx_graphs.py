@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from nncontrol_prune.controllers.checkpoints import MAX_ARCHIVE_BYTES
 from nncontrol_prune.controllers.errors import ImportFailedError, refusing
-from nncontrol_prune.controllers.onnx_operators import FLOAT_NAMES, FLOATS, OPERATORS, Node, constant
+from nncontrol_prune.controllers.onnx_operators import ALLOWED, FLOAT_NAMES, FLOATS, OPERATORS, Node, constant
 from nncontrol_prune.controllers.onnx_values import MixedError, Signal, Value
 
 RECURRENT = ("GRU", "LSTM", "RNN")
@@ -178,7 +178,7 @@ def evaluated(
             raise ImportFailedError(f"{what} makes it recurrent; recurrent policies are not supported")
         handler = OPERATORS.get(proto.op_type)
         if handler is None or proto.domain not in ("", "ai.onnx"):
-            raise ImportFailedError(f"{what} is not supported; allowed are {', '.join(sorted(OPERATORS))}")
+            raise ImportFailedError(f"{what} is not supported; allowed are {ALLOWED}")
         inputs: list[Value | None] = []
         for name in proto.input:
             if name in tensors and name not in values:

@@ -6,7 +6,7 @@ import itertools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -27,8 +27,14 @@ from nncontrol_prune.controllers.onnx_values import (
     multiplied,
     spread,
 )
+from nncontrol_prune.controllers.specs import Activation
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
+ALLOWED = (
+    f"linear layers (Gemm, MatMul), the activations {', '.join(get_args(Activation))}, Clip, arithmetic with "
+    "constants, and what only moves entries, such as Reshape"
+)
+"""In words; `OPERATORS` has the names."""
 FLOAT_NAMES = "float and double"
 
 
