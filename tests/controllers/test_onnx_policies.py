@@ -615,6 +615,13 @@ def test_graph_of_no_such_mlp_is_refused(
     refused(graph(tmp_path / "p.onnx", nodes, tensors, **options), message)
 
 
+def test_deep_functions_are_evaluated_in_time_that_grows_with_their_nodes(tmp_path: Path) -> None:
+    """Each takes the one before twice."""
+    chain = [node("Mul", f"h{k} h{k}", f"h{k + 1}") for k in range(60)]
+    nodes = _in_place_of("Tanh", *chain, node("Identity", "h60", "a0"))
+    refused(graph(tmp_path / "p.onnx", nodes, weights()), "is no activation known here")
+
+
 def test_damaged_file_is_refused_in_a_sentence_or_read(tmp_path: Path) -> None:
     content = graph(tmp_path / "p.onnx", TWO_LAYERS, weights()).read_bytes()
     rng = np.random.default_rng(0)
