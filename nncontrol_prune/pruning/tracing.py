@@ -78,7 +78,8 @@ def check_traceable(module: nn.Module) -> None:
     """Check that none of a module's parts are of a kind that cannot be pruned.
 
     Raises:
-        PruningError: One is recurrent, compiled by TorchScript, or has weights that it computes from others.
+        PruningError: One is recurrent, compiled by TorchScript or torch.compile, or has weights that it computes from
+            others.
     """
     for name, submodule in module.named_modules():
         who = f"{name or 'the module'} ({type(submodule).__name__})"
@@ -90,6 +91,14 @@ def check_traceable(module: nn.Module) -> None:
         if isinstance(submodule, torch.jit.ScriptModule):
             raise PruningError(
                 f"{who} is a TorchScript module, which cannot be taken apart; pass the torch.nn.Module it was made from"
+            )
+        if "_orig_mod" in submodule._modules:
+            raise PruningError(
+                f"{who} is compiled by torch.compile; pass the module it was made from ({name or 'model'}._orig_mod)"
+            )
+        if hasattr(vars(submodule).get("forward"), "_torchdynamo_orig_callable"):  # in a copy it runs the original
+            raise PruningError(
+                f"the forward method of {who} is compiled by torch.compile; pass the module as it was before"
             )
         if remedy := _reparametrized(submodule):
             raise PruningError(
@@ -192,6 +201,11 @@ def _propagate(coupling: Coupling, func: Any, args: Any, kwargs: Any, result: An
         origins = [_made_by(name)] if made else [coupling.origin(tensor) for tensor in tensors]
         _originate(coupling, next(filter(None, origins), None), result)
         return
+    if torch.is_inference_mode_enabled():
+        raise PruningError(
+            "trace or the forward pass runs the network's layers under torch.inference_mode, so the outputs have no "
+            "gradient with respect to them; leave that out"
+        )
     coupling.begin(_described(name, func), tensors)
     rule = RULES.get(name.rstrip("_") if not name.startswith("_") else name)
     if rule is None:

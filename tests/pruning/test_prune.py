@@ -288,6 +288,25 @@ def test_what_is_no_network_or_cannot_be_copied_is_refused_in_a_sentence(classif
         prune(classifier, data=data, budget=0.5)
 
 
+def test_what_torch_compile_made_is_refused_where_a_copy_would_not_be_pruned(classifier: nn.Module) -> None:
+    data = torch.randn(200, 6)
+    arguments: dict[str, Any] = {"data": data, "budget": Budget(0.5, tolerance=0.05), "components": {"all": [""]}}
+    compiled: Any = torch.compile(classifier, backend="eager")
+    with pytest.raises(
+        PruningError, match=r"\(OptimizedModule\) is compiled by torch.compile; .* \(model._orig_mod\)$"
+    ):
+        prune(compiled, **arguments)
+    with pytest.raises(PruningError, match=r"^1 \(OptimizedModule\) is compiled by torch.compile; .* \(1._orig_mod\)$"):
+        prune(nn.Sequential(nn.Linear(6, 6), compiled), **arguments)
+    classifier.compile(backend="eager")  # in place, which copies know nothing of
+    result = prune(classifier, method="uniform", **arguments)
+    assert result.chosen.module(data).shape == (200, 3)
+    assert result.chosen.module[0].out_features < 32
+    classifier.forward = torch.compile(classifier.forward, backend="eager")  # a copy's would run the original
+    with pytest.raises(PruningError, match=r"the forward method of the module \(Sequential\) is compiled by torch.co"):
+        prune(classifier, **arguments)
+
+
 @pytest.mark.parametrize("importance", ["taylor", "obs"])
 def test_a_transformer_is_pruned_where_torch_would_take_its_fast_path(importance: Any) -> None:
     torch.manual_seed(0)
