@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import HELD_OUT_SHARE, MIN_ROWS, Calibration
+from nncontrol_prune.pruning.conduct import steady
 from nncontrol_prune.pruning.engine import Choose, Enough, Pruned, prune_network
 from nncontrol_prune.pruning.errors import PruningError, Unreachable
 from nncontrol_prune.pruning.groups import Components
@@ -133,12 +134,13 @@ def prune(
     network = Network(dense, components, run, ties)
     with without_fast_path():  # it passes over layers that have to be seen
         outputs = _dense_outputs(network, batch)
+        network = steady(network, model)
         if terms is None:
             terms = [Term(name, scale=None) for name in outputs]
         for name in dict.fromkeys(term.output for term in terms):
             if name in outputs and not torch.isfinite(outputs[name]).all():
                 raise PruningError(f"the dense network's output {name!r} holds NaN or infinity; leave those rows out")
-        rehearsed = rehearse(network, batch)
+        rehearsed = rehearse(network, batch, terms)
         kept = network.kept_channels(batch, needlessly=True)
         try:
             pruned = prune_network(

@@ -13,23 +13,32 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nncontrol_prune.pruning.conduct import check_conduct
 from nncontrol_prune.pruning.errors import PruningError, failing
 from nncontrol_prune.pruning.groups import Group, find_groups
 from nncontrol_prune.pruning.importance import inputs_of
 from nncontrol_prune.pruning.network import TRACED_ROWS, Batch, Network, rows_of, spread_rows, take
 from nncontrol_prune.pruning.surgery import with_entries
+from nncontrol_prune.pruning.terms import Term
 
 
-def rehearse(network: Network[Any], batch: Batch) -> list[str]:
+def rehearse(network: Network[Any], batch: Batch, terms: Sequence[Term] = ()) -> list[str]:
     """Take a channel from every group, or give one to a group of two, and check that the network has the same groups.
 
+    Args:
+        network: The dense network.
+        batch: Rows of data.
+        terms: What matters of the outputs; without, all of them do.
+
     Returns:
-        What the user should know, as sentences: where a number in the forward pass follows how many channels there are.
+        What the user should know, as sentences: where a number in the forward pass follows how many channels there are,
+        and what `check_conduct` has to tell.
 
     Raises:
-        PruningError: It does not; the message names a group that it does not without.
+        PruningError: It does not; the message names a group that it does not without. Or see `check_conduct`.
     """
     groups = network.groups(batch)
+    warnings = check_conduct(network, groups, batch, terms)
     few = take(batch, spread_rows(rows_of(batch), TRACED_ROWS))
     _check_rows(network, groups, few)
     able = [group for group in groups if group.channels > group.fewest]
@@ -41,9 +50,9 @@ def rehearse(network: Network[Any], batch: Batch) -> list[str]:
         raise
     before = _numbers(network, network.module, few)
     if _numbers(network, other, few) == before:
-        return []
+        return warnings
     found = ((group, _numbers(network, _with_others(network.module, [group]), few)) for group in able)
-    return [
+    return warnings + [
         f"the forward pass takes how many channels {group.name} has ({group.channels}) for a number, which changes as "
         f"they leave ({_difference(before, numbers)}); if it is a scale, as of an attention, write down what it is now"
         for group, numbers in found
@@ -76,7 +85,8 @@ def _check_rows(network: Network[Any], groups: Sequence[Group], few: Batch) -> N
 
 @torch.no_grad()
 def _taken_in(network: Network[Any], groups: Sequence[Group], batch: Batch) -> dict[str, list[Tensor]]:
-    with inputs_of(network.module, groups) as inputs:
+    with torch.random.fork_rng(devices=()), inputs_of(network.module, groups) as inputs:
+        torch.manual_seed(0)  # noise, if any, is the same in all rows that are the same
         network.run(network.module, batch)
     return inputs
 

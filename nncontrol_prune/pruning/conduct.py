@@ -1,0 +1,328 @@
+"""Conduct: what a network does that one forward pass on a few rows does not show.
+
+A trace sees the path that a few rows take, and channels are ranked by gradients. So before anything takes long it is
+looked at whether other rows take the same path, whether gradients get through, and whether a second run gives the same.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.groups import Group
+from nncontrol_prune.pruning.network import TRACED_ROWS, Batch, Network, Outputs, rows_of, spread_rows, take
+from nncontrol_prune.pruning.surgery import Module
+from nncontrol_prune.pruning.terms import Term
+
+LOOKED_AT_ROWS = 32
+"""Rows that are run one by one, and together a second time."""
+LOOKED_AT_DECISIONS = 16
+"""Decisions of a forward pass of which the other way is tried, at the most."""
+
+
+def check_conduct(network: Network[Any], groups: Sequence[Group], batch: Batch, terms: Sequence[Term]) -> list[str]:
+    """Check that all rows take the path that is traced, and that what matters has gradients.
+
+    Args:
+        network: The dense network.
+        groups: Its groups.
+        batch: Rows of data.
+        terms: What matters of the outputs; without, all of them do.
+
+    Returns:
+        What the user should know, as sentences: outputs without gradients where others have some, outputs that are
+        others in a second run, and numbers that are taken out of the data.
+
+    Raises:
+        PruningError: Rows run other parts than others do, or no output that matters has a gradient.
+    """
+    warnings = _check_gradients(network, groups, take(batch, spread_rows(rows_of(batch), TRACED_ROWS)), terms)
+    warnings += _check_parts(network, groups, batch)
+    warnings += _varying(network, take(batch, spread_rows(rows_of(batch), LOOKED_AT_ROWS)), terms)
+    return warnings + _deciding(network, take(batch, torch.arange(min(TRACED_ROWS, rows_of(batch)))))
+
+
+def _check_gradients(network: Network[Any], groups: Sequence[Group], few: Batch, terms: Sequence[Term]) -> list[str]:
+    module = copy.deepcopy(network.module)
+    tensors = dict(module.named_parameters())
+    members = [tensors[m.tensor] for m in (m for group in groups for m in group.members) if m.tensor in tensors]
+    for parameter in members:
+        parameter.requires_grad_(True)  # in a frozen one, too
+    try:
+        with torch.enable_grad():
+            outputs = network.run(module, few)
+    except Exception as error:
+        raise PruningError(
+            f"the network fails where gradients are recorded, with {type(error).__name__}: {error}; trace and the "
+            "forward pass have to be differentiable"
+        ) from error
+    weighed = dict.fromkeys(term.output for term in terms if term.weight > 0 and term.output in outputs)
+    without = [name for name in weighed or outputs if not _leads_to(outputs[name], members)]
+    if not without:
+        return []
+    if len(without) == len(weighed or outputs):
+        raise PruningError(
+            "the outputs have no gradient with respect to the network's layers: trace or the forward pass runs them "
+            "under torch.no_grad(), detaches, or gives out integers alone; leave that out"
+        )
+    changed = _changed_outputs(network, module, members, few)
+    return [
+        f"the output {name!r} has no gradient with respect to the network's layers, so it counts for the objective, "
+        "and neither for the importance of channels nor where layers are fitted"
+        for name in without
+        if not _same(outputs[name], changed[name])  # a constant, or what no channel has a part in, needs none
+    ]
+
+
+def _leads_to(output: Tensor, tensors: Sequence[Tensor]) -> bool:
+    """Return whether gradients of an output reach one of some parameters."""
+    wanted = {id(tensor) for tensor in tensors}
+    seen: set[Any] = set()
+    left: list[Any] = [output.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if id(getattr(node, "variable", None)) in wanted:
+            return True
+        seen.add(node)
+        left += [following for following, _ in node.next_functions]
+    return False
+
+
+@torch.no_grad()
+def _changed_outputs(network: Network[Any], module: Any, members: Sequence[Tensor], few: Batch) -> Outputs:
+    """Return what a network gives out with other values in some parameters, which are lost."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in members:
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return network.run(module, few)
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    if not first.is_floating_point():
+        return torch.equal(first, second)
+    return torch.allclose(first, second, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+def _check_parts(network: Network[Any], groups: Sequence[Group], batch: Batch) -> list[str]:
+    """Check that all rows together, and each of some, run what the traced ones run."""
+    rows, few = rows_of(batch), min(TRACED_ROWS, rows_of(batch))
+    traced, whole = (_parts_run(network, part) for part in (take(batch, torch.arange(few)), batch))
+    others = {f"all {rows} rows": whole}
+    for row in spread_rows(rows, LOOKED_AT_ROWS).tolist():
+        if (alone := _parts_run_by_one(network, batch, row)) is not None:
+            others[f"row {row} alone"] = alone
+    first = f"the first {few} rows"
+    for which, parts in others.items():
+        ours, theirs = _outermost(parts.keys() - traced.keys()), _outermost(traced.keys() - parts.keys())
+        if ours or theirs:
+            where = [f"{who} for {whom}" for who, whom in ((ours, which), (theirs, first)) if who]
+            missing = f", and not for {first if ours else which}" if len(where) == 1 else ""
+            raise PruningError(
+                f"the forward pass runs other parts for other rows ({', '.join(where)}{missing}): a network has to be "
+                "the same for all rows and any number of them; compute both paths and choose with torch.where"
+            )
+    for name in dict.fromkeys(name for group in groups for name in group.consumers):
+        more_often = len(whole[name]) != len(traced[name])
+        if more_often and any(items * few != traced[name][0] * rows for items in whole[name]):
+            raise PruningError(
+                f"the layer {name} takes in {whole[name][0]} items at once for {rows} rows of data, and "
+                f"{traced[name][0]} for {few}; all rows have to go through it together, so leave minibatches out of "
+                "the forward pass"
+            )
+    return [
+        f"the forward pass runs {name} {len(parts[name])} times for {which} and {len(calls)} times for {first}; how "
+        "often it does for others is not known"
+        for which, parts in others.items()
+        for name, calls in traced.items()
+        if len(parts[name]) != len(calls)
+    ][:1]
+
+
+def _parts_run_by_one(network: Network[Any], batch: Batch, row: int) -> dict[str, list[int]] | None:
+    """Return what is run for a row, or for two like it where a network needs more than one; None where it fails."""
+    for count in (1, 2):
+        with suppress(Exception):  # that it runs for any number of rows is nowhere asked for
+            return _parts_run(network, take(batch, torch.tensor([row] * count)))
+    return None
+
+
+@torch.no_grad()
+def _parts_run(network: Network[Any], batch: Batch) -> dict[str, list[int]]:
+    """Return the names of the modules that are run, and of the parameters that are used, in a forward pass.
+
+    With each module comes how many items it took in by call, 0 where that is no tensor; with a parameter, nothing.
+    """
+    calls: dict[str, list[int]] = {}
+
+    def note(name: str, arguments: Any, named: Any) -> None:
+        held = next((value for value in (*arguments, *named.values()) if isinstance(value, Tensor)), None)
+        calls.setdefault(name, []).append(0 if held is None or held.dim() == 0 else len(held))
+
+    with ExitStack() as stack:
+        for name, submodule in network.module.named_modules():
+            hook = submodule.register_forward_pre_hook(
+                lambda _, arguments, named, name=name: note(name, arguments, named), with_kwargs=True
+            )
+            stack.callback(hook.remove)
+        used = stack.enter_context(_Used({id(tensor): name for name, tensor in network.module.named_parameters()}))
+        network.run(network.module, batch)
+    return {**calls, **{name: [] for name in used.found}}
+
+
+class _Used(TorchDispatchMode):
+    """Collects the names of tensors that operations take in.
+
+    Args:
+        names: Names by the tensors' identity.
+    """
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self._names = names
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found.update(self._names[id(value)] for value in tree_iter((args, kwargs)) if id(value) in self._names)
+        return func(*args, **(kwargs or {}))
+
+
+def _outermost(names: Collection[str]) -> str:
+    """Return names, without those that lie in others of them."""
+    return ", ".join(
+        sorted(name for name in names if not any(name.startswith(f"{other}.") for other in names if other))
+    )
+
+
+@torch.no_grad()
+def _varying(network: Network[Any], rows: Batch, terms: Sequence[Term]) -> list[str]:
+    """Run the network twice, and return a warning that names the outputs that are others the second time."""
+    first, second = (network.run(network.module, rows) for _ in range(2))
+    looked_at = {term.output for term in terms} & first.keys() if terms else first.keys()
+    varying = [name for name in first if name in looked_at and not _same(first[name], second[name])]
+    if not varying:
+        return []
+    return [
+        f"a second run on the same rows gives other values of {', '.join(varying)}: what is drawn by lot, or kept from "
+        "one run to the next, is taken for what the network does; leave it out of the traced pass"
+    ]
+
+
+def _deciding(network: Network[Any], few: Batch) -> list[str]:
+    """Return a warning where the forward pass takes a number out of its data and does something with it."""
+    seen = _watched(network, network.module, few)
+    decisions = [number for number, value in enumerate(seen.taken) if isinstance(value, bool)]
+    numbers = len(decisions) < len(seen.taken)
+    if not numbers and not any(_matters(network, few, seen, number) for number in decisions[:LOOKED_AT_DECISIONS]):
+        return []
+    return [
+        "the forward pass takes a number out of its data (with if, while or .item()), and what it does for other "
+        "values than those of the traced rows is not known; torch.where chooses between two paths"
+    ]
+
+
+def _matters(network: Network[Any], few: Batch, seen: _Decisions, number: int) -> bool:
+    """Return whether the forward pass goes on in another way where a decision is the other one."""
+    try:
+        other = _watched(network, copy.deepcopy(network.module), few, turned=number)
+    except Exception:  # an assertion, which goes no other way
+        return False
+    return other.operations != seen.operations
+
+
+@torch.no_grad()
+def _watched(network: Network[Any], module: Any, few: Batch, *, turned: int | None = None) -> _Decisions:
+    with _Decisions(module, few, turned) as seen:
+        network.run(module, few)
+    return seen
+
+
+class _Decisions(TorchDispatchMode):
+    """Watches what is taken out of tensors that are computed from data, as numbers or booleans of Python.
+
+    Args:
+        module: The module that is run.
+        data: The data.
+        turned: Which of what is taken is turned into its opposite; None for none.
+
+    Attributes:
+        taken: The numbers and booleans.
+        operations: All operations, and what each takes in: of tensors the name, or which result it is.
+    """
+
+    def __init__(self, module: nn.Module, data: Batch, turned: int | None) -> None:
+        super().__init__()
+        self.taken: list[bool | float] = []
+        self.operations: list[tuple[str, ...]] = []
+        self._turned = turned
+        self._named: dict[int, str] = {}
+        self._alive: list[Tensor] = []  # an identity is only a tensor's as long as it lives
+        for name, tensor in (*module.named_parameters(), *module.named_buffers(), *data.items()):
+            self._name(tensor, name)
+        self._computed = {id(tensor) for tensor in data.values()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = list(tree_iter((args, kwargs)))
+        self.operations.append(
+            (str(func), *(self._named.get(id(v), "") if isinstance(v, Tensor) else str(v) for v in given))
+        )
+        tensors = [value for value in tree_iter(result) if isinstance(value, Tensor)]
+        for tensor in tensors:
+            self._name(tensor, f"result {len(self._alive)}")
+        if any(id(value) in self._computed for value in given):
+            if isinstance(result, (bool, int, float)):
+                result = not result if len(self.taken) == self._turned else result
+                self.taken.append(result)
+            self._computed.update(id(tensor) for tensor in tensors)
+        return result
+
+    def _name(self, tensor: Tensor, name: str) -> None:
+        self._named[id(tensor)] = name
+        self._alive.append(tensor)
+
+
+def steady(network: Network[Module], model: Module) -> Network[Module]:
+    """Return a network that has the buffers of a model, and keeps them however often it is run.
+
+    Args:
+        network: A copy of the model that has been run.
+        model: The model, which has not.
+    """
+    before, after = dict(model.named_buffers()), dict(network.module.named_buffers())
+    if before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before):
+        return network
+    run = network.run
+
+    def run_with_copies(module: Any, batch: Batch) -> Outputs:
+        with _copied_buffers(module):
+            return run(module, batch)
+
+    return replace(network, module=copy.deepcopy(model).eval(), run=run_with_copies)
+
+
+@contextmanager
+def _copied_buffers(module: nn.Module) -> Iterator[None]:
+    """Within the block a module has copies in the place of its buffers, and it may do with them what it likes."""
+    kept = [(submodule, dict(submodule._buffers)) for submodule in module.modules()]
+    copies: dict[int, Tensor] = {}  # what two modules share stays shared
+    for submodule, buffers in kept:
+        for name, buffer in buffers.items():
+            if buffer is not None:
+                submodule._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+    try:
+        yield
+    finally:
+        for submodule, buffers in kept:
+            submodule._buffers.clear()
+            submodule._buffers.update(buffers)
