@@ -85,8 +85,8 @@ def _check_rows(network: Network[Any], groups: Sequence[Group], few: Batch) -> N
 
 @torch.no_grad()
 def _taken_in(network: Network[Any], groups: Sequence[Group], batch: Batch) -> dict[str, list[Tensor]]:
+    # Afterwards the generator is as it was, so that noise, if any, is the same for another batch of as many rows.
     with torch.random.fork_rng(devices=()), inputs_of(network.module, groups) as inputs:
-        torch.manual_seed(0)  # noise, if any, is the same in all rows that are the same
         network.run(network.module, batch)
     return inputs
 

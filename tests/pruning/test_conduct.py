@@ -129,6 +129,7 @@ def test_how_often_a_layer_is_run_may_depend_on_the_rows_and_is_told() -> None:
     "path",
     [
         lambda net, x: both(net, x) if x.abs().max() < 1e3 else net.head(net.b(x)),
+        lambda net, x: net.head(torch.relu(net.a(x) if x.abs().max() < 1e3 else net.b(x))),
         lambda net, x: both(net, x) if bool((x < 1e3).all()) and bool((x > -1e3).all()) else both(net, x * 0.5),
         lambda net, x: both(net, x) if torch.equal(x, x) else both(net, x[:, net.mean.long()]),
         lambda net, x: both(net, x) if x.abs().max() < 1e3 else both(net, x * 2.0 * 3.0),
@@ -238,6 +239,16 @@ def test_outputs_that_are_others_in_a_second_run_are_named() -> None:
     (warning,) = pruned(outputs, method="gradient", importance="obs").warnings
     assert warning.startswith("a second run on the same rows gives other values of sample, dropped: what is drawn by")
     assert pruned(outputs, terms=[Term("mean")]).warnings == ()
+
+
+def test_noise_is_not_taken_for_rows_in_another_order() -> None:
+    def by_frame(net: Any, frames: Tensor) -> Tensor:
+        hidden = torch.relu(net.a(frames.flatten(0, 1)))
+        output: Tensor = net.head(hidden + 0.1 * torch.randn_like(hidden)).unflatten(0, (len(frames), -1)).mean(1)
+        return output
+
+    (warning,) = pruned(by_frame, data=torch.randn(200, 3, 6)).warnings
+    assert warning.startswith("a second run on the same rows gives other values of output: ")
 
 
 def test_what_is_drawn_by_lot_leaves_the_generator_of_all_as_it_is() -> None:
