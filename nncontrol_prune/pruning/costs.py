@@ -121,12 +121,12 @@ class LatencyCost:
     """
 
     def __init__(self, multiplications: Cost, measured: Sequence[tuple[float, float]]) -> None:
-        points = dict(sorted(measured))  # a small network may come out the same at several shares; the slowest counts
+        points = dict(sorted(measured, reverse=True))  # of as much arithmetic, the quickest counts
         if len(points) < 2:
             raise PruningError("the network is too small for a latency budget: it has as few channels as may be left")
-        self._work = np.array(list(points))
-        # More work never takes less time: what a neighbour's load did to a measurement is evened out.
-        self._seconds = np.maximum.accumulate(np.array(list(points.values())))
+        self._work = np.array(list(points))[::-1]
+        # Less work never takes more time, and a neighbour's load only ever adds to what is measured.
+        self._seconds = np.minimum.accumulate(np.array(list(points.values())))[::-1]
         self._multiplications = multiplications
         self.dense = float(self._seconds[-1])
 

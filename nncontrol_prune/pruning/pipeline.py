@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -166,13 +167,15 @@ def prune_bundle(
             return rows_like(calibration.fit, np.empty((0, manifest.observation.size)))
         return rows_like(calibration.fit, observe(bundle))
 
+    exported = functools.cache(bundle_of)  # each network is measured several times
+
     pruned = prune_network(
         recipe.network,
         calibration,
         terms,
         settings,
         progress=progress,
-        latency=lambda module: latency_of(bundle_of(module)),
+        latency=lambda module: latency_of(exported(module)),
         more_data=None if observe is None else met_by,
         choose=None if choose is None else best_of,
         enough=None if enough is None else does_enough,

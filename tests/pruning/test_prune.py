@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import math
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import nn
 
 from nncontrol_prune.controllers.mlp import parameter_count
 from nncontrol_prune.progress import Cancelled, Progress
+from nncontrol_prune.pruning import problem
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.prune import Budget, prune
 from nncontrol_prune.pruning.terms import Term, mean_squared
@@ -88,6 +91,51 @@ def test_latency_is_a_budget_where_it_can_be_measured(classifier: nn.Module) -> 
     assert seconds(result.chosen.module) == pytest.approx(0.7 * seconds(classifier), rel=0.1)
     with pytest.raises(PruningError, match=r"a budget on latency needs .*: pass latency= to prune\(\), a func"):
         prune(classifier, data=torch.randn(300, 6), budget=Budget(0.3, cost="latency"), components={"all": [""]})
+
+
+@pytest.mark.parametrize("busy", ["now and then", "in the first turn"])
+def test_a_busy_machine_makes_no_other_latency_budget(classifier: nn.Module, busy: str) -> None:
+    noise = np.random.default_rng(0)
+    calls: list[int] = []
+
+    def seconds(module: Any) -> float:
+        calls.append(parameter_count(module))
+        others = noise.random() < 0.5 if busy == "now and then" else len(calls) <= 6
+        return (1e-5 + 1e-8 * parameter_count(module)) * (1 + 5 * others * noise.random())
+
+    result = prune(
+        classifier, data=torch.randn(300, 6), budget=Budget(0.4, cost="latency", tolerance=0.03),
+        components={"all": [""]}, latency=seconds, method="uniform",
+    )  # fmt: skip
+    left = 1e-5 + 1e-8 * parameter_count(result.chosen.module)
+    assert left / (1e-5 + 1e-8 * parameter_count(classifier)) == pytest.approx(0.6, abs=0.05)
+    assert calls == calls[:6] * problem.LATENCY_TURNS
+
+
+def test_a_latency_function_that_takes_long_is_asked_once_more_at_the_most(
+    classifier: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(problem, "LATENCY_SECONDS", 0.0)
+    calls: list[int] = []
+
+    def seconds(module: Any) -> float:
+        calls.append(parameter_count(module))
+        time.sleep(0.001)
+        return 1e-8 * calls[-1]
+
+    prune(classifier, data=torch.randn(300, 6), budget=Budget(0.4, cost="latency", tolerance=0.03),
+          components={"all": [""]}, latency=seconds, method="uniform")  # fmt: skip
+    assert len(problem.LATENCY_SHARES) <= len(calls) <= len(problem.LATENCY_SHARES) + 1
+
+
+@pytest.mark.parametrize("returned", [math.nan, 0.0, -1.0, math.inf, None, torch.ones(2)])
+def test_a_latency_that_is_no_time_is_refused_with_what_it_was_returned_for(
+    classifier: nn.Module, returned: Any
+) -> None:
+    message = rf"^latency= returned {re.escape(repr(returned))} for a network of \d+ parameters; it has to return the"
+    with pytest.raises(PruningError, match=message):
+        prune(classifier, data=torch.randn(300, 6), budget=Budget(0.3, cost="latency", tolerance=0.05),
+              components={"all": [""]}, latency=lambda module: returned, method="uniform")  # fmt: skip
 
 
 def test_latency_is_measured_only_of_networks_that_could_be_the_result() -> None:
