@@ -7,6 +7,7 @@ can be asked, it has the last word on the coefficients.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic
@@ -25,7 +26,7 @@ from nncontrol_prune.pruning.problem import Latency, coefficient_problem
 from nncontrol_prune.pruning.rounds import shrunk, sparsity_by
 from nncontrol_prune.pruning.settings import ImportanceName, Method, PruningSettings
 from nncontrol_prune.pruning.surgery import Module
-from nncontrol_prune.pruning.terms import Term, check_terms, scaled_terms
+from nncontrol_prune.pruning.terms import Term, check_errors, check_terms, scaled_terms
 
 OTHER_RANKING: ImportanceName = "fisher"
 """What channels that are to be distilled are ranked by where the settings' importance is not enough: `obs` looks at the
@@ -57,6 +58,25 @@ Enough = Callable[[Candidate[Any]], bool]
 
 MoreData = Callable[[Any], Batch]
 """Runs a pruned network in its environment and returns the rows it met."""
+
+
+def index_of_best(choose: Callable[[Sequence[Any]], int], candidates: Sequence[Any]) -> int:
+    """Return the index that `choose` gives.
+
+    Raises:
+        PruningError: There is none like that.
+    """
+    found: Any = choose(candidates)
+    try:
+        index = operator.index(found)
+    except TypeError:
+        index = -1
+    if not 0 <= index < len(candidates):
+        raise PruningError(
+            f"choose returned {found!r} for {len(candidates)} candidates; it has to return the index of the best, "
+            f"0 to {len(candidates) - 1}"
+        )
+    return index
 
 
 def least_objective(candidates: Sequence[Candidate[Any]]) -> int:
@@ -106,7 +126,9 @@ def prune_network(
     with torch.no_grad():
         few = take(calibration.fit, torch.arange(2))
         check_terms(terms, network.run(network.module, few), few)
-        terms = scaled_terms(terms, network.run(network.module, calibration.fit), calibration.fit_weights)
+        dense = network.run(network.module, calibration.fit)
+        terms = scaled_terms(terms, dense, calibration.fit_weights)
+        check_errors(terms, dense, calibration.fit)
     problem = coefficient_problem(network, calibration, terms, settings, progress, latency=latency)
     problem = replace(problem, sparsity=sparsity_by(1, settings))
     methods: list[Method] = [settings.method]
@@ -204,7 +226,7 @@ def _varied(
             continue
         seen.append(other.groups)
         other = finish(other, progress.part("closed-loop search", *part))
-        if not other.exceeded and (candidate.exceeded or choose([candidate, other]) == 1):
+        if not other.exceeded and (candidate.exceeded or index_of_best(choose, [candidate, other]) == 1):
             candidate = other
             yield candidate
 
@@ -255,7 +277,7 @@ def _chosen(candidates: Sequence[Candidate[Module]], choose: Choose | None, prog
     """Choose, if any candidate keeps all limits, among those that do."""
     progress("choice", 0.0)
     candidates = [candidate for candidate in candidates if not candidate.exceeded] or candidates
-    return candidates[(choose or least_objective)(candidates) if len(candidates) > 1 else 0]
+    return candidates[index_of_best(choose or least_objective, candidates) if len(candidates) > 1 else 0]
 
 
 def _is_enough(candidate: Candidate[Any], enough: Enough | None) -> bool:

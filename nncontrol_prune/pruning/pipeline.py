@@ -21,7 +21,7 @@ from nncontrol_prune.pruning.architectures import Recipe, recipe_for, sample_bat
 from nncontrol_prune.pruning.calibration import Calibration, calibration_from
 from nncontrol_prune.pruning.candidates import Candidate
 from nncontrol_prune.pruning.costs import parameter_cost
-from nncontrol_prune.pruning.engine import prune_network
+from nncontrol_prune.pruning.engine import index_of_best, prune_network
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.group_report import GroupReport
 from nncontrol_prune.pruning.network import Batch, spread_rows
@@ -152,7 +152,7 @@ def prune_bundle(
         assert choose is not None
         found = [deployed(candidate) for candidate in candidates]
         usable = [bundle for bundle in found if isinstance(bundle, Bundle)]
-        return found.index(usable[choose(usable) if len(usable) > 1 else 0]) if usable else 0
+        return found.index(usable[index_of_best(choose, usable) if len(usable) > 1 else 0]) if usable else 0
 
     def does_enough(candidate: Candidate[Any]) -> bool:
         assert enough is not None

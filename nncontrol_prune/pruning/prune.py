@@ -21,7 +21,7 @@ from nncontrol_prune.pruning.network import Batch, Network, Outputs, rows_of, ta
 from nncontrol_prune.pruning.rehearsal import rehearse
 from nncontrol_prune.pruning.settings import CostName, ImportanceName, Method, PruningSettings
 from nncontrol_prune.pruning.surgery import Module
-from nncontrol_prune.pruning.terms import Term
+from nncontrol_prune.pruning.terms import Term, check_terms
 from nncontrol_prune.pruning.tracing import check_traceable, without_fast_path
 
 
@@ -103,17 +103,20 @@ def prune(
     if torch.is_inference_mode_enabled():
         raise PruningError("prune() takes gradients, which torch.inference_mode forbids; call it outside of that")
     _check_types(model, data, weights=weights, held_out=held_out)
+    _check_names(components, terms, ties)
+    _check_functions(trace=trace, latency=latency, choose=choose, enough=enough)
     check_traceable(model)
+    if progress is not None and not isinstance(progress, Progress):
+        raise PruningError(f"progress is of type {type(progress).__name__}; it needs to be a Progress, which takes one")
     progress = progress or Progress()
-    if not isinstance(budget, Budget):
-        budget = Budget(float(budget))
+    budget = _budget(budget)
     settings = _settings(
         sparsity=budget.sparsity,
         tolerance=budget.tolerance,
         cost=budget.cost,
         method=method,
         importance=importance,
-        component_weights=dict(component_weights or {}),
+        component_weights=component_weights or {},
         rounds=rounds,
         distill_steps=distill_steps,
         variations=variations,
@@ -137,8 +140,9 @@ def prune(
         network = steady(network, model)
         if terms is None:
             terms = [Term(name, scale=None) for name in outputs]
+        check_terms(terms, outputs, batch)
         for name in dict.fromkeys(term.output for term in terms):
-            if name in outputs and not torch.isfinite(outputs[name]).all():
+            if not torch.isfinite(outputs[name]).all():
                 raise PruningError(f"the dense network's output {name!r} holds NaN or infinity; leave those rows out")
         rehearsed = rehearse(network, batch, terms)
         kept = network.kept_channels(batch, needlessly=True)
@@ -169,6 +173,47 @@ def _check_types(model: Any, data: Any, **by_row: Any) -> None:
             )
         if value is not None and value.dim() == 0:
             raise PruningError(f"{name} is a single number; it needs a row for every example")
+
+
+def _check_names(components: Any, terms: Any, ties: Any) -> None:
+    """Check what is given by names; a string is a sequence of strings, too, and never what was meant."""
+    if components is not None and not isinstance(components, Mapping):
+        raise PruningError(
+            f"components is of type {type(components).__name__}; allowed is a mapping of names to lists of modules' "
+            'names, such as {"encoder": ["0", "1"]}'
+        )
+    listed = {f"components[{name!r}]": names for name, names in (components or {}).items()}
+    if not _is_list(ties):
+        raise PruningError(f"ties is of type {type(ties).__name__}; it needs to be a list of lists of groups' names")
+    for what, names in {**listed, **{f"ties[{number}]": names for number, names in enumerate(ties)}}.items():
+        if not _is_list(names) or not all(isinstance(name, str) for name in names):
+            raise PruningError(f"{what} is {names!r}; it needs to be a list of names")
+    if terms is not None and not _is_list(terms):
+        raise PruningError(f"terms is of type {type(terms).__name__}; it needs to be a list, such as [Term('output')]")
+    for number, term in enumerate(terms or ()):
+        if not isinstance(term, Term):
+            raise PruningError(f"terms[{number}] is {term!r}; it needs to be a Term, such as Term('output')")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _check_functions(**functions: Any) -> None:
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise PruningError(f"{name} is of type {type(function).__name__}; it needs to be a function")
+
+
+def _budget(budget: Any) -> Budget:
+    if isinstance(budget, Budget):
+        return budget
+    try:
+        return Budget(float(budget))
+    except (TypeError, ValueError) as error:
+        raise PruningError(
+            f"budget is {budget!r}; allowed are a share of the parameters in [0, 1), such as 0.5, and a Budget"
+        ) from error
 
 
 def _settings(**values: Any) -> PruningSettings:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, positive
@@ -138,8 +140,8 @@ def check_terms(terms: Sequence[Term], outputs: Outputs, batch: Batch) -> None:
     """Check that the terms look at what there is.
 
     Raises:
-        PruningError: One names an output or an entry of the batch that there is not, two go by the same name, or none
-            has a weight.
+        PruningError: One names an output or an entry of the batch that there is not, or holds a number that is not
+            allowed; two go by the same name, or none has a weight.
     """
     labels = [term.label for term in terms]
     for label in labels:
@@ -153,10 +155,83 @@ def check_terms(terms: Sequence[Term], outputs: Outputs, batch: Batch) -> None:
                 f"the term on {term.output!r} is compared with {term.target!r}; allowed are dense, zero and "
                 f"what the batch holds: {', '.join(batch)}"
             )
-        if term.weight < 0 or (term.limit is not None and term.limit <= 0):
-            raise PruningError(f"the term on {term.output!r} needs a weight of 0 or more, and a limit above 0 if any")
+        limit = math.inf if term.limit is None else term.limit
+        if not (_is_number(term.weight) and _is_number(limit) and 0 <= term.weight < math.inf and limit > 0):
+            raise PruningError(
+                f"the term {term.label!r} has weight {term.weight} and limit {term.limit}; it needs a finite weight of "
+                "0 or more, and a limit above 0 if any"
+            )
+        _check_scale(term, outputs[term.output])
     if not any(term.weight > 0 for term in terms):
         raise PruningError("no term has a weight above 0, so there is nothing to keep")
+
+
+def _check_scale(term: Term, output: Tensor) -> None:
+    if term.scale is None:
+        return
+    row = output.shape[1:] or torch.Size((1,))
+    if not _is_number(term.scale) and not isinstance(term.scale, Tensor):
+        raise PruningError(
+            f"the term {term.label!r} has a scale of type {type(term.scale).__name__}; allowed are a number, a tensor, "
+            "and None for the spread of what the dense network gives"
+        )
+    scale = torch.as_tensor(term.scale)
+    if not ((scale > 0) & torch.isfinite(scale)).all():
+        raise PruningError(
+            f"the term {term.label!r} has scale {term.scale}; allowed are finite numbers above 0, and None for the "
+            "spread of what the dense network gives"
+        )
+    if scale.dim() > len(row) or _broadcast(scale.shape, row) != row:
+        raise PruningError(
+            f"the term {term.label!r} has a scale of shape {tuple(scale.shape)}; allowed are a number, and one for "
+            f"each entry of a row of {term.output!r}, {tuple(row)}"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+def _broadcast(first: torch.Size, second: Sequence[int]) -> torch.Size | None:
+    try:
+        return torch.broadcast_shapes(first, second)
+    except RuntimeError:
+        return None
+
+
+def check_errors(terms: Sequence[Term], dense: Outputs, batch: Batch) -> None:
+    """Check that each term has an error for each row, by what it makes of the dense network's own outputs.
+
+    Args:
+        terms: The terms, with their scales.
+        dense: What the dense network gives on the batch.
+        batch: The batch.
+
+    Raises:
+        PruningError: One fails, or gives out errors of another shape, NaN or infinity.
+    """
+    for term in terms:
+        output = dense[term.output]
+        try:
+            errors: Any = term.errors(dense, dense, batch)
+        except Exception as error:
+            wanted = batch[term.target].shape if term.target in batch else output.shape
+            raise PruningError(
+                f"the term {term.label!r} fails with {type(error).__name__}: {error}; "
+                f"it compares {term.output!r}, {tuple(output.shape)}, with {term.target!r}, {tuple(wanted)}"
+            ) from error
+        rows = (len(output),)
+        if not isinstance(errors, Tensor) or errors.shape != rows:
+            found = f"shape {tuple(errors.shape)}" if isinstance(errors, Tensor) else f"type {type(errors).__name__}"
+            raise PruningError(
+                f"the error of the term {term.label!r} has {found}; it has to be a tensor with a number for each row, "
+                f"{rows}"
+            )
+        if not torch.isfinite(errors).all():
+            raise PruningError(
+                f"the term {term.label!r} gives NaN or infinity for the dense network's own outputs; its transform and "
+                "its error have to be finite there"
+            )
 
 
 def weighted_sum(

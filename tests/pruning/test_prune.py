@@ -316,6 +316,22 @@ def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
         ({"budget": -0.1}, "sparsity = -0.1: input should be greater than or equal to 0"),
         ({"method": "gradeint"}, "method = 'gradeint': input should be 'uniform', 'threshold', 'grid', 'gradient'"),
         ({"component_weights": {"all": -1.0}}, r"component_weights\.all = -1.0: input should be greater than 0"),
+        ({"component_weights": 2.0}, r"component_weights = 2.0: input should be a valid dict"),
+        ({"budget": None}, r"budget is None; allowed are a share of the parameters in \[0, 1\), .* and a Budget"),
+        ({"budget": "half"}, "budget is 'half'; allowed are a share"),
+        ({"components": ["0", "1"]}, "components is of type list; allowed is a mapping of names to lists"),
+        ({"components": {"all": "0"}}, r"components\['all'\] is '0'; it needs to be a list of names"),
+        ({"components": {"all": [0, 1]}}, r"components\['all'\] is \[0, 1\]; it needs to be a list of names"),
+        ({"ties": "0"}, "ties is of type str; it needs to be a list of lists of groups' names"),
+        ({"ties": ["0", "2"]}, r"ties\[0\] is '0'; it needs to be a list of names"),
+        ({"terms": Term("output")}, r"terms is of type Term; it needs to be a list, such as \[Term"),
+        ({"terms": ["output"]}, r"terms\[0\] is 'output'; it needs to be a Term, such as Term"),
+        ({"terms": [Term("output", scale=torch.ones(2))]}, r"a scale of shape \(2,\); allowed .* of 'output', \(3,\)"),
+        ({"terms": [Term("output", transform=torch.log)]}, "the term 'output' gives NaN or infinity for the dense"),
+        ({"trace": 1}, "trace is of type int; it needs to be a function"),
+        ({"latency": 0.1}, "latency is of type float; it needs to be a function"),
+        ({"choose": "best"}, "choose is of type str; it needs to be a function"),
+        ({"progress": print}, "progress is of type builtin_function_or_method; it needs to be a Progress"),
         ({"budget": 0.9999}, "cannot be reached: with as few channels as may be left in every group it is 0.98"),
     ],
 )
@@ -323,6 +339,21 @@ def test_bad_input_gets_one_clear_sentence(classifier: nn.Module, changes: dict[
     arguments = {"data": torch.randn(200, 6), "budget": 0.5, "components": {"all": [""]}, **changes}
     with pytest.raises(PruningError, match=message):
         prune(classifier, **arguments)
+
+
+@pytest.mark.parametrize("returned", [7, -1, "a", None, 0.0])
+def test_what_choose_returns_has_to_be_the_index_of_a_candidate(classifier: nn.Module, returned: Any) -> None:
+    message = rf"^choose returned {returned!r} for 2 candidates; it has to return the index of the best, 0 to 1$"
+    with pytest.raises(PruningError, match=message):
+        prune(classifier, data=torch.randn(200, 6), budget=0.8, components={"all": [""]}, method="threshold",
+              choose=lambda candidates: returned)  # fmt: skip
+
+
+@pytest.mark.parametrize("of", [np.int64, torch.tensor])
+def test_an_index_may_be_a_number_of_numpy_or_torch(classifier: nn.Module, of: Any) -> None:
+    result = prune(classifier, data=torch.randn(200, 6), budget=0.8, components={"all": [""]}, method="threshold",
+                   choose=lambda candidates: of(1))  # fmt: skip
+    assert result.chosen.method == "uniform"
 
 
 def test_what_is_no_network_or_cannot_be_copied_is_refused_in_a_sentence(classifier: nn.Module) -> None:

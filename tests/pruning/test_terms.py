@@ -9,6 +9,7 @@ import torch
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.terms import (
     Term,
+    check_errors,
     check_terms,
     chosen_terms,
     dissimilarity,
@@ -75,10 +76,56 @@ def test_a_term_has_to_look_at_what_there_is() -> None:
         ([Term("z")], "the output 'z'; the run gives y"),
         ([Term("y", target="image")], "compared with 'image'; allowed are dense, zero and what the batch holds: x"),
         ([Term("y", weight=0.0, limit=1.0)], "no term has a weight above 0"),
-        ([Term("y", weight=-1.0)], "needs a weight of 0 or more"),
+        ([Term("y", weight=-1.0)], "'y' has weight -1.0 and limit None; it needs a finite weight of 0 or more"),
+        ([Term("y"), Term("y", weight=math.nan, name="b")], "'b' has weight nan and limit None; it needs a finite"),
+        ([Term("y", weight=math.inf)], "has weight inf"),
+        ([Term("y", weight="1")], "has weight 1 and"),  # type: ignore[arg-type]
+        ([Term("y", limit=math.nan)], "has weight 1.0 and limit nan; .* a limit above 0 if any"),
+        ([Term("y", scale=0.0)], "'y' has scale 0.0; allowed are finite numbers above 0, and None for the spread"),
+        ([Term("y", scale=-1)], "has scale -1; allowed"),
+        ([Term("y", scale=math.nan)], "has scale nan; allowed"),
+        ([Term("y", scale="range")], "has a scale of type str; allowed are a number"),  # type: ignore[arg-type]
+        ([Term("y", scale=torch.ones(2))], r"a scale of shape \(2,\); allowed .* a row of 'y', \(1,\)"),
+        ([Term("y", scale=torch.ones(2, 1))], r"a scale of shape \(2, 1\); allowed .* a row of 'y', \(1,\)"),
     ):
         with pytest.raises(PruningError, match=message):
             check_terms(terms, outputs, batch)
+
+
+def test_a_scale_is_a_number_or_one_for_each_entry_of_a_row() -> None:
+    outputs = {"y": torch.zeros(2, 3), "image": torch.zeros(2, 1, 4, 5), "line": torch.zeros(2)}
+    for output, shapes in (
+        ("y", [(), (1,), (3,)]),
+        ("image", [(), (4, 5), (1, 1, 5), (1, 4, 5)]),
+        ("line", [(), (1,)]),
+    ):
+        for shape in shapes:
+            check_terms([Term(output, scale=torch.ones(shape))], outputs, {})
+
+
+def _refuse(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    raise ValueError("no such error")
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (Term("y", target="w"), r"'y' fails with RuntimeError: .*it compares 'y', \(4, 3\), with 'w', \(4, 2\)$"),
+        (Term("y", error=_refuse), r"'y' fails with ValueError: no such error; .* with 'dense', \(4, 3\)$"),
+        (Term("y", error=lambda a, b: (a - b).square().mean()), r"has shape \(\); .* number for each row, \(4,\)$"),
+        (Term("y", error=lambda a, b: (a - b).square()), r"has shape \(4, 3\); it has to be a tensor with"),
+        (Term("y", error=lambda a, b: 1.0), "has type float; it has to be"),  # type: ignore[arg-type,return-value]
+        (
+            Term("y", transform=torch.log, name="tails"),
+            "the term 'tails' gives NaN or infinity for the dense network's",
+        ),
+    ],
+)
+def test_a_term_has_a_finite_error_for_each_row_of_the_dense_network(term: Term, message: str) -> None:
+    dense, batch = {"y": torch.linspace(-1, 1, 12).view(4, 3)}, {"w": torch.zeros(4, 2)}
+    check_errors([Term("y")], dense, batch)
+    with pytest.raises(PruningError, match=message):
+        check_errors([Term("y"), term], dense, batch)
 
 
 def test_terms_need_names_that_tell_them_apart() -> None:
