@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.groups import Components, Group, find_groups, kept_channels
+from nncontrol_prune.pruning.groups import Components, Group, find_groups, kept_channels, unused_parts
 from nncontrol_prune.pruning.surgery import Module
 
 Batch = Mapping[str, Tensor]
@@ -57,6 +57,10 @@ class Network(Generic[Module]):
     def kept_channels(self, batch: Batch, *, needlessly: bool) -> list[str]:
         """Return which channels stay and why; see `groups.kept_channels`."""
         return kept_channels(self.module, self._run_few(batch), needlessly=needlessly)
+
+    def unused_parts(self, batch: Batch) -> list[str]:
+        """Return which parts the run does not use; see `groups.unused_parts`."""
+        return unused_parts(self.module, self._run_few(batch))
 
     def _run_few(self, batch: Batch) -> Callable[[Any], dict[str, Tensor]]:
         few = take(batch, torch.arange(min(TRACED_ROWS, rows_of(batch))))

@@ -152,7 +152,8 @@ def prune(
             )
         except Unreachable as error:
             staying = network.kept_channels(batch, needlessly=False)
-            raise Unreachable("; ".join([str(error), *staying])) from error
+            unused = network.unused_parts(batch) if budget.cost == "parameters" else []
+            raise Unreachable("; ".join([str(error), *staying, *unused])) from error
     return replace(pruned, warnings=(*rehearsed, *kept, *pruned.warnings))
 
 

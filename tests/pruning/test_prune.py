@@ -663,6 +663,29 @@ def test_budget_out_of_reach_tells_which_channels_stay() -> None:
         prune(model, data=torch.randn(200, 6), budget=0.95, components={"all": [""]})
 
 
+@pytest.mark.parametrize("cost", ["parameters", "multiplications"])
+def test_budget_out_of_reach_tells_which_parameters_the_forward_pass_does_not_use(cost: Any) -> None:
+    class Actor(Written):
+        """Not every part that is used is run, and of what is run not every part is used."""
+
+        def __init__(self) -> None:
+            super().__init__(torch.relu)
+            self.square = nn.Linear(6, 6)
+            self.critic = nn.Sequential(nn.Linear(50, 50), nn.ReLU(), nn.Linear(50, 1))
+
+        def forward(self, inputs: torch.Tensor) -> Any:
+            return super().forward(nn.functional.linear(inputs, self.square.weight))
+
+    with pytest.raises(PruningError, match="cannot be reached") as refused:
+        prune(Actor(), data=torch.randn(200, 6), budget=Budget(0.999, cost=cost, tolerance=0.001))
+    told = (
+        "; critic (2,601 parameters) is not used by the forward pass"
+        "; square.bias (6 parameters) is not used by the forward pass"
+    )
+    assert str(refused.value).endswith(told) == (cost == "parameters")
+    assert ("not used" in str(refused.value)) == (cost == "parameters")
+
+
 @pytest.mark.parametrize("stage", ["groups", "importance", "coefficients", "reconstruction", "distillation"])
 def test_it_can_be_cancelled_in_every_stage(classifier: nn.Module, stage: str) -> None:
     reached: list[str] = []

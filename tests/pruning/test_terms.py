@@ -79,12 +79,12 @@ def test_a_term_has_to_look_at_what_there_is() -> None:
         ([Term("y", weight=-1.0)], "'y' has weight -1.0 and limit None; it needs a finite weight of 0 or more"),
         ([Term("y"), Term("y", weight=math.nan, name="b")], "'b' has weight nan and limit None; it needs a finite"),
         ([Term("y", weight=math.inf)], "has weight inf"),
-        ([Term("y", weight="1")], "has weight 1 and"),  # type: ignore[arg-type]
+        ([Term("y", weight="1")], "has weight 1 and"),
         ([Term("y", limit=math.nan)], "has weight 1.0 and limit nan; .* a limit above 0 if any"),
         ([Term("y", scale=0.0)], "'y' has scale 0.0; allowed are finite numbers above 0, and None for the spread"),
         ([Term("y", scale=-1)], "has scale -1; allowed"),
         ([Term("y", scale=math.nan)], "has scale nan; allowed"),
-        ([Term("y", scale="range")], "has a scale of type str; allowed are a number"),  # type: ignore[arg-type]
+        ([Term("y", scale="range")], "has a scale of type str; allowed are a number"),
         ([Term("y", scale=torch.ones(2))], r"a scale of shape \(2,\); allowed .* a row of 'y', \(1,\)"),
         ([Term("y", scale=torch.ones(2, 1))], r"a scale of shape \(2, 1\); allowed .* a row of 'y', \(1,\)"),
     ):
@@ -114,7 +114,7 @@ def _refuse(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         (Term("y", error=_refuse), r"'y' fails with ValueError: no such error; .* with 'dense', \(4, 3\)$"),
         (Term("y", error=lambda a, b: (a - b).square().mean()), r"has shape \(\); .* number for each row, \(4,\)$"),
         (Term("y", error=lambda a, b: (a - b).square()), r"has shape \(4, 3\); it has to be a tensor with"),
-        (Term("y", error=lambda a, b: 1.0), "has type float; it has to be"),  # type: ignore[arg-type,return-value]
+        (Term("y", error=lambda a, b: 1.0), "has type float; it has to be"),  # type: ignore[return-value]
         (
             Term("y", transform=torch.log, name="tails"),
             "the term 'tails' gives NaN or infinity for the dense network's",
