@@ -30,6 +30,10 @@ class Cause(NamedTuple):
 
 
 OUTPUT = Cause("are outputs")
+PARTS = Cause(
+    "are divided by the size of the parts",
+    "take the parts with chunk, which goes by how many there are, or give each a layer of its own",
+)
 
 Entry = tuple[str, int, int]
 """A tensor of the module, one of its dimensions, and an index along that."""
@@ -45,11 +49,13 @@ class Coupling:
     Attributes:
         operation: What is going on, in case that it makes something stay.
         operands: The tensors that it is about.
+        parts: The number of parts that it was asked to divide a dimension into; 0 where it was asked for sizes.
     """
 
     def __init__(self, module: nn.Module, whole: Mapping[nn.Module, Cause] | None = None) -> None:
         self.operation = Cause("are kept")
         self.operands: Sequence[Tensor] = ()
+        self.parts = 0
         self._origins: dict[int, Cause] = {}
         self._causes: dict[int, Cause] = {}  # why a label stays; those that it is joined with stay too
         self._staying = {FIXED}  # of joined labels that stay, what stands for them
@@ -126,6 +132,15 @@ class Coupling:
         labels = list(labels)
         for other in labels[1:]:
             self._union(labels[0], other, len(labels))
+
+    def divide(self, row: Row, parts: int) -> Row:
+        """Join the entries of so many parts of a row, the first with the first ones, and return those of one part."""
+        if row is None:
+            return None
+        size = len(row) // parts
+        for entry in range(size):
+            self.join_all(row[entry::size].tolist())
+        return row[:size]
 
     def fix(self, row: Row) -> None:
         """Make the entries of a row stay."""

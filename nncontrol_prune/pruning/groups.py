@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from nncontrol_prune.pruning.coupling import OUTPUT, Cause, Entry
+from nncontrol_prune.pruning.coupling import OUTPUT, PARTS, Cause, Entry
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.propagation import SPREAD_ENTRIES
 from nncontrol_prune.pruning.tracing import trace, without_fast_path
@@ -235,7 +235,9 @@ class _Trace:
         for entries, cause in self.coupling.staying():
             places = _places(entries)
             makers = self._makers(places)
-            if self._is_channel(places) or (cause != OUTPUT and any(name != layers[-1] for name in makers)):
+            # What is divided and taken in by no matrix is on its way to the outputs.
+            hidden = cause not in (OUTPUT, PARTS) and any(name != layers[-1] for name in makers)
+            if hidden or self._is_channel(places):
                 counts[", ".join(makers or [tensor for tensor, _ in places]), cause] += 1
         for name, count in self._leaving()[1].items():
             counts[name, NOT_TAKEN_IN] += count

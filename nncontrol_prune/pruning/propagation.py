@@ -46,8 +46,11 @@ def _elementwise(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> Non
 
 
 def _glu(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
-    """One half is multiplied with the other, so that dimension stays."""
-    fix_along(coupling, args[0], [args[1] if len(args) > 1 else kwargs.get("dim", -1)], result)
+    """One half is multiplied with the other, entry by entry."""
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", -1)
+    rows = list(coupling.labels(args[0]))
+    rows[dim] = coupling.divide(rows[dim], 2)
+    coupling.label(result, tuple(rows))
 
 
 def _extremum(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:

@@ -18,6 +18,7 @@ from nncontrol_prune.pruning.engine import Choose, Enough, Pruned, prune_network
 from nncontrol_prune.pruning.errors import PruningError, Unreachable
 from nncontrol_prune.pruning.groups import Components
 from nncontrol_prune.pruning.network import Batch, Network, Outputs, rows_of, take
+from nncontrol_prune.pruning.parts import Undivided
 from nncontrol_prune.pruning.rehearsal import rehearse
 from nncontrol_prune.pruning.settings import CostName, ImportanceName, Method, PruningSettings
 from nncontrol_prune.pruning.surgery import Module
@@ -144,7 +145,7 @@ def prune(
         for name in dict.fromkeys(term.output for term in terms):
             if not torch.isfinite(outputs[name]).all():
                 raise PruningError(f"the dense network's output {name!r} holds NaN or infinity; leave those rows out")
-        rehearsed = rehearse(network, batch, terms)
+        network, rehearsed = _rehearsed(network, batch, terms)
         kept = network.kept_channels(batch, needlessly=True)
         try:
             pruned = prune_network(
@@ -260,6 +261,32 @@ def _checked_rows(batch: Batch, weights: Tensor | None, held_out: Tensor | None)
         if not 0 < held_out.sum() < rows - 1:
             raise PruningError(f"held_out holds out {int(held_out.sum())} of {rows} rows; allowed are 1 to {rows - 2}")
     return rows
+
+
+def _rehearsed(
+    network: Network[Module], batch: Batch, terms: Sequence[Term]
+) -> tuple[Network[Module], list[str]]:
+    """Rehearse a network; where only what is chunked cannot lose channels, return one that keeps those.
+
+    Returns:
+        The network, and what the user should know, as sentences.
+    """
+
+    def run(module: Any, rows: Batch) -> Outputs:
+        with Undivided():
+            return network.run(module, rows)
+
+    try:
+        return network, rehearse(network, batch, terms)
+    except PruningError as error:
+        whole = replace(network, run=run)
+        try:
+            notes = rehearse(whole, batch, terms)
+        except PruningError:
+            pass
+        else:
+            return whole, [f"what chunk and glu divide keeps its channels, as otherwise {error}", *notes]
+        raise
 
 
 def _dense_outputs(network: Network[Any], batch: Batch) -> Outputs:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nncontrol_prune.pruning.coupling import FIXED, Coupling, Labels, Row, Rule
+from nncontrol_prune.pruning.coupling import FIXED, PARTS, Coupling, Labels, Row, Rule
 
 
 def _view(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
@@ -155,12 +155,13 @@ def _squeeze(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
 
 def _slice(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
     """A part of a dimension is addressed by number, so all of that dimension stays."""
-    source: Tensor = args[0]
+    source, dim, start, end, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
     rows = list(coupling.labels(source))
-    for dim, size in enumerate(result.shape):
-        if size != source.shape[dim]:
-            coupling.fix(rows[dim])
-            rows[dim] = None
+    if result.shape[dim] != source.shape[dim]:
+        coupling.begin(PARTS, coupling.operands)
+        coupling.fix(rows[dim])
+        row = rows[dim]
+        rows[dim] = None if row is None else row[start:end:step]
     coupling.label(result, tuple(rows))
 
 
@@ -172,12 +173,22 @@ def _select(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
 
 
 def _split(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+    """Parts of a size stay; of parts that are taken by their number, as many entries can leave each."""
     source, dim = args[0], args[2] if len(args) > 2 else kwargs.get("dim", 0)
     rows = list(coupling.labels(source))
-    if len(result) > 1:
-        coupling.fix(rows[dim])
-        rows[dim] = None
-    for part in result:
+    row = rows[dim]
+    sizes = [part.shape[dim] for part in result]
+    # One entry cannot leave its part; and seven parts asked of eight entries are four of two.
+    if len(result) == coupling.parts and len(set(sizes)) == 1 and sizes[0] > 1:
+        coupling.divide(row, len(result))
+    elif len(result) > 1:
+        if not coupling.parts:
+            coupling.begin(PARTS, coupling.operands)
+        coupling.fix(row)
+    ends = np.cumsum(sizes).tolist()
+    for part, size, end in zip(result, sizes, ends, strict=True):
+        # What stays goes on with its label, which tells whether it ends as an output.
+        rows[dim] = None if row is None else row[end - size : end]
         coupling.label(part, tuple(rows))
 
 
@@ -251,7 +262,6 @@ REARRANGING: dict[str, Rule] = {
     "unsqueeze": _unsqueeze,
     "squeeze": _squeeze,
     "slice": _slice,
-    "narrow": _slice,
     "select": _select,
     "index_select": _index_select,
     "index": _index,

@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_iter
 from nncontrol_prune.pruning.calls import taken_in
 from nncontrol_prune.pruning.coupling import OUTPUT, Cause, Coupling
 from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.parts import CHUNKS, taken_of
 from nncontrol_prune.pruning.propagation import RULES
 
 
@@ -59,7 +60,7 @@ def trace(module: nn.Module, run: Callable[[], Any]) -> Coupling:
     modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
-        with torch.no_grad(), without_fast_path(), _ScaledAttention(coupling), _Propagation(coupling):
+        with torch.no_grad(), without_fast_path(), _Functions(coupling), _Propagation(coupling):
             outputs = run()
     finally:
         for submodule, training in modes:  # one that is frozen is in another mode than the rest
@@ -163,10 +164,11 @@ def _keep_positions(coupling: Coupling, name: str, held: Tensor) -> None:
         coupling.fix(row)
 
 
-class _ScaledAttention(TorchFunctionMode):
-    """Makes the channels of queries and keys stay: scores are scaled by how many there are.
+class _Functions(TorchFunctionMode):
+    """Sees what is taken apart before it gets to the operations.
 
-    Of that nothing is seen where an attention is taken apart before it gets to the operations.
+    An attention makes the channels of queries and keys stay, as scores are scaled by how many there are; a `chunk` asks
+    for a number of parts, of which the operation knows only the size.
     """
 
     def __init__(self, coupling: Coupling) -> None:
@@ -174,6 +176,12 @@ class _ScaledAttention(TorchFunctionMode):
         self._coupling = coupling
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in CHUNKS:
+            self._coupling.parts = taken_of(args, kwargs or {})[1]
+            try:
+                return func(*args, **(kwargs or {}))
+            finally:
+                self._coupling.parts = 0
         if func is torch.nn.functional.scaled_dot_product_attention:
             self._coupling.begin(Cause("are what an attention's scores are scaled by"))
             named = kwargs or {}

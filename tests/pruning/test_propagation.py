@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nncontrol_prune.pruning.groups import find_groups
+from nncontrol_prune.pruning.parts import Undivided
 
 
 class Between(nn.Module):
@@ -42,7 +43,6 @@ def groups_with(between: Callable[[Tensor], Tensor]) -> list[str]:
         lambda hidden: hidden.flip(-1),
         lambda hidden: hidden.roll(1, 2),
         lambda hidden: hidden.roll(1),
-        lambda hidden: torch.nn.functional.glu(hidden).repeat(1, 1, 2),
         lambda hidden: hidden + torch.ops.aten._safe_softmax(hidden, -1),
         lambda hidden: hidden[..., [1, 0, 2, 3, 4, 5]],
         lambda hidden: hidden.index_select(-1, torch.arange(6)),
@@ -80,6 +80,63 @@ def test_channels_that_are_put_in_order_stay(between: Callable[[Tensor], Tensor]
 )
 def test_channels_may_leave_where_positions_are_put_in_order(between: Callable[[Tensor], Tensor]) -> None:
     assert groups_with(between) == ["zeroth", "first"]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda hidden: torch.nn.functional.glu(hidden).repeat(1, 1, 2),
+        lambda hidden: torch.cat([hidden.chunk(2, -1)[0].sin(), hidden.chunk(2, dim=-1)[1]], -1),
+        lambda hidden: torch.cat(torch.chunk(hidden, chunks=2, dim=2)[::-1], -1),
+        lambda hidden: torch.cat(hidden.sigmoid().chunk(3, -1), -1),
+        lambda hidden: torch.cat(hidden.chunk(5, 1)[::-1], 1),
+    ],
+)
+def test_as_many_channels_leave_each_part_that_is_taken_by_its_number(between: Callable[[Tensor], Tensor]) -> None:
+    assert groups_with(between) == ["zeroth", "first"]
+
+
+def test_the_channels_of_a_part_leave_with_those_of_the_others() -> None:
+    def thirds(hidden: Tensor) -> Tensor:
+        return torch.cat(hidden.chunk(3, -1), -1)
+
+    group = find_groups(Between(thirds), {"all": [""]}, lambda m: m(torch.randn(2, 5, 4)))[1]
+    assert [m.tensor for m in group.members] == ["first.bias", "first.weight", "second.weight"]
+    assert all(m.positions.tolist() == [[0, 2, 4], [1, 3, 5]] for m in group.members)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda hidden: torch.cat(hidden.split(3, -1), -1),
+        lambda hidden: torch.cat(hidden.split([2, 4], dim=-1), -1),
+        lambda hidden: torch.cat(hidden.chunk(4, -1), -1),  # which are three
+        lambda hidden: torch.cat(hidden.chunk(6, -1), -1),  # of one channel each
+        lambda hidden: torch.cat([hidden[..., :3], hidden[..., 3:]], -1),
+        lambda hidden: torch.cat([hidden[..., ::2], hidden.narrow(-1, 3, 3)], -1),
+    ],
+)
+def test_channels_stay_in_parts_that_are_taken_by_their_size(between: Callable[[Tensor], Tensor]) -> None:
+    assert groups_with(between) == ["zeroth"]
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_parts_that_are_kept_whole_are_the_same(dim: int, number: int) -> None:
+    tensor = torch.randn(6, 4, 6)
+    wanted, gated = tensor.chunk(number, dim), torch.nn.functional.glu(tensor, dim)
+    with Undivided():
+        for parts in (tensor.chunk(number, dim), torch.chunk(tensor, chunks=number, dim=dim)):
+            assert len(parts) == len(wanted)
+            assert all(torch.equal(part, other) for part, other in zip(parts, wanted, strict=True))
+        torch.testing.assert_close(torch.nn.functional.glu(tensor, dim), gated)
+        torch.testing.assert_close(nn.GLU(dim)(tensor), gated)
+    assert groups_with(_undivided) == ["zeroth"]
+
+
+def _undivided(hidden: Tensor) -> Tensor:
+    with Undivided():
+        return torch.nn.functional.glu(torch.cat(hidden.chunk(2, -1) * 2, -1))
 
 
 @pytest.mark.parametrize(

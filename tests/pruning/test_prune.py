@@ -574,6 +574,130 @@ def test_what_keeps_channels_and_could_be_written_in_another_way_is_told_though_
     )
 
 
+class Cell(nn.Module):
+    """A GRU cell with its gates in one layer, written by hand, over a window (rows, steps, entries)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.inward, self.across, self.last = nn.Linear(4, 3 * size), nn.Linear(size, 3 * size), nn.Linear(size, 2)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        state = torch.zeros_like(self.inward(inputs[:, 0]).chunk(3, -1)[0])
+        for step in inputs.unbind(1):
+            ours, theirs = self.inward(step).chunk(3, -1), self.across(state).chunk(3, -1)
+            update = torch.sigmoid(ours[0] + theirs[0])
+            new = torch.tanh(ours[1] + torch.sigmoid(ours[2] + theirs[2]) * theirs[1])
+            state = update * new + (1 - update) * state
+        return self.last(state)
+
+
+@pytest.mark.parametrize("method", ["uniform", "gradient"])
+@pytest.mark.parametrize("importance", ["taylor", "obs", "fisher"])
+def test_a_cell_with_its_gates_in_one_layer_loses_channels(method: Any, importance: Any) -> None:
+    torch.manual_seed(0)
+    result = prune(Cell(24), data=torch.randn(300, 5, 4), budget=Budget(0.4, tolerance=0.03), components={"all": [""]},
+                   method=method, importance=importance)  # fmt: skip
+    (group,) = result.chosen.groups
+    smaller = result.chosen.module
+    assert (smaller.inward.out_features, smaller.across.weight.shape) == (3 * group.kept, (3 * group.kept, group.kept))
+    assert 12 < group.kept < 24
+    assert result.chosen.errors["output"] < 0.1
+    assert result.warnings == ()
+
+
+class Gated(nn.Module):
+    """A hidden layer in two parts, one a gate for the other, and another hidden layer."""
+
+    def __init__(self, parts: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.parts = parts
+        self.both, self.then, self.last = nn.Linear(6, 32), nn.Linear(16, 32), nn.Linear(32, 2)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        passed, gate = self.parts(self.both(inputs))
+        return self.last(torch.relu(self.then(torch.sigmoid(gate) * passed)))
+
+
+def test_gates_are_pruned_as_those_in_layers_of_their_own_are() -> None:
+    class Apart(nn.Module):
+        def __init__(self, other: Gated) -> None:
+            super().__init__()
+            self.passed, self.gate, self.then, self.last = nn.Linear(6, 16), nn.Linear(6, 16), other.then, other.last
+            for layer, weight, bias in zip(
+                (self.passed, self.gate), other.both.weight.chunk(2), other.both.bias.chunk(2), strict=True
+            ):
+                layer.weight, layer.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            gated = torch.sigmoid(self.gate(inputs)) * self.passed(inputs)
+            return self.last(torch.relu(self.then(gated)))
+
+    torch.manual_seed(0)
+    chunked = Gated(lambda h: h.chunk(2, -1))
+    data = torch.randn(300, 6)
+    results = [
+        prune(model, data=data, budget=0.5, components={"all": [""]}, method="uniform", importance="obs").chosen
+        for model in (chunked, Apart(chunked))
+    ]
+    assert [[outcome.kept for outcome in result.groups] for result in results] == [[10, 21], [10, 21]]
+    torch.testing.assert_close(results[0].module(data), results[1].module(data), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [lambda h: h.split(16, -1), lambda h: h.split([16, 16], -1), lambda h: (h[:, :16], h[:, 16:])],
+    ids=["split", "sizes", "slices"],
+)
+def test_parts_of_a_size_keep_their_channels_and_that_is_told(parts: Any) -> None:
+    torch.manual_seed(0)
+    result = prune(Gated(parts), data=torch.randn(300, 6), budget=Budget(0.4, tolerance=0.03), method="uniform",
+                   components={"all": [""]})  # fmt: skip
+    assert [outcome.group.name for outcome in result.chosen.groups] == ["then"]
+    assert result.warnings == (
+        "the 16 channels of both are divided by the size of the parts: "
+        "take the parts with chunk, which goes by how many there are, or give each a layer of its own",
+    )
+
+
+def test_outputs_that_are_divided_are_no_channels_that_could_leave() -> None:
+    class Heads(Written):
+        """Two outputs from one layer, and a layer that is run after it."""
+
+        def __init__(self) -> None:
+            super().__init__(torch.relu)
+            self.last, self.critic = nn.Linear(32, 8), nn.Linear(6, 1)
+
+        def forward(self, inputs: torch.Tensor) -> Any:
+            mean, rest = super().forward(inputs).split([3, 5], -1)
+            value = self.critic(inputs)
+            return {"mean": mean, "rest": torch.stack([rest[:, 0], rest[:, 2:].norm(dim=-1)], -1), "value": value}
+
+    result = prune(Heads(), data=torch.randn(200, 6), budget=0.5, components={"all": [""]}, method="uniform")
+    assert [outcome.group.name for outcome in result.chosen.groups] == ["first", "second"]
+    assert result.warnings == ()
+
+
+@pytest.mark.parametrize("glu", [False, True])
+@pytest.mark.parametrize("method", ["uniform", "gradient"])
+def test_a_size_that_is_written_behind_parts_keeps_their_channels_and_no_others(method: Any, glu: bool) -> None:
+    def parts(hidden: torch.Tensor) -> Any:
+        passed, gate = hidden.chunk(2, -1)
+        if glu:
+            passed = gate = nn.functional.glu(hidden)
+        return passed.reshape(-1, 16), gate
+
+    torch.manual_seed(0)
+    result = prune(Gated(parts), data=torch.randn(300, 6), budget=Budget(0.4, tolerance=0.03), method=method,
+                   components={"all": [""]})  # fmt: skip
+    assert [outcome.group.name for outcome in result.chosen.groups] == ["then"]
+    assert len(result.warnings) == 1
+    assert re.match(
+        r"what chunk and glu divide keeps its channels, as otherwise without one of the channels of both \(16\).* the "
+        r"network fails with RuntimeError: shape '\[-1, 16\]' .*, write -1 or take it from a tensor's shape$",
+        result.warnings[0],
+    )
+
+
 @pytest.mark.parametrize(
     "between",
     [
