@@ -33,7 +33,8 @@ class RandomNet(nn.Module):
         self.rng = random.Random(seed)
         self.parts, self.tensors, self.steps = nn.ModuleList(), nn.ParameterList(), list[Step]()
         kinds = (self.activation, self.residual, self.norm, self.learned, self.embedded, self.convolution,
-                 self.simplices, self.joined, self.gated, self.fewer_positions, self.ensemble)  # fmt: skip
+                 self.simplices, self.joined, self.gated, self.fewer_positions, self.ensemble,
+                 self.divided)  # fmt: skip
         values = [torch.randn(2, 5, 4)]
         for number in range(steps):
             take_in = self.linear if number == 0 or self.rng.random() < 0.3 else self.rng.choice(kinds)
@@ -106,6 +107,14 @@ class RandomNet(nn.Module):
     def gated(self, values: list[Tensor], of: int) -> Step:
         layer = self._part(nn.Linear(values[of].shape[-1], values[of].shape[-1]))
         return lambda net, values: values[of] * torch.sigmoid(net.parts[layer](values[of].mean(1, keepdim=True)))
+
+    def divided(self, values: list[Tensor], of: int) -> Step:
+        number = self.rng.choice([parts for parts in (2, 3) if values[of].shape[-1] % parts == 0] or [1])
+        if number == 2 and self.rng.random() < 0.3:
+            return lambda net, values: functional.glu(values[of])
+        if self.rng.random() < 0.5:
+            return lambda net, values: torch.cat(values[of].chunk(number, -1)[::-1], -1)
+        return lambda net, values: math.prod(values[of].chunk(number, -1))  # type: ignore[return-value, arg-type]
 
     def fewer_positions(self, values: list[Tensor], of: int) -> Step:
         chosen = [0, values[of].shape[1] // 2]
