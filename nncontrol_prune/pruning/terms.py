@@ -181,7 +181,7 @@ def _check_scale(term: Term, output: Tensor) -> None:
             f"the term {term.label!r} has scale {term.scale}; allowed are finite numbers above 0, and None for the "
             "spread of what the dense network gives"
         )
-    if scale.dim() > len(row) or _broadcast(scale.shape, row) != row:
+    if _broadcast(scale.shape, (1, *row)) != (1, *row):  # also where it was made with keepdim=True
         raise PruningError(
             f"the term {term.label!r} has a scale of shape {tuple(scale.shape)}; allowed are a number, and one for "
             f"each entry of a row of {term.output!r}, {tuple(row)}"

@@ -5,12 +5,13 @@ import re
 import numpy as np
 import pytest
 
-from nncontrol_prune.controllers.bundle import Bundle, load_bundle
+from nncontrol_prune.controllers.bundle import Bundle, load_bundle, make_bundle
 from nncontrol_prune.controllers.errors import BundleError
 from nncontrol_prune.progress import Cancelled, Progress
 from nncontrol_prune.pruning import pipeline
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.pipeline import prune_bundle
+from nncontrol_prune.pruning.problem import LATENCY_TURNS
 from nncontrol_prune.pruning.settings import PruningSettings
 
 
@@ -43,6 +44,39 @@ def test_sparsity_and_name_of_a_bundle_go_by_its_parameters_whatever_the_budget_
     assert pruned.manifest.provenance.sparsity == pytest.approx(sparsity)
     assert report.sparsity != pytest.approx(sparsity, abs=1e-4)
     assert pruned.manifest.name == f"{'a' * 97}_{round(100 * sparsity)}"
+
+
+def test_a_controller_is_exported_once_for_all_turns_in_which_its_latency_is_measured(
+    make_cartpole_bundle, rollouts, monkeypatch
+) -> None:
+    exported, measured = list[int](), list[int]()
+
+    def make(module, **how) -> Bundle:
+        bundle = make_bundle(module, **how)
+        exported.append(bundle.manifest.parameters)
+        return bundle
+
+    def seconds(bundle: Bundle) -> float:
+        measured.append(bundle.manifest.parameters)
+        return 1e-8 * measured[-1]
+
+    monkeypatch.setattr(pipeline, "make_bundle", make)
+    monkeypatch.setattr(pipeline, "latency_of", seconds)
+    settings = PruningSettings(sparsity=0.5, cost="latency", tolerance=0.05, method="uniform")
+    pruned, report = prune_bundle(make_cartpole_bundle(hidden=(64, 64)), rollouts, settings)
+    assert exported == [*measured[:6], pruned.manifest.parameters]
+    assert measured == measured[:6] * LATENCY_TURNS
+    assert report.cost == "latency"
+    assert report.pruned_parameters == pytest.approx(0.5 * report.dense_parameters, rel=0.15)
+
+
+@pytest.mark.parametrize("returned", [2, -1, None])
+def test_what_a_closed_loop_chooses_has_to_be_the_index_of_a_controller(
+    small_bundle: Bundle, rollouts, returned
+) -> None:
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="threshold")
+    with pytest.raises(PruningError, match=rf"^choose returned {returned} for 2 candidates; .* 0 to 1$"):
+        prune_bundle(small_bundle, rollouts, settings, choose=lambda candidates: returned)
 
 
 def test_uniform_coefficients_distillation_and_another_ranking_are_candidates_and_the_choice_is_asked(

@@ -95,8 +95,8 @@ def test_a_term_has_to_look_at_what_there_is() -> None:
 def test_a_scale_is_a_number_or_one_for_each_entry_of_a_row() -> None:
     outputs = {"y": torch.zeros(2, 3), "image": torch.zeros(2, 1, 4, 5), "line": torch.zeros(2)}
     for output, shapes in (
-        ("y", [(), (1,), (3,)]),
-        ("image", [(), (4, 5), (1, 1, 5), (1, 4, 5)]),
+        ("y", [(), (1,), (3,), (1, 3), (1, 1)]),
+        ("image", [(), (4, 5), (1, 1, 5), (1, 4, 5), (1, 1, 4, 5)]),
         ("line", [(), (1,)]),
     ):
         for shape in shapes:
