@@ -155,13 +155,15 @@ def _squeeze(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
 
 def _slice(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
     """A part of a dimension is addressed by number, so all of that dimension stays."""
-    source, dim, start, end, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
+    source: Tensor = args[0]
+    start, end, step = [*args[2:], None, None, None][:3]
     rows = list(coupling.labels(source))
-    if result.shape[dim] != source.shape[dim]:
-        coupling.begin(PARTS, coupling.operands)
-        coupling.fix(rows[dim])
+    for dim, size in enumerate(result.shape):
         row = rows[dim]
-        rows[dim] = None if row is None else row[start:end:step]
+        if size != source.shape[dim] and row is not None:
+            coupling.begin(PARTS, coupling.operands)
+            coupling.fix(row)
+            rows[dim] = row[start:end:step]  # see _split
     coupling.label(result, tuple(rows))
 
 

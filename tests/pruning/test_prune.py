@@ -659,6 +659,26 @@ def test_parts_of_a_size_keep_their_channels_and_that_is_told(parts: Any) -> Non
     )
 
 
+@pytest.mark.parametrize(
+    "parts", [lambda h: h.split([12, 20], -1), lambda h: (h[:, :12], h[:, 12:])], ids=["split", "slices"]
+)
+@pytest.mark.parametrize("given_out", [0, 1])
+def test_of_parts_of_a_size_those_that_are_given_out_are_not_told(parts: Any, given_out: int) -> None:
+    class Encoder(Written):
+        def __init__(self) -> None:
+            super().__init__(torch.relu)
+            self.last = nn.Linear(12 if given_out == 1 else 20, 2)
+
+        def forward(self, inputs: torch.Tensor) -> Any:
+            found = parts(self.second(torch.relu(self.first(inputs))))
+            return {"latent": found[given_out], "action": self.last(torch.relu(found[1 - given_out]))}
+
+    result = prune(Encoder(), data=torch.randn(200, 6), budget=Budget(0.4, tolerance=0.03), method="uniform",
+                   components={"all": [""]})  # fmt: skip
+    count = 12 if given_out == 1 else 20
+    assert [warning.partition(" divided")[0] for warning in result.warnings] == [f"the {count} channels of second are"]
+
+
 def test_outputs_that_are_divided_are_no_channels_that_could_leave() -> None:
     class Heads(Written):
         """Two outputs from one layer, and a layer that is run after it."""

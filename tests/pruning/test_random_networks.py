@@ -114,7 +114,7 @@ class RandomNet(nn.Module):
             return lambda net, values: functional.glu(values[of])
         if self.rng.random() < 0.5:
             return lambda net, values: torch.cat(values[of].chunk(number, -1)[::-1], -1)
-        return lambda net, values: math.prod(values[of].chunk(number, -1))  # type: ignore[return-value, arg-type]
+        return lambda net, values: math.prod(values[of].chunk(number, -1))  # type: ignore[return-value]
 
     def fewer_positions(self, values: list[Tensor], of: int) -> Step:
         chosen = [0, values[of].shape[1] // 2]
