@@ -11,13 +11,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from nncontrol_prune.pruning.coupling import OUTPUT, PARTS, Cause, Entry
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.propagation import SPREAD_ENTRIES
-from nncontrol_prune.pruning.tracing import trace, without_fast_path
+from nncontrol_prune.pruning.tracing import trace
 
 Components = Mapping[str, Sequence[str]]
 """Names of the modules that each component holds."""
@@ -153,36 +151,6 @@ def kept_channels(module: nn.Module, run: Callable[[nn.Module], Any], *, needles
         for (names, cause), count in staying.items()
         if cause != OUTPUT and (cause.remedy or not needlessly)
     ]
-
-
-def unused_parts(module: nn.Module, run: Callable[[nn.Module], Any]) -> list[str]:
-    """Return which parts of a module hold parameters that no operation of its forward pass takes, a sentence each.
-
-    Args:
-        module: The network.
-        run: See `find_groups`.
-    """
-    with torch.no_grad(), without_fast_path(), _Taken() as taken:
-        run(module)
-    parts: dict[str, int] = {}
-    for name, part in (*module.named_modules(), *module.named_parameters()):
-        parameters = [part] if isinstance(part, Tensor) else list(part.parameters())
-        unused = parameters and not any(id(parameter) in taken.ids for parameter in parameters)
-        if unused and not any(_within(name, whole) for whole in parts):
-            parts[name] = sum(parameter.numel() for parameter in parameters)
-    return [f"{name} ({count:,} parameters) is not used by the forward pass" for name, count in parts.items()]
-
-
-class _Taken(TorchDispatchMode):
-    """Collects the identities of the tensors that operations take."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ids: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.ids.update(id(value) for value in tree_iter((args, kwargs)) if isinstance(value, Tensor))
-        return func(*args, **(kwargs or {}))
 
 
 class _Trace:

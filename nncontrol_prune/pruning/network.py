@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.groups import Components, Group, find_groups, kept_channels, unused_parts
+from nncontrol_prune.pruning.groups import Components, Group, find_groups, kept_channels
 from nncontrol_prune.pruning.surgery import Module
+from nncontrol_prune.pruning.unused import unused_parts
 
 Batch = Mapping[str, Tensor]
 """Named tensors of as many rows each; the row is the first dimension."""
@@ -59,7 +60,7 @@ class Network(Generic[Module]):
         return kept_channels(self.module, self._run_few(batch), needlessly=needlessly)
 
     def unused_parts(self, batch: Batch) -> list[str]:
-        """Return which parts the run does not use; see `groups.unused_parts`."""
+        """Return which parts the run does not use; see unused.py."""
         return unused_parts(self.module, self._run_few(batch))
 
     def _run_few(self, batch: Batch) -> Callable[[Any], dict[str, Tensor]]:

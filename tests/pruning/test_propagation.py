@@ -131,12 +131,22 @@ def test_parts_that_are_kept_whole_are_the_same(dim: int, number: int) -> None:
             assert all(torch.equal(part, other) for part, other in zip(parts, wanted, strict=True))
         torch.testing.assert_close(torch.nn.functional.glu(tensor, dim), gated)
         torch.testing.assert_close(nn.GLU(dim)(tensor), gated)
-    assert groups_with(_undivided) == ["zeroth"]
 
 
-def _undivided(hidden: Tensor) -> Tensor:
-    with Undivided():
-        return torch.nn.functional.glu(torch.cat(hidden.chunk(2, -1) * 2, -1))
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda hidden: torch.cat(hidden.chunk(2, -1), -1),
+        lambda hidden: torch.nn.functional.glu(hidden).repeat(1, 1, 2),
+    ],
+    ids=["chunk", "glu"],
+)
+def test_all_channels_of_parts_that_are_kept_whole_stay(between: Callable[[Tensor], Tensor]) -> None:
+    def undivided(hidden: Tensor) -> Tensor:
+        with Undivided():
+            return between(hidden)
+
+    assert (groups_with(between), groups_with(undivided)) == (["zeroth", "first"], ["zeroth"])
 
 
 @pytest.mark.parametrize(

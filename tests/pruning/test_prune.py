@@ -701,9 +701,7 @@ def test_outputs_that_are_divided_are_no_channels_that_could_leave() -> None:
 @pytest.mark.parametrize("method", ["uniform", "gradient"])
 def test_a_size_that_is_written_behind_parts_keeps_their_channels_and_no_others(method: Any, glu: bool) -> None:
     def parts(hidden: torch.Tensor) -> Any:
-        passed, gate = hidden.chunk(2, -1)
-        if glu:
-            passed = gate = nn.functional.glu(hidden)
+        passed, gate = [nn.functional.glu(hidden)] * 2 if glu else hidden.chunk(2, -1)
         return passed.reshape(-1, 16), gate
 
     torch.manual_seed(0)
