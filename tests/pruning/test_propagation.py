@@ -110,6 +110,7 @@ def test_the_channels_of_a_part_leave_with_those_of_the_others() -> None:
     [
         lambda hidden: torch.cat(hidden.split(3, -1), -1),
         lambda hidden: torch.cat(hidden.split([2, 4], dim=-1), -1),
+        lambda hidden: torch.cat(torch.cat(hidden.chunk(2, -1), -1).split(3, -1), -1),
         lambda hidden: torch.cat(hidden.chunk(4, -1), -1),  # which are three
         lambda hidden: torch.cat(hidden.chunk(6, -1), -1),  # of one channel each
         lambda hidden: torch.cat([hidden[..., :3], hidden[..., 3:]], -1),
