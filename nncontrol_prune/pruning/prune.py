@@ -263,9 +263,7 @@ def _checked_rows(batch: Batch, weights: Tensor | None, held_out: Tensor | None)
     return rows
 
 
-def _rehearsed(
-    network: Network[Module], batch: Batch, terms: Sequence[Term]
-) -> tuple[Network[Module], list[str]]:
+def _rehearsed(network: Network[Module], batch: Batch, terms: Sequence[Term]) -> tuple[Network[Module], list[str]]:
     """Rehearse a network; where only what is chunked cannot lose channels, return one that keeps those.
 
     Returns:
