@@ -1,4 +1,4 @@
-"""Calls: what a layer takes in when it is run, and the calls that tell enough of it to fit it."""
+"""Calls: what layers and operations take in when a network is run, and which calls tell enough to fit a layer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 Note = Callable[[str, nn.Module, int, Tensor, Tensor], None]
 """Takes a layer's name, the layer, the number of the call from 0, what it took in, and what it gave out."""
@@ -51,3 +53,15 @@ def telling_calls(module: nn.Module, names: Sequence[str], rows: int, note: Note
     finally:
         for handle in hooks:
             handle.remove()
+
+
+class TakenTensors(TorchDispatchMode):
+    """Collects the identities of the tensors that operations take in; those of tensors that are gone mean nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ids.update(id(value) for value in tree_iter((args, kwargs)) if isinstance(value, Tensor))
+        return func(*args, **(kwargs or {}))

@@ -7,7 +7,7 @@ looked at whether other rows take the same path, whether gradients get through, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from nncontrol_prune.pruning.calls import TakenTensors
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.network import TRACED_ROWS, Batch, Network, Outputs, rows_of, spread_rows, take
@@ -175,26 +176,9 @@ def _parts_run(network: Network[Any], batch: Batch) -> dict[str, list[int]]:
                 lambda _, arguments, named, name=name: note(name, arguments, named), with_kwargs=True
             )
             stack.callback(hook.remove)
-        used = stack.enter_context(_Used({id(tensor): name for name, tensor in network.module.named_parameters()}))
+        taken = stack.enter_context(TakenTensors())
         network.run(network.module, batch)
-    return {**calls, **{name: [] for name in used.found}}
-
-
-class _Used(TorchDispatchMode):
-    """Collects the names of tensors that operations take in.
-
-    Args:
-        names: Names by the tensors' identity.
-    """
-
-    def __init__(self, names: Mapping[int, str]) -> None:
-        super().__init__()
-        self.found: set[str] = set()
-        self._names = names
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.found.update(self._names[id(value)] for value in tree_iter((args, kwargs)) if id(value) in self._names)
-        return func(*args, **(kwargs or {}))
+    return calls | {name: [] for name, parameter in network.module.named_parameters() if id(parameter) in taken.ids}
 
 
 def _outermost(names: Collection[str]) -> str:

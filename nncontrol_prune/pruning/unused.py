@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
+from nncontrol_prune.pruning.calls import TakenTensors
 from nncontrol_prune.pruning.tracing import without_fast_path
 
 
@@ -20,7 +19,7 @@ def unused_parts(module: nn.Module, run: Callable[[nn.Module], Any]) -> list[str
         module: The network.
         run: See `groups.find_groups`.
     """
-    with torch.no_grad(), without_fast_path(), _Taken() as taken:
+    with torch.no_grad(), without_fast_path(), TakenTensors() as taken:
         run(module)
     parts: dict[str, int] = {}
     for name, part in (*module.named_modules(), *module.named_parameters()):
@@ -29,15 +28,3 @@ def unused_parts(module: nn.Module, run: Callable[[nn.Module], Any]) -> list[str
         if unused and not any(name.startswith(f"{whole}.") for whole in parts):
             parts[name] = sum(parameter.numel() for parameter in parameters)
     return [f"{name} ({count:,} parameters) is not used by the forward pass" for name, count in parts.items()]
-
-
-class _Taken(TorchDispatchMode):
-    """Collects the identities of the tensors that operations take."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ids: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.ids.update(id(value) for value in tree_iter((args, kwargs)) if isinstance(value, Tensor))
-        return func(*args, **(kwargs or {}))
