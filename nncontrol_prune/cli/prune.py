@@ -114,7 +114,7 @@ def prune(
     }
     auto = sparsity == "auto"
     if sparsity is not None and not auto:
-        options["sparsity"] = _number(sparsity, "prune: --sparsity has to be a number or `auto`")
+        options["sparsity"] = _number(sparsity, "prune: --sparsity has to be a number or `auto`", sparsity)
     section = PruningServiceConfig() if config is None else load_config(config).pruning_service
     settings = validated(PruningSettings, with_options(section.pruning, options), "prune")
     check_new(out)
@@ -201,15 +201,14 @@ def _environment(dense: Bundle, asked: str | None, *, needed: bool) -> str | Non
 
 def _named_numbers(given: list[str] | None, option: str) -> dict[str, float]:
     """Parse NAME=NUMBER options."""
-    pairs = [text.partition("=") for text in given or ()]
     wrong = f"{option} has to be NAME=NUMBER, such as action=1"
-    return {name: _number(number, wrong, "".join((name, equals, number))) for name, equals, number in pairs}
+    return {text.partition("=")[0]: _number(text.partition("=")[2], wrong, text) for text in given or ()}
 
 
-def _number(text: str, otherwise: str, given: str | None = None) -> float:
+def _number(text: str, otherwise: str, given: str) -> float:
     from nncontrol_prune.config import ConfigError
 
     try:
         return float(text)
     except ValueError:
-        raise ConfigError(f"{otherwise}, not {text if given is None else given!r}") from None
+        raise ConfigError(f"{otherwise}, not {given!r}") from None
