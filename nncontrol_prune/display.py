@@ -86,7 +86,9 @@ def bundle_table(bundle: Bundle) -> Table:
     if manifest.parent is not None and manifest.provenance is not None:
         made = manifest.provenance
         rows["pruned from"] = short(manifest.parent)
-        rows["sparsity"] = f"{percent_removed(made.sparsity)} by {made.method}, {made.importance} importance"
+        rows["removed"] = (
+            f"{percent_removed(made.sparsity)} of the parameters by {made.method}, {made.importance} importance"
+        )
     for key, value in rows.items():
         table.add_row(key, value)
     return table

@@ -78,6 +78,16 @@ def test_interrupted_rollouts_are_whole_episodes(tmp_path: Path, monkeypatch: py
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_ctrl_c_after_the_last_episode_interrupts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> Iterator[Any]:
+        yield from trajectories(*arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(rollouts, "trajectories", interrupted)
+    result = run("rollout", "cartpole_swingup_sac", "--episodes", 2, "--out", tmp_path / "bag")
+    assert (result.exit_code, "interrupted" in result.stderr) == (0, False)
+
+
 @pytest.fixture(scope="module")
 def pruned(bag: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bundles") / "pruned"

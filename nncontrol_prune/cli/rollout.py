@@ -60,6 +60,6 @@ def rollout(
             f"success {summary.successes} of {len(done)}, return {summary.return_mean:.1f} ± {summary.return_std:.1f}",
             soft_wrap=True,
         )
-    if ending.is_set():
+    if len(done) < episodes:
         display.note(f"interrupted after {len(done)} of {episodes} episodes, all of which are whole")
         raise typer.Exit(INTERRUPTED)
