@@ -12,9 +12,12 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from nncontrol_prune.controllers.checkpoints import MAX_ARCHIVE_BYTES
 from nncontrol_prune.controllers.errors import ImportFailedError, refusing
-from nncontrol_prune.controllers.onnx_operators import ALLOWED, FLOAT_NAMES, FLOATS, OPERATORS, Node, constant
-from nncontrol_prune.controllers.onnx_values import MixedError, Signal, Value
+from nncontrol_prune.controllers.onnx_operators import ALLOWED, FLOAT_NAMES, FLOATS, OPERATORS, Node, results_of
+from nncontrol_prune.controllers.onnx_reference import constant
+from nncontrol_prune.controllers.onnx_values import MAX_ENTRIES, MixedError, Signal, Value
 
+DOMAINS = ("", "ai.onnx")
+"""Names of ONNX's own operator set."""
 RECURRENT = ("GRU", "LSTM", "RNN")
 
 
@@ -65,6 +68,14 @@ def _take_in(tensor: TensorProto, path: Path, allowed: int) -> int:
     tensor.data_location = TensorProto.DEFAULT
     del tensor.external_data[:]
     return length
+
+
+def opset_of(model: ModelProto) -> int:
+    """Return the version of the operator set that the graph is written in."""
+    versions = [used.version for used in model.opset_import if used.domain in DOMAINS]
+    if not versions:
+        raise ImportFailedError("it does not say which version of ONNX's operators it uses")
+    return versions[0]
 
 
 def inputs_of(model: ModelProto) -> dict[str, Any]:
@@ -141,7 +152,7 @@ def observation_shape(value: Any, observation_size: int) -> tuple[int, ...]:
 
 def described(node: NodeProto) -> str:
     """Return how a message calls a node."""
-    kind = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+    kind = node.op_type if node.domain in DOMAINS else f"{node.domain}::{node.op_type}"
     return f"node {node.name or next(iter(node.output), '')!r} ({kind})"
 
 
@@ -157,12 +168,17 @@ def needed_nodes(graph: onnx.GraphProto, output: str) -> tuple[list[NodeProto], 
 
 
 def evaluated(
-    nodes: Sequence[NodeProto], tensors: Mapping[str, TensorProto], given: Mapping[str, Signal], output: str
+    nodes: Sequence[NodeProto],
+    opset: int,
+    tensors: Mapping[str, TensorProto],
+    given: Mapping[str, Signal],
+    output: str,
 ) -> Value:
     """Return what one of the nodes, or the graph, gives out.
 
     Args:
         nodes: In an order in which they can be run.
+        opset: Version of the operator set.
         tensors: The graph's constants by name.
         given: The graph's inputs by name.
         output: The value's name.
@@ -172,12 +188,12 @@ def evaluated(
     """
     values: dict[str, Value] = dict(given)
     mixed: dict[str, MixedError] = {}
+    made = 0
     for proto in nodes:
         what = described(proto)
         if proto.op_type in RECURRENT:
             raise ImportFailedError(f"{what} makes it recurrent; recurrent policies are not supported")
-        handler = OPERATORS.get(proto.op_type)
-        if handler is None or proto.domain not in ("", "ai.onnx"):
+        if proto.op_type not in OPERATORS or proto.domain not in DOMAINS:
             raise ImportFailedError(f"{what} is not supported; allowed are {ALLOWED}")
         inputs: list[Value | None] = []
         for name in proto.input:
@@ -191,17 +207,18 @@ def evaluated(
                 raise ImportFailedError(f"{what} takes {name!r}, which nothing before it gives out")
             inputs.append(values[name] if name else None)
         with refusing(f"{what} cannot be read"), np.errstate(all="ignore"):
-            node = Node(what, inputs, list(proto.input), proto)
             try:
-                results = handler(node)
+                results = results_of(Node(what, inputs, proto, opset))
             except MixedError as error:
                 error.args = (f"{what}: {error}",)
                 mixed[proto.output[0]] = error
                 continue
             except ImportFailedError as error:
                 raise ImportFailedError(f"{what}: {error}") from error
-            results = results if isinstance(results, list) else [results]
-            values.update(zip(proto.output, results, strict=False))
+        made += sum(result.size for result in results)
+        if made > MAX_ENTRIES:
+            raise ImportFailedError(f"{what} and those before it make more than {MAX_ENTRIES} entries")
+        values.update(zip([name for name in proto.output if name], results, strict=False))
     if output in mixed:
         raise mixed[output]
     return values[output]

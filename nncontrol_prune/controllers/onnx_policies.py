@@ -30,9 +30,10 @@ from nncontrol_prune.controllers.onnx_graphs import (
     inputs_of,
     needed_nodes,
     observation_shape,
+    opset_of,
     read_model,
 )
-from nncontrol_prune.controllers.onnx_values import Array, Point, Signal
+from nncontrol_prune.controllers.onnx_values import Array, Point, Signal, check_size
 from nncontrol_prune.controllers.specs import ActionSpec, Activation, Squash
 from nncontrol_prune.controllers.vecnormalize import Statistics
 
@@ -139,7 +140,7 @@ def _policy(model: ModelProto, observation_size: int, action: ActionSpec, output
     shape = observation_shape(inputs[name], observation_size)
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     observation = Signal.of(Point(shape[-1]), shape)
-    result = evaluated(nodes, tensors, {name: observation}, output)
+    result = evaluated(nodes, opset_of(model), tensors, {name: observation}, output)
     if not isinstance(result, Signal):
         raise ImportFailedError(f"its output {output} does not depend on any input; name the action with --output")
     module = _module(result, observation_size, action)
@@ -187,7 +188,9 @@ class _Step:
     def into(self, weight: Array) -> tuple[Array, Array]:
         """Return weight and bias of a layer that takes the activations, for one that takes the signal."""
         scale, offset = self.after
-        taken = np.zeros((len(weight), len(self.before[0])))
+        shape = len(weight), len(self.before[0])
+        check_size(shape)
+        taken = np.zeros(shape)
         np.add.at(taken.T, self.entries, (weight * scale).T)
         return taken, weight @ offset
 

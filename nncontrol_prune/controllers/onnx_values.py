@@ -128,9 +128,34 @@ class Signal:
         return self.index.shape
 
     @property
+    def size(self) -> int:
+        """Number of its entries."""
+        return self.index.size
+
+    @property
     def entries(self) -> Array:
         """The index, flattened."""
         return self.index.ravel()
+
+    @property
+    def positions(self) -> Array:
+        """Where in `entries` each entry is; has the tensor's shape."""
+        return np.arange(self.size).reshape(self.shape)
+
+    def taken(self, positions: Array, maker: str) -> Signal:
+        """Return the signal of entries that were moved, dropped or repeated.
+
+        Args:
+            positions: Which of `entries` is where; has the new tensor's shape.
+            maker: The node that does it.
+        """
+        flat, shape = positions.ravel(), positions.shape
+
+        def run(values: Array) -> Array:
+            return values.reshape(len(values), -1)[:, flat].reshape(len(values), *shape)
+
+        form = None if self.form is None else self.form.take(flat)
+        return Signal(self.point, self.entries[flat].reshape(shape), form, run, (self,), maker)
 
     def at(self, point: Array) -> Array:
         """Return the flattened values (samples, entries) where the point has the values (samples, size)."""
@@ -138,6 +163,7 @@ class Signal:
 
     def _at(self, point: Array, known: dict[int, Array]) -> Array:
         if id(self) not in known:
+            check_size((len(point), *self.shape))
             values = [argument._at(point, known) for argument in self.arguments]
             known[id(self)] = point[:, self.index] if self.operation is None else self.operation(*values)
         return known[id(self)]
@@ -162,31 +188,10 @@ def multiplied(weight: Array, signal: Signal, shape: Sequence[int]) -> Signal:
     return Signal.of(Point(len(weight), weight, signal), shape)
 
 
-def moved(value: Value, move: Callable[[Array], Array], maker: str = "") -> Value:
-    """Return a value whose entries were moved, dropped or repeated.
-
-    Args:
-        value: A signal or a constant.
-        move: Does it to an array of the value's shape.
-        maker: The node that does it.
-    """
-    if not isinstance(value, Signal):
-        return move(value)
-    positions = move(np.arange(value.index.size).reshape(value.shape))
-    flat, shape = positions.ravel(), positions.shape
-    return Signal(
-        value.point,
-        value.entries[flat].reshape(shape),
-        None if value.form is None else value.form.take(flat),
-        lambda values: values.reshape(len(values), -1)[:, flat].reshape(len(values), *shape),
-        (value,),
-        maker or value.maker,
-    )
-
-
 def check_size(shape: Sequence[int]) -> None:
     """Refuse what a small file may ask for: a tensor that fills the memory."""
-    if np.prod(shape, dtype=float) > MAX_ENTRIES:
+    # A size of 0 or, in a damaged file, less hides no others.
+    if np.prod(np.maximum(shape, 1), dtype=float) > MAX_ENTRIES:
         raise ImportFailedError(f"it makes a tensor of shape {tuple(shape)}, allowed are {MAX_ENTRIES} entries")
 
 
@@ -194,15 +199,21 @@ def spread(values: Sequence[Value]) -> list[Value]:
     """Return values in the one shape that they have by broadcasting."""
     shape = np.broadcast_shapes(*(value.shape for value in values))
     check_size(shape)
-    return [value if value.shape == shape else moved(value, lambda a: np.broadcast_to(a, shape)) for value in values]
+    return [value if value.shape == shape else _broadcast(value, shape) for value in values]
+
+
+def _broadcast(value: Value, shape: tuple[int, ...]) -> Value:
+    if isinstance(value, Signal):
+        return value.taken(np.broadcast_to(value.positions, shape), value.maker)
+    return np.broadcast_to(value, shape)
 
 
 def joined(signals: Sequence[Signal], axis: int, maker: str) -> Signal:
     """Return signals of one point side by side."""
     index = np.concatenate([signal.index for signal in signals], axis)
     # Where each entry of the result lies among those of the signals one after the other.
-    starts = np.cumsum([0, *(signal.index.size for signal in signals)])
-    places = [start + np.arange(s.index.size).reshape(s.shape) for start, s in zip(starts, signals, strict=False)]
+    starts = np.cumsum([0, *(signal.size for signal in signals)])
+    places = [start + signal.positions for start, signal in zip(starts, signals, strict=False)]
     positions = np.concatenate(places, axis).ravel()
     forms = [signal.form for signal in signals if signal.form is not None]
     form = None

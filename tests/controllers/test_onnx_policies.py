@@ -17,7 +17,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from nncontrol_prune.controllers import onnx_graphs, onnx_policies
+from nncontrol_prune.controllers import onnx_graphs, onnx_policies, onnx_values
 from nncontrol_prune.controllers.bundle import load_bundle
 from nncontrol_prune.controllers.errors import ImportFailedError
 from nncontrol_prune.controllers.mlp import ACTIVATIONS
@@ -183,6 +183,9 @@ def test_every_activation_is_found_out(tmp_path: Path, name: str, opset: int) ->
         ("relu", lambda x: torch.maximum(x, torch.zeros(1))),
         ("relu", lambda x: x.clamp(min=0.0)),
         ("relu", lambda x: (x + x.abs()) / 2.0),
+        ("relu", lambda x: x * (x > 0.0)),
+        ("relu", lambda x: torch.where((x < 0.0) | (x < -1.0), torch.zeros(1), x)),
+        ("relu", lambda x: (x + x * torch.sign(x)) / 2.0),
         ("leaky_relu", lambda x: torch.maximum(x, 0.01 * x)),
         ("elu", lambda x: torch.where(x > 0.0, x, torch.exp(x) - 1.0)),
         ("elu", nn.functional.celu),
@@ -206,7 +209,11 @@ def test_activation_is_known_by_what_it_does(tmp_path: Path, name: str, function
         (nn.LeakyReLU(0.02), r"LeakyRelu.* is no activation known here"),
         (nn.ReLU6(), "Clip.* is no activation known here"),
         (nn.Sigmoid(), "Sigmoid.* is no activation known here"),
-        (nn.Softplus(), r"node '/1/Softplus' \(Softplus\) is not supported; allowed are linear layers .Gemm"),
+        (nn.Softplus(), r"node '/1/Softplus' \(Softplus\) computes .* is no activation known here; allowed are relu"),
+        (nn.Mish(), r"Softplus.*Tanh.*Mul.* computes between two layers is no activation known here"),
+        (nn.Hardswish(), r"HardSwish.* is no activation known here"),
+        (nn.SELU(), r"Selu.* is no activation known here"),
+        (nn.Softsign(), r"is no activation known here"),
     ],
 )
 def test_other_functions_are_no_activations(tmp_path: Path, function: Any, message: str) -> None:
@@ -307,7 +314,10 @@ def test_output_is_clipped_or_squashed_to_the_limits(
         (torch.tanh, r"squashes its output by tanh to \[-1, 1\], \[-1, 1\], .*limits are \[-1, 3\], \[0.25, 0.75\]"),
         (lambda a: a.clamp(-1.0, 1.0), r"clips its output to \[-1, 1\], \[-1, 1\], .*limits are \[-1, 3\]"),
         (torch.sigmoid, "Sigmoid.* computes after the last layer is not known here; allowed are Clip, or Tanh"),
-        (lambda a: torch.softmax(a, -1), r"\(Softmax\) is not supported"),
+        (
+            lambda a: torch.softmax(a, -1),
+            r"\(Softmax\) is not supported; allowed are linear layers \(Gemm, MatMul\), the",
+        ),
         (torch.relu, r"clips its output to \[0, inf\]"),
     ],
 )
@@ -599,9 +609,15 @@ def _nan(name: str) -> dict[str, Any]:
         (_in_place_of("Tanh", node("MatMul", "h0 w0", "a0")), weights(), {}, "takes 5 numbers and is given 16"),
         (_in_place_of("Tanh", node("Dropout", "h0 r t", "a0")),
          {**weights(), "r": np.float32(0.5), "t": np.array(True)}, {}, "exported for training; export the"),
+        (_in_place_of("Tanh", node("ReduceMean", "h0", "m", keepdims=1), node("Sub", "h0 m", "a0")), weights(), {},
+         r"\(ReduceMean\): what it takes depends on the observation, and has to be constant; allowed are linear"),
+        (_in_place_of("Tanh", node("Elu", "h0", "a0", depth=1)), weights(), {}, "cannot be read .Unrecognized attr"),
+        (_in_place_of("Tanh", node("Gelu", "h0", "a0")), weights(), {"opset": 19}, "No Op registered for Gelu"),
+        (_in_place_of("Tanh", node("Gather", "w1 h0", "a0")), weights(), {}, "'h0' depends on the observation"),
         (_in_place_of("Tanh", node("Reshape", "h0 s", "a0")), {**weights(), "s": np.array([3, 5])}, {},
          r"node '/a0/Reshape' \(Reshape\) cannot be read \(cannot reshape"),
-        (_in_place_of("Tanh", node("Elu", "h0", "a0", alpha="one")), weights(), {}, "its graph cannot be read"),
+        (_in_place_of("Tanh", node("Elu", "h0", "a0", alpha="one")), weights(), {},
+         r"node '/a0/Elu' \(Elu\) cannot be read \(Mismatched attribute type"),
         ([*TWO_LAYERS[:2], node("MatMul", "h0 h0", "action")], weights(), {}, "by a constant matrix"),
         ([node("Tanh", "obs", "action")], {}, {"outputs": {"action": ("batch", 5)}}, "there is no linear layer"),
         ([node("Identity", "b1", "action")], weights(), {}, "its output action does not depend on any input"),
@@ -687,6 +703,166 @@ def test_constants_that_would_become_huge_are_refused(tmp_path: Path) -> None:
     tensors = {**weights(), "far": np.array([10**9, 10**9, 16])}
     path = graph(tmp_path / "p.onnx", nodes, tensors, outputs={"out": ("batch", 2)})
     refused(path, r"it makes a tensor of shape \(1000000000, 1000000000, 16\)")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "tensors"),
+    [
+        ([node("ConstantOfShape", "size", "big")], {"size": [2**13, 2**14]}),
+        ([node("ConstantOfShape", "size", "big")], {"size": [2**40, 0]}),
+        ([node("Tile", "b0 size", "big")], {"size": [2**23]}),
+        ([node("Tile", "b0 size", "big")], {"size": [2**62]}),
+        ([node("Tile", "obs size", "big")], {"size": [1, 2**25]}),
+        ([node("Expand", "obs size", "big")], {"size": [2**25, 1]}),
+        ([node("Range", "zero far one", "big")], {"zero": 0, "far": 10**12, "one": 1}),
+        ([node("Range", "zero one small", "big")], {"zero": 0.0, "one": 1.0, "small": 1e-12}),
+        ([node("Gather", "row many", "big")], {"row": np.ones((1, 2**14)), "many": np.zeros(2**13, np.int64)}),
+        ([node("MatMul", "column row", "big")], {"column": np.ones((2**14, 1)), "row": np.ones((1, 2**13))}),
+        ([node("ConstantOfShape", "size", "big")], {"size": np.ones(2000, np.int64)}),
+        ([node("EyeLike", "wide", "big"), node("Greater", "column wide", "big2")],
+         {"column": np.ones((2**14, 1)), "wide": np.ones((1, 2**13))}),
+    ],
+)  # fmt: skip
+def test_sizes_are_checked_before_anything_is_evaluated(
+    tmp_path: Path, nodes: list[onnx.NodeProto], tensors: dict[str, Any]
+) -> None:
+    last = node("Add", f"action {nodes[-1].output[0]}", "out")
+    path = graph(tmp_path / "p.onnx", [*nodes, *TWO_LAYERS, last], {**weights(), **tensors}, outputs={"out": (1, 2)})
+    told = (
+        "makes a tensor of shape .*, allowed are 67108864 entries",
+        "overflow",
+        "how large 'big' will be is not known",
+    )
+    refused(path, "|".join(told))
+
+
+def test_many_tensors_together_are_refused_as_one_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fills = [node("ConstantOfShape", "size", f"c{k}") for k in range(20)]
+    joined = node("Concat", " ".join(f"c{k}" for k in range(20)), "all", axis=0)
+    last = node("Add", "action all", "out")
+    tensors = {**weights(), "size": np.array([1000])}
+    path = graph(tmp_path / "p.onnx", [*fills, joined, *TWO_LAYERS, last], tensors, outputs={"out": (1, 2)})
+    monkeypatch.setattr(onnx_graphs, "MAX_ENTRIES", 15_500)
+    refused(path, r"node '/c15/ConstantOfShape' .* and those before it make more than 15500 entries")
+
+
+def test_functions_of_too_many_entries_are_not_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = _in_place_of("Tanh", node("Tile", "h0 wide", "t0"), node("Tanh", "t0", "a0"))
+    tensors = {**weights(), "wide": np.array([1, 10]), "w1": np.ones((160, 2), np.float32)}
+    path = graph(tmp_path / "p.onnx", nodes, tensors)
+    import_onnx(path, 5, ACTION)
+    monkeypatch.setattr(onnx_values, "MAX_ENTRIES", 20_000)
+    refused(path, r"it makes a tensor of shape \(161, 1, 160\), allowed are 20000")
+
+
+EMPTY = helper.make_graph([], "empty", [], [])
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        node("RandomNormalLike", "h0", "a0"),
+        node("Bernoulli", "h0", "a0"),
+        node("If", "yes h0", "a0", then_branch=EMPTY, else_branch=EMPTY),
+        node("Loop", "n yes h0", "a0", body=EMPTY),
+        node("Scan", "h0", "a0", body=EMPTY, num_scan_inputs=1),
+        node("SequenceConstruct", "h0 h0", "a0"),
+    ],
+)
+def test_what_is_random_or_runs_graphs_is_refused(tmp_path: Path, between: onnx.NodeProto) -> None:
+    tensors = {**weights(), "yes": np.array(True), "n": np.array(1)}
+    path = graph(tmp_path / "p.onnx", _in_place_of("Tanh", between), tensors)
+    refused(path, rf"\({between.op_type}\) is not supported; allowed are linear layers")
+    hidden = node("Tanh", "h0", "a0")
+    hidden.attribute.append(helper.make_attribute("body", EMPTY))
+    refused(graph(tmp_path / "a.onnx", _in_place_of("Tanh", hidden), tensors), r"\(Tanh\) cannot be read \(")
+
+
+def test_file_without_version_of_its_operators_is_refused(tmp_path: Path) -> None:
+    path = graph(tmp_path / "p.onnx", TWO_LAYERS, weights())
+    model = onnx.load(path)
+    del model.opset_import[:]
+    path.write_bytes(model.SerializeToString())
+    refused(path, "it does not say which version of ONNX's operators it uses")
+
+
+@pytest.mark.parametrize(
+    ("opset", "nodes", "tensors"),
+    [
+        (11, [node("Unsqueeze", "h0", "u", axes=[0]), node("Tanh", "u", "t"),
+              node("Squeeze", "t", "a0", axes=[0])], {}),
+        (13, [node("Unsqueeze", "h0 ax", "u"), node("Tanh", "u", "t"), node("Squeeze", "t ax", "a0")], {"ax": [0]}),
+        (11, [node("Split", "h0", "l r", axis=1, split=[10, 6]), node("Concat", "l r", "c", axis=1),
+              node("Tanh", "c", "a0")], {}),
+        (13, [node("Split", "h0 s", "l r", axis=1), node("Concat", "l r", "c", axis=1), node("Tanh", "c", "a0")],
+         {"s": [10, 6]}),
+        (18, [node("Split", "h0", "x y z", axis=-1, num_outputs=3), node("Concat", "x y z", "c", axis=-1),
+              node("Tanh", "c", "a0")], {}),
+        (9, [node("Slice", "h0", "l", axes=[1], starts=[0], ends=[9]),
+             node("Slice", "h0", "r", axes=[1], starts=[9], ends=[2**63 - 1]),
+             node("Concat", "l r", "c", axis=1), node("Tanh", "c", "a0")], {}),
+        (13, [node("Slice", "h0 last first ax back", "f"), node("Tanh", "f", "t"),
+              node("Slice", "t last first ax back", "a0")],
+         {"last": [-1], "first": [-(2**63)], "ax": [1], "back": [-1]}),
+        (13, [node("Reshape", "h0 s", "q"), node("Transpose", "q", "q2", perm=[0, 2, 1]),
+              node("Transpose", "q2", "q3", perm=[0, 2, 1]), node("Flatten", "q3", "f"), node("Tanh", "f", "a0")],
+         {"s": [0, 4, -1]}),
+        (13, [node("GatherND", "h0 all", "f"), node("Reshape", "f s", "q"), node("Tanh", "q", "a0")],
+         {"all": [[0, k] for k in range(16)], "s": [1, -1]}),
+        (13, [node("Expand", "h0 s", "e"), node("Tanh", "e", "t"), node("Gather", "t zero", "a0", axis=0)],
+         {"s": [3, 1, 16], "zero": 2}),
+    ],
+)  # fmt: skip
+def test_entries_are_moved_as_the_files_operator_set_says(
+    tmp_path: Path, opset: int, nodes: list[onnx.NodeProto], tensors: dict[str, Any]
+) -> None:
+    path = graph(tmp_path / "p.onnx", _in_place_of("Tanh", *nodes), {**weights(), **tensors}, opset=opset)
+    policy = import_onnx(path, 5, ACTION)
+    assert (policy.module.architecture.hidden, policy.module.architecture.activation) == ((16,), "tanh")
+    check_same(policy, two_layers)
+
+
+@pytest.mark.parametrize(
+    ("opset", "clip", "tensors"),
+    [
+        (8, node("Clip", "obs", "x", min=-1.5, max=1.5), {}),
+        (11, node("Clip", "obs low high", "x"), {"low": np.float32(-1.5), "high": np.float32(1.5)}),
+    ],
+)
+def test_clip_takes_its_bounds_as_the_files_operator_set_says(
+    tmp_path: Path, opset: int, clip: onnx.NodeProto, tensors: dict[str, Any]
+) -> None:
+    nodes = [clip, node("MatMul", "x w0", "m0"), *TWO_LAYERS[1:]]
+    policy = import_onnx(graph(tmp_path / "p.onnx", nodes, {**weights(), **tensors}, opset=opset), 5, ACTION)
+    assert policy.module.architecture.observation_clip == 1.5
+    check_same(policy, lambda o: two_layers(o.clamp(-1.5, 1.5)))
+
+
+def test_relu_as_a_threshold(tmp_path: Path) -> None:
+    path = graph(tmp_path / "p.onnx", _in_place_of("Tanh", node("ThresholdedRelu", "h0", "a0", alpha=0.0)), weights())
+    assert import_onnx(path, 5, ACTION).module.architecture.activation == "relu"
+
+
+@pytest.mark.parametrize(
+    ("name", "nodes", "tensors"),
+    [
+        ("w0", [node("ReduceL2", "v", "norm", axes=[0]), node("Div", "v norm", "unit"), node("Mul", "unit norm", "w0")],
+         {"v": weights()["w0"]}),  # as weight normalization is exported
+        ("w0", [node("EyeLike", "square", "eye"), node("MatMul", "v eye", "w0")],
+         {"v": weights()["w0"], "square": np.zeros((16, 16), np.float32)}),
+        ("w0", [node("Concat", "top low", "w0", axis=0)], {"top": weights()["w0"][:2], "low": weights()["w0"][2:]}),
+        ("b0", [node("Range", "zero n one", "order"), node("Gather", "b order", "b0")],
+         {"b": weights()["b0"], "zero": 0, "n": 16, "one": 1}),
+        ("b0", [node("Shape", "b", "s"), node("ReduceProd", "s", "p", keepdims=1), node("ConstantOfShape", "p", "z"),
+                node("Add", "b z", "b0")], {"b": weights()["b0"]}),
+        ("b0", [node("Split", "pair", "b0 rest", axis=0)], {"pair": np.tile(weights()["b0"], 2)}),
+    ],
+)  # fmt: skip
+def test_weights_may_be_computed_from_constants(
+    tmp_path: Path, name: str, nodes: list[onnx.NodeProto], tensors: dict[str, Any]
+) -> None:
+    path = graph(tmp_path / "p.onnx", [*nodes, *TWO_LAYERS], {**_without(name), **tensors}, opset=13)
+    check_same(import_onnx(path, 5, ACTION), two_layers)
 
 
 def test_policy_that_acts_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
