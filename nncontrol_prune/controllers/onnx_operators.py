@@ -23,7 +23,7 @@ from nncontrol_prune.controllers.specs import Activation
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
 FLOAT_NAMES = "float and double"
 ALLOWED = (
-    f"linear layers (Gemm, MatMul), the activations {', '.join(get_args(Activation))}, Clip, arithmetic with "
+    f"linear layers (Gemm, MatMul, Einsum), the activations {', '.join(get_args(Activation))}, Clip, arithmetic with "
     "constants, and what only moves entries, such as Reshape"
 )
 """In words; `OPERATORS` has the names."""
@@ -221,6 +221,17 @@ def _gemm(node: Node) -> Value:
     return result if bias is None else _combined(operator.add, result, node.attribute("beta", 1.0) * bias, node.what)
 
 
+def _einsum(node: Node) -> Value:
+    signal, weight = node.value(0), node.finite(1)
+    equation = node.attribute("equation", b"").decode().replace(" ", "")
+    for order, product in (("bi,io->bo", weight.T), ("bi,oi->bo", weight)):
+        # The same letters, or others in their places.
+        same = len(equation) == len(order) and len({*zip(equation, order, strict=True)}) == len({*order})
+        if isinstance(signal, Signal) and weight.ndim == 2 and same and len({*equation}) == len({*order}):
+            return _layer(signal, product, signal.shape == (1, signal.size), (1, len(product)))
+    raise ImportFailedError(f"{NO_LAYER}, by 'bi,io->bo' or 'bi,oi->bo'")
+
+
 def _layer(signal: Signal, weight: Array, vector: bool, shape: tuple[int, ...]) -> Signal:
     """Return what a layer of weight (outputs, entries) makes of a signal, if that is a vector, as a tensor of shape."""
     if weight.dtype.kind != "f":
@@ -319,6 +330,7 @@ OPERATORS: dict[str, Callable[[Node], Value | list[Value]]] = {
     "CastLike": _cast_like,
     "Concat": _concat,
     "Dropout": _dropout,
+    "Einsum": _einsum,
     "Gelu": _gelu,
     "Gemm": _gemm,
     "MatMul": _matmul,
@@ -326,5 +338,5 @@ OPERATORS: dict[str, Callable[[Node], Value | list[Value]]] = {
     "Size": _evaluated,
 }
 """What each kind of node gives out that depends on the observation. None of it runs code of the file's."""
-UNFOLDED = ("Dropout",)
-"""Not evaluated on constants: it may be random."""
+UNFOLDED = ("Dropout", "Einsum")
+"""Not evaluated on constants: the one may be random, the other may take any time."""

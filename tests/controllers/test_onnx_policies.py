@@ -316,7 +316,7 @@ def test_output_is_clipped_or_squashed_to_the_limits(
         (torch.sigmoid, "Sigmoid.* computes after the last layer is not known here; allowed are Clip, or Tanh"),
         (
             lambda a: torch.softmax(a, -1),
-            r"\(Softmax\) is not supported; allowed are linear layers \(Gemm, MatMul\), the",
+            r"\(Softmax\) is not supported; allowed are linear layers \(Gemm, MatMul, Einsum\), the",
         ),
         (torch.relu, r"clips its output to \[0, inf\]"),
     ],
@@ -613,6 +613,8 @@ def _nan(name: str) -> dict[str, Any]:
          r"\(ReduceMean\): what it takes depends on the observation, and has to be constant; allowed are linear"),
         (_in_place_of("Tanh", node("Elu", "h0", "a0", depth=1)), weights(), {}, "cannot be read .Unrecognized attr"),
         (_in_place_of("Tanh", node("Gelu", "h0", "a0")), weights(), {"opset": 19}, "No Op registered for Gelu"),
+        (_in_place_of("Tanh", node("Einsum", "h0 w1", "a0", equation="bi,io->b")), weights(), {},
+         r"by a constant matrix, by 'bi,io->bo' or 'bi,oi->bo'"),
         (_in_place_of("Tanh", node("Gather", "w1 h0", "a0")), weights(), {}, "'h0' depends on the observation"),
         (_in_place_of("Tanh", node("Reshape", "h0 s", "a0")), {**weights(), "s": np.array([3, 5])}, {},
          r"node '/a0/Reshape' \(Reshape\) cannot be read \(cannot reshape"),
@@ -863,6 +865,17 @@ def test_weights_may_be_computed_from_constants(
 ) -> None:
     path = graph(tmp_path / "p.onnx", [*nodes, *TWO_LAYERS], {**_without(name), **tensors}, opset=13)
     check_same(import_onnx(path, 5, ACTION), two_layers)
+
+
+def test_layers_written_as_sums_of_products(tmp_path: Path) -> None:
+    nodes = [
+        node("Einsum", "obs w0", "m0", equation="bi,io->bo"),
+        *TWO_LAYERS[1:3],
+        node("Einsum", "a0 w1t", "m1", equation="n k, j k -> n j"),
+        TWO_LAYERS[-1],
+    ]
+    tensors = {**weights(), "w1t": weights()["w1"].T.copy()}
+    check_same(import_onnx(graph(tmp_path / "p.onnx", nodes, tensors), 5, ACTION), two_layers)
 
 
 def test_policy_that_acts_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
