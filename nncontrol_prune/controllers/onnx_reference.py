@@ -77,13 +77,12 @@ def evaluator(node: NodeProto, opset: int, given: Arrays) -> Callable[[Arrays], 
     copy = NodeProto()
     copy.CopyFrom(node)
     copy.domain = ""
-    infos = {
-        name: helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         for name, array in given.items()
-    }
+    ]
     told = [numpy_helper.from_array(array, name) for name, array in given.items() if array.size <= TOLD_ENTRIES]
-    inputs = [info for name, info in infos.items() if given[name].size > TOLD_ENTRIES]
-    graph = helper.make_graph([copy], "node", inputs, [], told, value_info=list(infos.values()))
+    graph = helper.make_graph([copy], "node", inputs, [], told)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     # Finds what the operator does not have, among it graphs as attributes.
     onnx.checker.check_model(model)
