@@ -7,6 +7,7 @@ layers. Then the file, in ONNX Runtime, and the network made of it have to give 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -357,20 +358,21 @@ def _squashed(signal: Signal, action: ActionSpec) -> tuple[Array, Array, Squash]
             raise _other_limits("clips its output", low, high, action)
         return form.outer_scale * form.scale, form.outer_scale * form.offset + form.outer_offset, "clip"
     origins = _affine_origins(signal)
-    for scale, offset in origins:
+    for (scale, offset), share in itertools.product(origins, (1.0, 0.5)):  # the logistic function is tanh of a half
         values = _on_grid(signal, (scale, offset)).clip(lower, upper)
-        sign = np.where(values[-1] < values[0], -1.0, 1.0)
-        squashed = (upper + lower) / 2.0 + (upper - lower) / 2.0 * sign * np.tanh(_GRID)[:, None]
+        slope = np.where(values[-1] < values[0], -share, share)
+        squashed = (upper + lower) / 2.0 + (upper - lower) / 2.0 * np.tanh(slope * _GRID[:, None])
         if (np.abs(values - squashed) <= room).all():
-            return sign * scale[signal.entries], sign * offset[signal.entries], "tanh"
+            return slope * scale[signal.entries], slope * offset[signal.entries], "tanh"
     for before in origins:
         step = _fitted(signal, before)
-        if step is not None and step.activation == "tanh":
-            middle, half = step.after[1], np.abs(step.after[0])
-            raise _other_limits("squashes its output by tanh", middle - half, middle + half, action)
+        if step is not None and step.activation in ("tanh", "sigmoid"):
+            lowest = 0.0 if step.activation == "sigmoid" else -1.0
+            ends = np.array([lowest, 1.0])[:, None] * step.after[0] + step.after[1]
+            raise _other_limits(f"squashes its output by {step.activation}", ends.min(axis=0), ends.max(axis=0), action)
     raise ImportFailedError(
-        f"what {_makers(signal)} computes after the last layer is not known here; allowed are Clip, or Tanh, to the "
-        "action's limits, and arithmetic with constants"
+        f"what {_makers(signal)} computes after the last layer is not known here; allowed are Clip, Tanh or Sigmoid to "
+        "the action's limits, and arithmetic with constants"
     )
 
 

@@ -24,7 +24,7 @@ MAX_FILE_BYTES = 512 * 1024 * 1024
 LONGEST_NAME = 100
 NAME_PATTERN = rf"^[A-Za-z][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}$"
 
-Activation = Literal["relu", "tanh", "elu", "silu", "gelu", "leaky_relu"]
+Activation = Literal["relu", "tanh", "elu", "silu", "gelu", "leaky_relu", "selu", "mish", "softplus", "sigmoid"]
 Squash = Literal["tanh", "clip"]
 """How an output is brought into ±1 before it is scaled to the action's limits."""
 

@@ -191,6 +191,10 @@ def test_every_activation_is_found_out(tmp_path: Path, name: str, opset: int) ->
         ("elu", nn.functional.celu),
         ("tanh", lambda x: 2.0 - 3.0 * torch.tanh(0.5 * x - 1.0)),
         ("leaky_relu", nn.PReLU(num_parameters=1, init=0.01)),
+        ("softplus", nn.Softplus(beta=2.0)),
+        ("mish", lambda x: x * torch.tanh(nn.functional.softplus(x))),
+        ("softplus", lambda x: x.clamp(min=0.0) + torch.log(1.0 + torch.exp(-x.abs()))),
+        ("sigmoid", lambda x: 1.0 / (1.0 + torch.exp(-x))),
     ],
 )
 def test_activation_is_known_by_what_it_does(tmp_path: Path, name: str, function: Any) -> None:
@@ -208,11 +212,7 @@ def test_activation_is_known_by_what_it_does(tmp_path: Path, name: str, function
         (nn.ELU(alpha=1.01), r"Elu.* is no activation known here; allowed are relu, tanh, elu"),
         (nn.LeakyReLU(0.02), r"LeakyRelu.* is no activation known here"),
         (nn.ReLU6(), "Clip.* is no activation known here"),
-        (nn.Sigmoid(), "Sigmoid.* is no activation known here"),
-        (nn.Softplus(), r"node '/1/Softplus' \(Softplus\) computes .* is no activation known here; allowed are relu"),
-        (nn.Mish(), r"Softplus.*Tanh.*Mul.* computes between two layers is no activation known here"),
         (nn.Hardswish(), r"HardSwish.* is no activation known here"),
-        (nn.SELU(), r"Selu.* is no activation known here"),
         (nn.Softsign(), r"is no activation known here"),
     ],
 )
@@ -293,6 +293,8 @@ def test_what_no_normalization_does_is_refused(tmp_path: Path, before: Any, mess
         (lambda a: LOWER + (UPPER - LOWER) * (torch.tanh(a) + 1.0) / 2.0, "tanh"),
         (lambda a: (LOWER + UPPER) / 2.0 - torch.tanh(0.5 * a + 0.1) * (UPPER - LOWER) / 2.0, "tanh"),
         (lambda a: (LOWER + 0.5 * (torch.tanh(a) + 1.0) * (UPPER - LOWER)).clamp(LOWER, UPPER), "tanh"),
+        (lambda a: LOWER + (UPPER - LOWER) * torch.sigmoid(a), "tanh"),
+        (lambda a: UPPER - (UPPER - LOWER) * torch.sigmoid(1.0 - 3.0 * a), "tanh"),
     ],
 )
 def test_output_is_clipped_or_squashed_to_the_limits(
@@ -313,7 +315,11 @@ def test_output_is_clipped_or_squashed_to_the_limits(
     [
         (torch.tanh, r"squashes its output by tanh to \[-1, 1\], \[-1, 1\], .*limits are \[-1, 3\], \[0.25, 0.75\]"),
         (lambda a: a.clamp(-1.0, 1.0), r"clips its output to \[-1, 1\], \[-1, 1\], .*limits are \[-1, 3\]"),
-        (torch.sigmoid, "Sigmoid.* computes after the last layer is not known here; allowed are Clip, or Tanh"),
+        (
+            lambda a: 2.0 * torch.sigmoid(a) - 3.0,
+            r"squashes its output by sigmoid to \[-3, -1\], .*limits are \[-1, 3\]",
+        ),
+        (torch.atan, "Atan.* computes after the last layer is not known here; allowed are Clip, Tanh or Sigmoid"),
         (
             lambda a: torch.softmax(a, -1),
             r"\(Softmax\) is not supported; allowed are linear layers \(Gemm, MatMul, Einsum\), the",
