@@ -50,7 +50,7 @@ class ControllerConfig(Spec):
     controller: str = ""
     """A path, `name@digest`, or the name of a shipped controller; empty for what the store has as current."""
     default_controller: str = ""
-    """Likewise: what runs where `controller` is empty and the store has no current one."""
+    """Likewise: what runs where `controller` is empty and the store has no current one; `sim` always begins with it."""
     rate: Annotated[FiniteFloat, Field(gt=0.0, le=10_000.0)] | None = None
     """Control rate in Hz; it is the controller's, so another value is an error."""
     record: bool = True

@@ -31,6 +31,7 @@ from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.rollouts.writer import BagWriter
 from nncontrol_prune.runtime import finding
 from nncontrol_prune.runtime.statistics import COLUMNS
+from nncontrol_prune.runtime.store import BundleStore, SlotRecord
 from nncontrol_prune.service import rollouts, work
 from nncontrol_prune.service.inspection import inspect_rollouts
 from nncontrol_prune.transport import live_loop
@@ -554,6 +555,17 @@ def test_run_that_names_no_controller_takes_what_ran_last_and_not_the_simulated_
     assert refused.exit_code == 1
     assert "slot nn_controller of the store" in " ".join(refused.stderr.split())
     assert "has no current controller; name one" in " ".join(refused.stderr.split())
+
+
+def test_sim_begins_with_its_configurations_controller_and_not_with_what_ran_last(
+    tmp_path: Path, port: int, store: BundleStore, small_bundle: Bundle, shipped_bundle: Bundle
+) -> None:
+    store.write_slot("nn_controller", SlotRecord(current=store.add(small_bundle)))
+    ran = run(
+        *("sim", "--out", tmp_path / "out", "--store", store.root, "--port", port, "--duration", 1),
+        *("--prune-after", -1, "--json"),
+    )
+    assert json_of(ran)["dense"]["reference"] == shipped_bundle.reference
 
 
 def test_run_does_not_share_its_directory(tmp_path: Path, port: int) -> None:

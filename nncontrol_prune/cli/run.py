@@ -55,9 +55,11 @@ def run(
     from nncontrol_prune import display
     from nncontrol_prune.config import Config, ConfigError, load_config
     from nncontrol_prune.files import held_directory
+    from nncontrol_prune.runtime.finding import first_controller
     from nncontrol_prune.runtime.statistics import summarize
     from nncontrol_prune.runtime.store import BundleStore
-    from nncontrol_prune.transport.live_loop import LiveLoop, first_controller, watch
+    from nncontrol_prune.transport.controller_process import SLOT
+    from nncontrol_prune.transport.live_loop import LiveLoop, watch
     from nncontrol_prune.transport.signals import ending_by_signal, interrupt_by_any_signal
 
     if pruning and find_spec("torch") is None:
@@ -76,7 +78,9 @@ def run(
     loop = LiveLoop(
         setup,
         Network(port=port, host=host, keys=keys),
-        first_controller(setup.nn_controller, bundles),
+        first_controller(
+            bundles, SLOT, asked=setup.nn_controller.controller, default=setup.nn_controller.default_controller
+        ),
         out=out,
         store=bundles,
         bag=bag,

@@ -34,7 +34,9 @@ def sim(
             "was made for."
         ),
     ] = None,
-    controller: Annotated[str | None, typer.Option(help="Shipped name, directory or name@digest.")] = None,
+    controller: Annotated[
+        str | None, typer.Option(help="Shipped name, directory or name@digest; default: the configuration's.")
+    ] = None,
     rate: Annotated[float | None, typer.Option(help="Control rate in Hz; must be the environment's.")] = None,
     duration: Annotated[
         float, typer.Option(min=0, help="Seconds; 0 to run until Ctrl-C, which ends any session.")
@@ -67,9 +69,11 @@ def sim(
     from nncontrol_prune.plots import plot_run
     from nncontrol_prune.rollouts.errors import RolloutError
     from nncontrol_prune.rollouts.reader import read_rollouts
+    from nncontrol_prune.runtime.finding import first_controller
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.service.report_files import PAGE, check_directory
-    from nncontrol_prune.transport.live_loop import REPORT, first_controller
+    from nncontrol_prune.transport.controller_process import SLOT
+    from nncontrol_prune.transport.live_loop import REPORT
     from nncontrol_prune.transport.session import check_places, export_bundles, run_session
     from nncontrol_prune.transport.signals import ending_by_signal, interrupt_by_any_signal
     from nncontrol_prune.transport.simulation import Simulation
@@ -79,12 +83,15 @@ def sim(
     setup = setup.override("mujoco_sim", env=env, headless=headless, real_time_factor=real_time_factor, seed=seed)
     setup = setup.override("nn_controller", controller=controller, rate=rate, record=record)
     setup = setup.override("pruning_service", sparsity=sparsity, method=method)
+    # Not what a session before has swapped in: each begins anew.
+    begins_with = setup.nn_controller.controller or setup.nn_controller.default_controller
+    setup = setup.override("nn_controller", controller=begins_with)
     check_writable(out)
     check_directory(out / REPORT)
-    check_places(out / "bundles", setup.nn_controller.controller or setup.nn_controller.default_controller)
+    check_places(out / "bundles", begins_with)
     bundles = BundleStore(store or out / "store")
     if not env_is_given:
-        made_for = first_controller(setup.nn_controller, bundles).manifest.environment
+        made_for = first_controller(bundles, SLOT, asked=begins_with, default="").manifest.environment
         setup = setup.override("mujoco_sim", env=made_for)
     bag = new_bag(out) if setup.nn_controller.record else None
     interrupt_by_any_signal()

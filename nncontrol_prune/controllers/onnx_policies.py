@@ -368,8 +368,8 @@ def _squashed(signal: Signal, action: ActionSpec) -> tuple[Array, Array, Squash]
         step = _fitted(signal, before)
         if step is not None and step.activation in ("tanh", "sigmoid"):
             lowest = 0.0 if step.activation == "sigmoid" else -1.0
-            ends = np.array([lowest, 1.0])[:, None] * step.after[0] + step.after[1]
-            raise _other_limits(f"squashes its output by {step.activation}", ends.min(axis=0), ends.max(axis=0), action)
+            low, high = np.sort(np.array([lowest, 1.0])[:, None] * step.after[0] + step.after[1], axis=0)
+            raise _other_limits(f"squashes its output by {step.activation}", low, high, action)
     raise ImportFailedError(
         f"what {_makers(signal)} computes after the last layer is not known here; allowed are Clip, Tanh or Sigmoid to "
         "the action's limits, and arithmetic with constants"

@@ -29,9 +29,9 @@ from nncontrol_prune.ros.loop_runner import LoopRunner
 from nncontrol_prune.ros.messages import LATCHED, contents_of, diagnostics, parcel_of, step_of
 from nncontrol_prune.ros.parameters import NodeParameters, ParameterNode
 from nncontrol_prune.ros.running import fastest_executor, spin
-from nncontrol_prune.runtime.finding import stored_bundle
+from nncontrol_prune.runtime.finding import first_controller, stored_bundle
 from nncontrol_prune.runtime.scheduling import run_in_real_time, running_threads
-from nncontrol_prune.runtime.slot import ControllerSlot, initial_reference
+from nncontrol_prune.runtime.slot import ControllerSlot
 from nncontrol_prune.runtime.store import BundleStore, StoreError, default_root
 
 START_POLL = 0.01
@@ -134,7 +134,11 @@ class ControllerNode(ParameterNode, LifecycleNode):
     def _configure(self) -> None:
         config = self._settings.config
         self._store.remove_unfinished()
-        slot = self._slot_that_runs(self._first_controller())
+        first = first_controller(
+            self._store, self._slot_name, asked=config.controller, default=config.default_controller
+        )
+        self._store.add(first)
+        slot = self._slot_that_runs(first.reference)
         manifest = slot.active.manifest
         with ExitStack() as undone:
             undone.callback(slot.close)
@@ -145,15 +149,6 @@ class ControllerNode(ParameterNode, LifecycleNode):
         self._slot = slot
         self._told_swaps = -1
         self._joints.ask(config.command_controller, manifest.action.joints)
-
-    def _first_controller(self) -> str:
-        """Return what to load: what was asked for, or what the store has as current, or the default."""
-        config = self._settings.config
-        if config.controller:
-            return stored_bundle(self._store, config.controller).reference
-        if self._store.slot(self._slot_name) is None and config.default_controller:
-            return stored_bundle(self._store, config.default_controller).reference
-        return initial_reference(self._store, self._slot_name)
 
     def _slot_that_runs(self, reference: str) -> ControllerSlot:
         """Return a slot with a controller: on probation, unless it is the store's current one or cannot follow that."""

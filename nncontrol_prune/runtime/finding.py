@@ -24,6 +24,25 @@ def stored_bundle(store: BundleStore, text: str) -> Bundle:
     return bundle
 
 
+def first_controller(store: BundleStore, slot: str, *, asked: str, default: str) -> Bundle:
+    """Find the controller that a loop begins with: what is asked for, or what its slot ran last, or the default.
+
+    Args:
+        store: The store.
+        slot: The loop's.
+        asked: What a user means, see `stored_bundle`; empty for nothing.
+        default: Likewise.
+
+    Raises:
+        ControllerError: There is none, or it fails a check.
+    """
+    record = store.slot(slot)
+    text = asked or (default if record is None else record.current)
+    if not text:
+        raise StoreError(f"slot {slot} of the store {store.root} has no current controller; name one")
+    return find_bundle(store, text)
+
+
 def find_bundle(store: BundleStore, text: str) -> Bundle:
     """Find the controller a user means; see `stored_bundle`."""
     shipped = shipped_controllers()

@@ -279,15 +279,3 @@ def check_interchangeable(candidate: Manifest, active: Manifest) -> None:
     difference = layout_difference(candidate, active)
     if difference is not None:
         raise StagingError(f"{candidate.name} cannot take the place of {active.name}: {difference}")
-
-
-def initial_reference(store: BundleStore, slot: str) -> str:
-    """Return the controller a slot ran last.
-
-    Raises:
-        StoreError: It never ran one.
-    """
-    record = store.slot(slot)
-    if record is None:
-        raise StoreError(f"slot {slot} of the store {store.root} has no current controller; name one")
-    return record.current

@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nncontrol_prune.config import Config, ControllerConfig
+from nncontrol_prune.config import Config
 from nncontrol_prune.controllers.bundle import Bundle, short
 from nncontrol_prune.controllers.specs import Spec
-from nncontrol_prune.runtime.finding import find_bundle
-from nncontrol_prune.runtime.slot import initial_reference
 from nncontrol_prune.runtime.statistics import COLUMNS
 from nncontrol_prune.runtime.store import BundleStore
-from nncontrol_prune.transport.controller_process import SLOT, ControllerProcessSettings
+from nncontrol_prune.transport.controller_process import ControllerProcessSettings
 from nncontrol_prune.transport.messages import TICKS_PER_REPLY, Status, Ticks
 from nncontrol_prune.transport.network import Network, TransportError
 from nncontrol_prune.transport.process import ProcessError, ProcessGroup
@@ -31,15 +29,6 @@ POLL = 1.0
 PRUNING_DIED = "the pruning process ended; it was started again, and its job is lost"
 REPORT = "report"
 """Where, among what comes of a loop, the report is."""
-
-
-def first_controller(config: ControllerConfig, store: BundleStore) -> Bundle:
-    """Find the controller that a loop begins with.
-
-    Raises:
-        ControllerError: There is none, or it fails a check.
-    """
-    return find_bundle(store, config.controller or config.default_controller or initial_reference(store, SLOT))
 
 
 class LiveLoop(ProcessGroup):

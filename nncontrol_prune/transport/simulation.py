@@ -6,8 +6,10 @@ from pathlib import Path
 
 from nncontrol_prune.config import Config
 from nncontrol_prune.plants.environments import check_controller, environment_specs
+from nncontrol_prune.runtime.finding import first_controller
 from nncontrol_prune.runtime.store import BundleStore
-from nncontrol_prune.transport.live_loop import LiveLoop, first_controller
+from nncontrol_prune.transport.controller_process import SLOT
+from nncontrol_prune.transport.live_loop import LiveLoop
 from nncontrol_prune.transport.network import Network
 from nncontrol_prune.transport.plant_process import PlantProcessSettings
 from nncontrol_prune.transport.requests import Client
@@ -32,7 +34,8 @@ class Simulation(LiveLoop):
     def __init__(self, config: Config, network: Network, *, out: Path, store: BundleStore, bag: Path | None) -> None:
         environment = config.mujoco_sim.env
         specs = environment_specs(environment)
-        bundle = first_controller(config.nn_controller, store)
+        controller = config.nn_controller
+        bundle = first_controller(store, SLOT, asked=controller.controller, default=controller.default_controller)
         check_controller(bundle.manifest, specs)
         plant = PlantProcessSettings(network=network, config=config.mujoco_sim)
         super().__init__(config, network, bundle, out=out, store=store, bag=bag, environment=environment, plant=plant)
