@@ -76,8 +76,9 @@ def exported(
     outputs: Sequence[str] = ("action",),
     opset: int = 20,
     free: bool = True,
+    newer: bool = False,
 ) -> Path:
-    """Write what torch's older exporter makes of a module or function."""
+    """Write what torch's older exporter, or the newer one, makes of a module or function."""
     module = module if isinstance(module, nn.Module) else Function(module)
     example = torch.zeros(1, 5) if example is None else example
     with warnings.catch_warnings():
@@ -86,11 +87,12 @@ def exported(
             module.eval(),
             (example,),
             str(path),
-            dynamo=False,
+            dynamo=newer,
             opset_version=opset,
             input_names=["obs"],
             output_names=list(outputs),
             dynamic_axes={name: {0: "batch"} for name in ("obs", *outputs)} if free else None,
+            verbose=False,
         )
     return path
 
@@ -171,6 +173,23 @@ def test_every_activation_is_found_out(tmp_path: Path, name: str, opset: int) ->
     architecture = policy.module.architecture
     assert (architecture.hidden, architecture.activation, architecture.squash) == ((16, 8), name, "clip")
     check_same(policy, actor)
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_files_of_the_newer_exporter_are_read(tmp_path: Path, free: bool) -> None:
+    pytest.importorskip("onnxscript", reason="PyTorch's newer exporter takes it")
+    actor = mlp(nn.GELU)
+
+    def function(observations: Tensor) -> Tensor:
+        normalized = ((observations - MEAN) / torch.sqrt(STD**2 + 1e-8)).clamp(-1.5, 1.5)
+        return LOWER + (UPPER - LOWER) * (torch.tanh(actor(normalized)) + 1.0) / 2.0
+
+    path = exported(tmp_path / "p.onnx", function, newer=True, free=free, example=torch.zeros(1 + free, 5))
+    assert (tmp_path / "p.onnx.data").exists()  # where that exporter keeps the weights
+    policy = import_onnx(path, 5, ACTION)
+    architecture = policy.module.architecture
+    assert (architecture.hidden, architecture.activation, architecture.squash) == ((16, 8), "gelu", "tanh")
+    check_same(policy, function, around=(MEAN, STD))
 
 
 @pytest.mark.parametrize(
