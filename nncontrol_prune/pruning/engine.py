@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic
 
@@ -141,46 +141,14 @@ def prune_network(
             candidates.append(candidate)
         warnings += notes
         search_seconds += seconds
-    chosen = _chosen(candidates, choose, progress)
-    data = calibration
-    if more_data is not None and settings.on_policy_rounds:
-        module, data = refitted_on_policy(
-            chosen.module, calibration, chosen.rebuild, more_data, settings.on_policy_rounds, progress
-        )
-        candidates.append(judged(problem, replace(chosen, module=module, on_policy=True)))
-        chosen = _chosen([chosen, candidates[-1]], choose, progress)
-
-    refit = chosen.on_policy
-
-    def finished(candidate: Candidate[Module], progress: Progress) -> Candidate[Module]:
-        """Do to a candidate, as it is after surgery and reconstruction, what is done to the others."""
-        if refit and not candidate.on_policy:
-            candidate = judged(problem, replace(candidate, module=candidate.rebuild(data), on_policy=True))
-        return _distilled(problem, candidate, settings, progress, more_data) if settings.distill_steps else candidate
-
+    contest = _Contest(problem, candidates, settings, progress, more_data=more_data, choose=choose, enough=enough)
+    if settings.on_policy_rounds:
+        contest.refit_on_policy()
     if settings.distill_steps:
-
-        def contend(candidate: Candidate[Module]) -> Candidate[Module]:
-            """Distil a candidate, and return the better one of that and the best so far."""
-            candidates.append(finished(candidate, progress))
-            return _chosen([chosen, candidates[-1]], choose, progress)
-
-        def open_to_others() -> bool:
-            return choose is not None and not _is_enough(chosen, enough)
-
-        # What is best without a gradient step need not be best after some.
-        lowest = candidates[least_objective(candidates)]
-        chosen = contend(chosen)
-        if open_to_others() and lowest.groups != chosen.groups:
-            chosen = contend(lowest)
-        # In several rounds, most channels have left by the first ranking.
-        if open_to_others() and settings.importance != OTHER_RANKING and settings.rounds == 1:
-            progress("importance", 0.0)
-            chosen = contend(chosen.rerank(OTHER_RANKING))
-    if choose is not None:
-        for better in _varied(chosen, finished, choose, enough, settings, progress):
-            candidates.append(better)
-            chosen = better
+        contest.distil()
+    if settings.variations:
+        contest.vary()
+    chosen = contest.best
     if not math.isfinite(chosen.objective):
         broken = ", ".join(name for name, error in chosen.errors.items() if not math.isfinite(error))
         raise PruningError(
@@ -190,45 +158,139 @@ def prune_network(
     if chosen.exceeded:
         warnings.append(f"the limit on {', '.join(chosen.exceeded)} is exceeded by every choice that was tried")
     return Pruned(
-        candidates={candidate.name: candidate for candidate in candidates},
+        candidates={candidate.name: candidate for candidate in contest.candidates},
         chosen=chosen,
         warnings=tuple(dict.fromkeys(warnings)),
         search_seconds=search_seconds,
     )
 
 
-def _varied(
-    candidate: Candidate[Module],
-    finish: Callable[[Candidate[Module], Progress], Candidate[Module]],
-    choose: Choose,
-    enough: Enough | None,
-    settings: PruningSettings,
-    progress: Progress,
-) -> Iterator[Candidate[Module]]:
-    """Vary coefficients, one choice after the other, and yield each that is better than the best so far.
+class _Contest(Generic[Module]):
+    """The candidates of a run as they come, and the best of them so far.
 
-    A (1+1) evolution strategy (Rechenberg 1973) whose fitness is the closed loop. No error on logged states tells which
-    of two networks gets by with the states that it leads itself into.
+    Args:
+        problem: What they are judged by.
+        candidates: Those that there are after surgery and reconstruction.
+        settings: What further ones are made by.
+        progress: Told of every stage.
+        more_data: See `prune_network`, as for the rest.
+        choose: Without, the objective chooses.
+        enough: Without, none is good enough.
     """
-    wanted = settings.variations or 0
-    rng = np.random.default_rng(settings.seed)
-    seen = [candidate.groups]
-    for number in range(1, wanted + 1):
-        part = (number - 1) / wanted, number / wanted
-        progress("closed-loop search", part[0])
-        if _is_enough(candidate, enough):
+
+    def __init__(
+        self,
+        problem: CoefficientProblem[Module],
+        candidates: Sequence[Candidate[Module]],
+        settings: PruningSettings,
+        progress: Progress,
+        *,
+        more_data: MoreData | None,
+        choose: Choose | None,
+        enough: Enough | None,
+    ) -> None:
+        self._problem = problem
+        self._settings = settings
+        self._progress = progress
+        self._more_data = more_data
+        self._choose = choose or least_objective
+        self._enough = enough
+        self._closed_loop = choose is not None
+        self._met: Calibration | None = None  # with what the best one met, if it is built on that
+        self.candidates = list(candidates)
+        self.best = self._best_of(candidates)
+
+    def refit_on_policy(self) -> None:
+        """Let the best, rebuilt on what it meets, contend; if that wins, later ones are built on it too."""
+        if self._more_data is None:
             return
-        try:
-            other = candidate.vary(number, rng)
-        except PruningError:
-            continue  # near some coefficients no whole number of channels meets the budget
-        if other.groups in seen:
-            continue
-        seen.append(other.groups)
-        other = finish(other, progress.part("closed-loop search", *part))
-        if not other.exceeded and (candidate.exceeded or index_of_best(choose, [candidate, other]) == 1):
-            candidate = other
-            yield candidate
+        best, rounds = self.best, self._settings.on_policy_rounds or 0
+        module, data = refitted_on_policy(
+            best.module, self._problem.calibration, best.rebuild, self._more_data, rounds, self._progress
+        )
+        self._contend(judged(self._problem, replace(best, module=module, on_policy=True)))
+        self._met = data if self.best.on_policy else None
+
+    def distil(self) -> None:
+        """Let the best, distilled, contend, and until one is good enough two more."""
+        # What is best without a gradient step need not be best after some.
+        lowest = self.candidates[least_objective(self.candidates)]
+        self._contend(self._finished(self.best, self._progress))
+        if self._open_to_others and lowest.groups != self.best.groups:
+            self._contend(self._finished(lowest, self._progress))
+        # In several rounds, most channels have left by the first ranking.
+        if self._open_to_others and self._settings.importance != OTHER_RANKING and self._settings.rounds == 1:
+            self._progress("importance", 0.0)
+            self._contend(self._finished(self.best.rerank(OTHER_RANKING), self._progress))
+
+    def vary(self) -> None:
+        """Vary the best one's coefficients, one choice after the other, and keep each that is better.
+
+        A (1+1) evolution strategy (Rechenberg 1973) whose fitness is the closed loop. No error on logged states tells
+        which of two networks gets by with the states that it leads itself into.
+        """
+        wanted = self._settings.variations or 0
+        rng = np.random.default_rng(self._settings.seed)
+        seen = [self.best.groups]
+        for number in range(1, wanted + 1):
+            part = (number - 1) / wanted, number / wanted
+            self._progress("closed-loop search", part[0])
+            if self._is_enough:
+                return
+            try:
+                other = self.best.vary(number, rng)
+            except PruningError:
+                continue  # near some coefficients no whole number of channels meets the budget
+            if other.groups in seen:
+                continue
+            seen.append(other.groups)
+            other = self._finished(other, self._progress.part("closed-loop search", *part))
+            if other.exceeded:
+                continue
+            if self.best.exceeded or index_of_best(self._choose, [self.best, other]) == 1:
+                self.candidates.append(other)
+                self.best = other
+
+    def _finished(self, candidate: Candidate[Module], progress: Progress) -> Candidate[Module]:
+        """Do to a candidate, as it is after surgery and reconstruction, what is done to the others."""
+        problem, settings = self._problem, self._settings
+        if self._met is not None and not candidate.on_policy:
+            candidate = judged(problem, replace(candidate, module=candidate.rebuild(self._met), on_policy=True))
+        if not settings.distill_steps:
+            return candidate
+        rounds = settings.on_policy_rounds or 0 if self._more_data is not None else 0
+        student = distill(
+            candidate.module,
+            problem.network,
+            problem.calibration,
+            problem.terms,
+            steps=settings.distill_steps,
+            seed=settings.seed,
+            progress=progress,
+            more_data=self._more_data,
+            rounds=rounds,
+        )
+        on_policy = candidate.on_policy or rounds > 0
+        return judged(problem, replace(candidate, module=student, on_policy=on_policy, distilled=True))
+
+    def _contend(self, candidate: Candidate[Module]) -> None:
+        self.candidates.append(candidate)
+        self.best = self._best_of([self.best, candidate])
+
+    def _best_of(self, candidates: Sequence[Candidate[Module]]) -> Candidate[Module]:
+        """Choose, if any candidate keeps all limits, among those that do."""
+        self._progress("choice", 0.0)
+        candidates = [candidate for candidate in candidates if not candidate.exceeded] or candidates
+        return candidates[index_of_best(self._choose, candidates) if len(candidates) > 1 else 0]
+
+    @property
+    def _is_enough(self) -> bool:
+        """Whether no better one need be looked for: the best keeps all limits, and does as the dense network does."""
+        return self._enough is not None and not self.best.exceeded and self._enough(self.best)
+
+    @property
+    def _open_to_others(self) -> bool:
+        return self._closed_loop and not self._is_enough
 
 
 def refitted_on_policy(
@@ -248,38 +310,3 @@ def refitted_on_policy(
         calibration = calibration.with_more(more_data(module))
         module = rebuild(calibration)
     return module, calibration
-
-
-def _distilled(
-    problem: CoefficientProblem[Module],
-    candidate: Candidate[Module],
-    settings: PruningSettings,
-    progress: Progress,
-    more_data: MoreData | None,
-) -> Candidate[Module]:
-    rounds = settings.on_policy_rounds or 0 if more_data is not None else 0
-    student = distill(
-        candidate.module,
-        problem.network,
-        problem.calibration,
-        problem.terms,
-        steps=settings.distill_steps,
-        seed=settings.seed,
-        progress=progress,
-        more_data=more_data,
-        rounds=rounds,
-    )
-    on_policy = candidate.on_policy or rounds > 0
-    return judged(problem, replace(candidate, module=student, on_policy=on_policy, distilled=True))
-
-
-def _chosen(candidates: Sequence[Candidate[Module]], choose: Choose | None, progress: Progress) -> Candidate[Module]:
-    """Choose, if any candidate keeps all limits, among those that do."""
-    progress("choice", 0.0)
-    candidates = [candidate for candidate in candidates if not candidate.exceeded] or candidates
-    return candidates[index_of_best(choose or least_objective, candidates) if len(candidates) > 1 else 0]
-
-
-def _is_enough(candidate: Candidate[Any], enough: Enough | None) -> bool:
-    """Return whether no better one need be looked for: it keeps all limits, and does as the dense network does."""
-    return enough is not None and not candidate.exceeded and enough(candidate)
