@@ -120,55 +120,8 @@ def prune_bundle(
     if settings.variations is None:
         settings = settings.model_copy(update={"variations": 0 if enough is None else VARIATIONS})
 
-    def bundle_of(module: Any, provenance: Provenance | None = None) -> Bundle:
-        try:
-            return make_bundle(
-                module,
-                name=name or _name_after(manifest.name, provenance.sparsity if provenance else 0.0),
-                observation=manifest.observation,
-                action=manifest.action,
-                rate=manifest.rate,
-                environment=manifest.environment,
-                reference_observations=calibration.fit["observation"].numpy(),
-                parent=dense.reference if provenance else None,
-                provenance=provenance,
-            )
-        except BundleError as error:
-            raise PruningError(
-                f"what is left of {manifest.name} is of no use: {error}; ask for less sparsity"
-            ) from error
-
-    bundles: dict[str, Bundle | PruningError] = {}
-
-    def deployed(candidate: Candidate[Any]) -> Bundle | PruningError:
-        if candidate.name not in bundles:
-            try:
-                bundles[candidate.name] = bundle_of(candidate.module, _provenance(dense, rollouts, settings, candidate))
-            except PruningError as error:
-                bundles[candidate.name] = error
-        return bundles[candidate.name]
-
-    def best_of(candidates: Sequence[Candidate[Any]]) -> int:
-        assert choose is not None
-        found = [deployed(candidate) for candidate in candidates]
-        usable = [bundle for bundle in found if isinstance(bundle, Bundle)]
-        return found.index(usable[index_of_best(choose, usable) if len(usable) > 1 else 0]) if usable else 0
-
-    def does_enough(candidate: Candidate[Any]) -> bool:
-        assert enough is not None
-        bundle = deployed(candidate)
-        return isinstance(bundle, Bundle) and enough(bundle)
-
-    def met_by(module: Any) -> Batch:
-        assert observe is not None
-        try:
-            bundle = bundle_of(module)
-        except PruningError:  # what cannot be deployed meets nothing; in the middle of distillation it passes
-            return rows_like(calibration.fit, np.empty((0, manifest.observation.size)))
-        return rows_like(calibration.fit, observe(bundle))
-
-    exported = functools.cache(bundle_of)  # each network is measured several times
-
+    deployment = _Deployment(dense, rollouts, settings, calibration, name)
+    exported = functools.cache(deployment.bundle_of)  # each network is measured several times
     pruned = prune_network(
         recipe.network,
         calibration,
@@ -176,12 +129,12 @@ def prune_bundle(
         settings,
         progress=progress,
         latency=lambda module: latency_of(exported(module)),
-        more_data=None if observe is None else met_by,
-        choose=None if choose is None else best_of,
-        enough=None if enough is None else does_enough,
+        more_data=None if observe is None else functools.partial(deployment.met_by, observe),
+        choose=None if choose is None else functools.partial(deployment.best_of, choose),
+        enough=None if enough is None else functools.partial(deployment.is_enough, enough),
     )
     chosen = pruned.chosen
-    bundle = deployed(chosen)
+    bundle = deployment.of(chosen)
     if isinstance(bundle, PruningError):
         raise bundle
     report = PruningReport(
@@ -200,6 +153,86 @@ def prune_bundle(
         seconds=time.monotonic() - started,
     )
     return bundle, report
+
+
+class _Deployment:
+    """Networks of a run as bundles.
+
+    Args:
+        dense: The controller that is pruned.
+        rollouts: What it is pruned from.
+        settings: By which.
+        calibration: Has the observations that bundles are checked on.
+        name: Of the bundles; None for the dense one's with the sparsity.
+    """
+
+    def __init__(
+        self,
+        dense: Bundle,
+        rollouts: Rollouts,
+        settings: PruningSettings,
+        calibration: Calibration,
+        name: str | None,
+    ) -> None:
+        self._dense = dense
+        self._rollouts = rollouts
+        self._settings = settings
+        self._rows = calibration.fit
+        self._name = name
+        self._bundles: dict[str, Bundle | PruningError] = {}
+
+    def bundle_of(self, module: Any, provenance: Provenance | None = None) -> Bundle:
+        """Make a bundle of a network.
+
+        Raises:
+            PruningError: Its outputs are of no use.
+        """
+        manifest = self._dense.manifest
+        try:
+            return make_bundle(
+                module,
+                name=self._name or _name_after(manifest.name, provenance.sparsity if provenance else 0.0),
+                observation=manifest.observation,
+                action=manifest.action,
+                rate=manifest.rate,
+                environment=manifest.environment,
+                reference_observations=self._rows["observation"].numpy(),
+                parent=self._dense.reference if provenance else None,
+                provenance=provenance,
+            )
+        except BundleError as error:
+            raise PruningError(
+                f"what is left of {manifest.name} is of no use: {error}; ask for less sparsity"
+            ) from error
+
+    def of(self, candidate: Candidate[Any]) -> Bundle | PruningError:
+        """Return a candidate's bundle, made once, or why there is none."""
+        if candidate.name not in self._bundles:
+            provenance = _provenance(self._dense, self._rollouts, self._settings, candidate)
+            try:
+                self._bundles[candidate.name] = self.bundle_of(candidate.module, provenance)
+            except PruningError as error:
+                self._bundles[candidate.name] = error
+        return self._bundles[candidate.name]
+
+    def best_of(self, choose: Choose, candidates: Sequence[Candidate[Any]]) -> int:
+        """Return the index of the best candidate of those that are of use."""
+        found = [self.of(candidate) for candidate in candidates]
+        usable = [bundle for bundle in found if isinstance(bundle, Bundle)]
+        return found.index(usable[index_of_best(choose, usable) if len(usable) > 1 else 0]) if usable else 0
+
+    def is_enough(self, enough: Enough, candidate: Candidate[Any]) -> bool:
+        """Return whether a candidate does in closed loop as the dense controller does."""
+        bundle = self.of(candidate)
+        return isinstance(bundle, Bundle) and enough(bundle)
+
+    def met_by(self, observe: Observe, module: Any) -> Batch:
+        """Return rows with the observations that a network meets in its environment."""
+        try:
+            bundle = self.bundle_of(module)
+        except PruningError:  # what cannot be deployed meets nothing; in the middle of distillation it passes
+            return rows_like(self._rows, np.empty((0, self._dense.manifest.observation.size)))
+        return rows_like(self._rows, observe(bundle))
 
 
 def controller_calibration(
