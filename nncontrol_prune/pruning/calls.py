@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,19 +22,44 @@ def taken_in(arguments: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
 
 
 @contextmanager
-def telling_calls(module: nn.Module, names: Sequence[str], rows: int, note: Note) -> Iterator[None]:
+def hooked(
+    module: nn.Module, names: Iterable[str], function: Callable[..., Any], *, before: bool = False
+) -> Iterator[None]:
+    """Within the block, call a function whenever one of some parts of a module has been run, or is to be.
+
+    Args:
+        module: The module.
+        names: Of the parts.
+        function: Takes a part's name, the part, the number of the call from 0, the arguments by position, those by
+            keyword and, after it, the output. What it returns, unless that is None, takes the place of the output, or
+            before it of both kinds of arguments.
+        before: Whether it is called before the part is run.
+    """
+    calls = Counter[str]()
+
+    def hook(name: str, part: nn.Module, *passed: Any) -> Any:
+        calls[name] += 1
+        return function(name, part, calls[name] - 1, *passed)
+
+    with ExitStack() as stack:
+        for name in names:
+            part = module.get_submodule(name)
+            register = part.register_forward_pre_hook if before else part.register_forward_hook
+            stack.callback(register(partial(hook, name), with_kwargs=True).remove)
+        yield
+
+
+def telling_calls(module: nn.Module, names: Iterable[str], rows: int, note: Note) -> AbstractContextManager[None]:
     """Within the block, note each layer's first call, and the first in which it takes in other values in other rows.
 
     Mostly that is the same one. The state of a recurrent network often starts at zero, and of that nothing is learned.
     """
-    calls = Counter[str]()
     varied: set[str] = set()
 
-    def hook(name: str, layer: nn.Module, arguments: Any, named: Any, output: Tensor) -> None:
-        held, call = taken_in(arguments, named), calls[name]
-        calls[name] += 1
+    def tell(name: str, layer: nn.Module, call: int, arguments: Any, named: Any, output: Tensor) -> None:
         if name in varied:
             return
+        held = taken_in(arguments, named)
         by_row = held.reshape(rows, -1)
         varies = bool((by_row != by_row[:1]).any())
         if varies:
@@ -41,18 +67,7 @@ def telling_calls(module: nn.Module, names: Sequence[str], rows: int, note: Note
         if varies or call == 0:
             note(name, layer, call, held, output)
 
-    hooks = [
-        module.get_submodule(name).register_forward_hook(
-            lambda layer, arguments, named, output, name=name: hook(name, layer, arguments, named, output),
-            with_kwargs=True,
-        )
-        for name in names
-    ]
-    try:
-        yield
-    finally:
-        for handle in hooks:
-            handle.remove()
+    return hooked(module, names, tell)
 
 
 class TakenTensors(TorchDispatchMode):

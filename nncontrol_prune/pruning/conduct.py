@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from nncontrol_prune.pruning.calls import TakenTensors
+from nncontrol_prune.pruning.calls import TakenTensors, hooked
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.network import TRACED_ROWS, Batch, Network, Outputs, rows_of, spread_rows, take
@@ -166,17 +166,12 @@ def _parts_run(network: Network[Any], batch: Batch) -> dict[str, list[int]]:
     """
     calls: dict[str, list[int]] = {}
 
-    def note(name: str, arguments: Any, named: Any) -> None:
+    def note(name: str, part: nn.Module, call: int, arguments: Any, named: Any) -> None:
         held = next((value for value in (*arguments, *named.values()) if isinstance(value, Tensor)), None)
         calls.setdefault(name, []).append(0 if held is None or held.dim() == 0 else len(held))
 
-    with ExitStack() as stack:
-        for name, submodule in network.module.named_modules():
-            hook = submodule.register_forward_pre_hook(
-                lambda _, arguments, named, name=name: note(name, arguments, named), with_kwargs=True
-            )
-            stack.callback(hook.remove)
-        taken = stack.enter_context(TakenTensors())
+    every = dict(network.module.named_modules())
+    with hooked(network.module, every, note, before=True), TakenTensors() as taken:
         network.run(network.module, batch)
     return calls | {name: [] for name, parameter in network.module.named_parameters() if id(parameter) in taken.ids}
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nncontrol_prune.pruning.calls import taken_in
+from nncontrol_prune.pruning.calls import hooked, taken_in
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import LINEAR, TRANSPOSED, Group
 
@@ -78,31 +78,20 @@ def multiplication_cost(module: nn.Module, groups: Sequence[Group], run: Callabl
     """A weight of a linear layer or a convolution costs one for every time that it is multiplied in a run."""
     weights: dict[str, float] = {}
 
-    def count(name: str, held: Tensor, output: Tensor, layer: nn.Module) -> None:
+    def count(name: str, layer: nn.Module, call: int, arguments: Any, named: Any, output: Tensor) -> None:
         if isinstance(layer, nn.Linear):
             positions = output.numel() / layer.out_features
         elif isinstance(layer, TRANSPOSED):
+            held = taken_in(arguments, named)
             positions = held.numel() / held.shape[1]
         else:
             positions = output.numel() / output.shape[1]
-        weights[name] = weights.get(name, 0.0) + positions
+        weight = f"{name}.weight".lstrip(".")
+        weights[weight] = weights.get(weight, 0.0) + positions
 
-    hooks = [
-        layer.register_forward_hook(
-            lambda module, arguments, named, output, name=name: count(
-                f"{name}.weight".lstrip("."), taken_in(arguments, named), output, module
-            ),
-            with_kwargs=True,
-        )
-        for name, layer in module.named_modules()
-        if isinstance(layer, (*LINEAR, *TRANSPOSED))
-    ]
-    try:
-        with torch.no_grad():
-            run(module)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    layers = [name for name, layer in module.named_modules() if isinstance(layer, (*LINEAR, *TRANSPOSED))]
+    with torch.no_grad(), hooked(module, layers, count):
+        run(module)
     return Cost(module, groups, weights)
 
 

@@ -29,9 +29,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ from scipy.optimize import bisect
 from torch import Tensor, nn
 
 from nncontrol_prune.progress import Progress
-from nncontrol_prune.pruning.calls import taken_in
+from nncontrol_prune.pruning.calls import hooked, taken_in
 from nncontrol_prune.pruning.coefficients import CoefficientProblem, uniform
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import TRANSPOSED, Group
@@ -262,38 +261,22 @@ class _SoftLayers:
                 group, channel = group.repeat_interleave(taps(layer)), channel.repeat_interleave(taps(layer))
             self._places[name] = group, channel
 
-    @contextmanager
-    def masked(self, masks: Sequence[Tensor]) -> Iterator[None]:
+    def masked(self, masks: Sequence[Tensor]) -> AbstractContextManager[None]:
         """Within the block the module computes what the masks, one for each group, leave of it.
 
         Layers are fitted as they are run first, which has to be on the rows to fit.
         """
         fitted: dict[str, tuple[Tensor, Tensor]] = {}
-        calls = Counter[str]()
 
-        def hook(name: str, layer: nn.Module, held: Tensor, output: Tensor) -> Tensor:
-            calls[name] += 1
-            if calls[name] <= self._targets[name].call:
+        def leave(name: str, layer: nn.Module, call: int, arguments: Any, named: Any, output: Tensor) -> Tensor:
+            if call < self._targets[name].call:
                 return output  # to what is the same in all rows
-            mask = self._mask(name, masks)
+            held, mask = taken_in(arguments, named), self._mask(name, masks)
             if isinstance(layer, NORMS):
                 return self._norm(name, layer, held, output, mask, fitted)
             return self._regression(name, layer, held, mask, fitted)
 
-        hooks = [
-            self._module.get_submodule(name).register_forward_hook(
-                lambda layer, arguments, named, output, name=name: hook(
-                    name, layer, taken_in(arguments, named), output
-                ),
-                with_kwargs=True,
-            )
-            for name in self._places
-        ]
-        try:
-            yield
-        finally:
-            for handle in hooks:
-                handle.remove()
+        return hooked(self._module, self._places, leave)
 
     def _mask(self, name: str, masks: Sequence[Tensor]) -> Tensor:
         group, channel = self._places[name]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from nncontrol_prune.pruning.calls import hooked
 from nncontrol_prune.pruning.coupling import OUTPUT, PARTS, Cause, Entry
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.propagation import SPREAD_ENTRIES
@@ -158,15 +159,9 @@ class _Trace:
 
     def __init__(self, module: nn.Module, run: Callable[[nn.Module], Any]) -> None:
         order: list[str] = []
-        hooks = [
-            submodule.register_forward_pre_hook(lambda *_, name=name: order.append(name))
-            for name, submodule in module.named_modules()
-        ]
-        try:
+        every = dict(module.named_modules())
+        with hooked(module, every, lambda name, *_: order.append(name), before=True):
             self.coupling = trace(module, lambda: run(module))
-        finally:
-            for hook in hooks:
-                hook.remove()
         self._module = module
         self.position = {name: index for index, name in enumerate(dict.fromkeys(order))}
         self._shapes = {name: tensor.shape for name, tensor in (*module.named_parameters(), *module.named_buffers())}

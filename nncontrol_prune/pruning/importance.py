@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from nncontrol_prune.pruning.calls import taken_in, telling_calls
+from nncontrol_prune.pruning.calls import hooked, taken_in, telling_calls
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import TRANSPOSED, Group
 from nncontrol_prune.pruning.layers import by_channel, solution_of, taps
@@ -246,7 +246,7 @@ def inputs_of(module: nn.Module, groups: Sequence[Group]) -> Iterator[dict[str, 
     """Collect what each consumer takes in, call by call; each a tensor of its own that only this consumer uses."""
     inputs: dict[str, list[Tensor]] = {}
 
-    def note(name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def note(name: str, layer: nn.Module, call: int, arguments: Any, named: Any) -> Any:
         given = taken_in(arguments, named)
         held = given.clone()  # others may work in place on what this one takes in
         if torch.is_grad_enabled() and not held.requires_grad:
@@ -254,17 +254,9 @@ def inputs_of(module: nn.Module, groups: Sequence[Group]) -> Iterator[dict[str, 
         inputs.setdefault(name, []).append(held)
         return tree_map(lambda value: held if value is given else value, (arguments, named))
 
-    hooks = [
-        module.get_submodule(name).register_forward_pre_hook(
-            lambda _, arguments, named, name=name: note(name, arguments, named), with_kwargs=True
-        )
-        for name in dict.fromkeys(name for group in groups for name in group.consumers)
-    ]
-    try:
+    consumers = dict.fromkeys(name for group in groups for name in group.consumers)
+    with hooked(module, consumers, note, before=True):
         yield inputs
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _inward(layer: nn.Module) -> int:

@@ -25,16 +25,15 @@ rows: W and b that were exact stay so, and the fit attends to both.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from nncontrol_prune.pruning.calls import taken_in, telling_calls
+from nncontrol_prune.pruning.calls import hooked, taken_in, telling_calls
 from nncontrol_prune.pruning.groups import TRANSPOSED, Group, leaving_entries
 from nncontrol_prune.pruning.layers import (
     NORMS,
@@ -224,29 +223,16 @@ def _refit_last_layers(
         network.run(pruned, network.once(batch))
 
 
-@contextmanager
 def _before_calls(
     module: nn.Module, targets: Mapping[str, Target], refit: Callable[[str, nn.Module, Tensor], None]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Within the block, refit each layer when it is to run as its target tells, given what it takes in."""
-    calls = Counter[str]()
 
-    def hook(name: str, layer: nn.Module, held: Tensor) -> None:
-        calls[name] += 1
-        if calls[name] == targets[name].call + 1:
-            refit(name, layer, held)
+    def refit_there(name: str, layer: nn.Module, call: int, arguments: Any, named: Any) -> None:
+        if call == targets[name].call:
+            refit(name, layer, taken_in(arguments, named))
 
-    hooks = [
-        module.get_submodule(name).register_forward_pre_hook(
-            lambda layer, arguments, named, name=name: hook(name, layer, taken_in(arguments, named)), with_kwargs=True
-        )
-        for name in targets
-    ]
-    try:
-        yield
-    finally:
-        for handle in hooks:
-            handle.remove()
+    return hooked(module, targets, refit_there, before=True)
 
 
 def regression(

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from nncontrol_prune.pruning.calls import hooked
 from nncontrol_prune.pruning.layers import by_channel
 from nncontrol_prune.pruning.network import Batch, Network, rows_of, take
 from nncontrol_prune.pruning.terms import Term
@@ -47,33 +48,23 @@ def squared_gradients(
 def _of_minibatch(
     network: Network[Any], names: Sequence[str], batch: Batch, terms: Sequence[Term], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    calls: list[tuple[str, Tensor]] = []
+    calls: list[tuple[str, nn.Module, Tensor]] = []
 
-    def note(name: str, output: Tensor) -> Tensor:
+    def note(name: str, layer: nn.Module, call: int, arguments: Any, named: Any, output: Tensor) -> Tensor:
         leaf = output if output.requires_grad else output.detach().requires_grad_(True)
-        calls.append((name, leaf))
+        calls.append((name, layer, leaf))
         return leaf + 0.0  # what comes after may work in place
 
-    layers = {name: network.module.get_submodule(name) for name in names}
-    hooks = [
-        layer.register_forward_hook(lambda _, inputs, output, name=name: note(name, output))
-        for name, layer in layers.items()
-    ]
     found: dict[str, Tensor] = {}
-    try:
-        with torch.enable_grad():
-            outputs = network.run(network.module, batch)
-            for direction in directions(outputs, terms, generator):
-                gradients = torch.autograd.grad(
-                    direction, [leaf for _, leaf in calls], retain_graph=True, allow_unused=True
-                )
-                for (name, _), gradient in zip(calls, gradients, strict=True):
-                    if gradient is not None:
-                        squares = by_channel(layers[name], gradient, rows_of(batch)).square().sum(dim=2)
-                        found[name] = found[name] + squares if name in found else squares
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.enable_grad(), hooked(network.module, names, note):
+        outputs = network.run(network.module, batch)
+        for direction in directions(outputs, terms, generator):
+            leaves = [leaf for _, _, leaf in calls]
+            gradients = torch.autograd.grad(direction, leaves, retain_graph=True, allow_unused=True)
+            for (name, layer, _), gradient in zip(calls, gradients, strict=True):
+                if gradient is not None:
+                    squares = by_channel(layer, gradient, rows_of(batch)).square().sum(dim=2)
+                    found[name] = found[name] + squares if name in found else squares
     return found
 
 

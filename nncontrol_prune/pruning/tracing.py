@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from nncontrol_prune.pruning.calls import taken_in
+from nncontrol_prune.pruning.calls import hooked, taken_in
 from nncontrol_prune.pruning.coupling import OUTPUT, Cause, Coupling
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.parts import CHUNKS, taken_of
@@ -49,24 +50,16 @@ def trace(module: nn.Module, run: Callable[[], Any]) -> Coupling:
         coupling.originate(
             tensor, Cause(f"meet {name}, a tensor that is no buffer", "make it one, with register_buffer")
         )
-    hooks = [
-        layer.register_forward_pre_hook(
-            lambda _, arguments, named, name=name: _keep_positions(coupling, name, taken_in(arguments, named)),
-            with_kwargs=True,
-        )
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear)
-    ]
+    linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    watched = hooked(module, linear, partial(_keep_positions, coupling), before=True)
     modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
-        with torch.no_grad(), without_fast_path(), _Functions(coupling), _Propagation(coupling):
+        with torch.no_grad(), without_fast_path(), watched, _Functions(coupling), _Propagation(coupling):
             outputs = run()
     finally:
         for submodule, training in modes:  # one that is frozen is in another mode than the rest
             submodule.training = training
-        for hook in hooks:
-            hook.remove()
     coupling.begin(OUTPUT)
     for output in tree_iter(outputs):
         if isinstance(output, Tensor):
@@ -157,10 +150,10 @@ def without_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
-def _keep_positions(coupling: Coupling, name: str, held: Tensor) -> None:
+def _keep_positions(coupling: Coupling, name: str, layer: nn.Module, call: int, arguments: Any, named: Any) -> None:
     """Make stay what a linear layer treats alike, as a mixer's does with channels: it is fitted to all of them."""
     coupling.begin(Cause(f"are positions to the layer {name}, which is applied to each"))
-    for row in coupling.labels(held)[:-1]:
+    for row in coupling.labels(taken_in(arguments, named))[:-1]:
         coupling.fix(row)
 
 
