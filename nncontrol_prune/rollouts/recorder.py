@@ -197,18 +197,16 @@ class Recorder:
             return self._drop(stream, f"a step could not be recorded: {error}")
         return self._send(stream, stream.buffer)
 
-    def bundle(self, stamp: float, swaps: int, reference: str) -> bool:
+    def bundle(self, swaps: int, reference: str) -> bool:
         """Record which bundle acts from now on.
 
         Args:
-            stamp: When it was swapped in, in s of the plant's clock; the message has no place for it.
             swaps: How many swaps the slot has seen.
             reference: `name@digest`.
 
         Returns:
             Whether it was handed over; False if it was dropped.
         """
-        del stamp
         stream = self._bundles
         text = f"{swaps} {reference}".encode()
         if len(text) > MAX_TEXT:

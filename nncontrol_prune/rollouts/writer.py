@@ -132,18 +132,16 @@ class BagWriter:
         values = np.array((stamp, episode, step, reward, terminated, truncated), "<f8")
         self.append(Kind.STEP, time.time_ns(), values.tobytes())
 
-    def bundle(self, stamp: float, swaps: int, reference: str) -> None:
+    def bundle(self, swaps: int, reference: str) -> None:
         """Write which bundle acts from now on.
 
         Args:
-            stamp: When it was swapped in, in s of the plant's clock; the message has no place for it.
             swaps: How many swaps the slot has seen.
             reference: `name@digest`.
 
         Raises:
             RolloutError: The bag cannot be written.
         """
-        del stamp
         self.append(Kind.BUNDLE, time.time_ns(), f"{swaps} {reference}".encode())
 
     def append(self, kind: Kind, log_time: int, payload: bytes) -> None:

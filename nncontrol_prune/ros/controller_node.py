@@ -211,7 +211,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
             action_size=manifest.action.size,
             rate=manifest.rate,
         )
-        recorder.bundle(0.0, slot.swaps, slot.active.reference)
+        recorder.bundle(slot.swaps, slot.active.reference)
         return recorder
 
     def _tell_recording_problem(self, reason: str) -> None:
@@ -339,7 +339,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
         for event in [] if first else slot.events[self._told_swaps :]:
             self.get_logger().info(f"{event.reason}: {event.reference}")
             if self._recorder is not None:
-                self._recorder.bundle(0.0, event.swaps, event.reference)
+                self._recorder.bundle(event.swaps, event.reference)
             self._bundle_publisher.publish(String(data=f"{event.swaps} {event.reference}"))
             self._told_swaps = event.swaps
         if first:

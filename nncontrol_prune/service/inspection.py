@@ -33,11 +33,11 @@ def inspect_rollouts(path: Path) -> dict[str, Any]:
         "action size": rollouts.action.shape[1],
         "duration [s]": round(float(np.ptp(rollouts.stamp)), 3),
         "controllers": rollouts.controllers,
-        "episodes": len(np.unique(rollouts.episode)),
+        "episodes": len(rollouts.episodes),
         "digest": rollouts.digest,
     }
     if rollouts.has_rewards:
-        returns = [float(np.nansum(rollouts.reward[rollouts.episode == e])) for e in np.unique(rollouts.episode)]
+        returns = [float(np.nansum(rollouts.reward[rollouts.episode == e])) for e in rollouts.episodes]
         summary["returns"] = [round(value, 2) for value in returns]
     if rollouts.warnings:
         summary["warnings"] = rollouts.warnings

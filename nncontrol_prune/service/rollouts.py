@@ -47,7 +47,7 @@ def record_episodes(
     with BagWriter(
         bag, observation_size=manifest.observation.size, action_size=manifest.action.size, rate=manifest.rate
     ) as writer:
-        writer.bundle(0.0, 0, bundle.reference)
+        writer.bundle(0, bundle.reference)
         for trajectory in trajectories(bundle, environment, seeds):
             if ending is not None and ending.is_set():
                 break

@@ -135,7 +135,7 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
         for event in slot.events[recorded_swaps:]:
             recorded_swaps += 1
             if recorder is not None:
-                recorder.bundle(0.0, event.swaps, event.reference)
+                recorder.bundle(event.swaps, event.reference)
 
     def status(_: Status) -> dict[str, Any]:
         active = slot.active
@@ -206,7 +206,7 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
         observation_limit=config.observation_limit,
     )
     if recorder is not None:
-        recorder.bundle(0.0, 0, slot.active.reference)
+        recorder.bundle(0, slot.active.reference)
     server.start()
 
     def work() -> None:

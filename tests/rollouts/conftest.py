@@ -43,7 +43,7 @@ def write_bag(tmp_path: Path) -> WriteBag:
             for row in range(rows):
                 stamp, episode = row * 0.01, row // length
                 if row % length == 0:
-                    writer.bundle(stamp, episode, (DENSE, PRUNED)[episode])
+                    writer.bundle(episode, (DENSE, PRUNED)[episode])
                 if row not in lost_transitions:
                     observation = row + np.arange(observation_size) / 10
                     writer.transition(stamp, episode, observation, np.full(action_size, -row))

@@ -117,7 +117,7 @@ def test_steps_of_most_transitions_missing_is_reported(tmp_path: Path) -> None:
 
 def test_nan_is_kept_and_counted(tmp_path: Path) -> None:
     with BagWriter(tmp_path / "bag", observation_size=2, action_size=1, rate=10.0) as writer:
-        writer.bundle(0.0, 0, "a@01234567")
+        writer.bundle(0, "a@01234567")
         for row in range(10):
             writer.transition(row * 0.1, 0, [np.nan if row == 3 else 0.0, 1.0], [np.inf if row == 4 else 0.0])
     rollouts = read_rollouts(tmp_path / "bag")
@@ -127,7 +127,7 @@ def test_nan_is_kept_and_counted(tmp_path: Path) -> None:
 
 def test_transitions_without_a_stamp_are_left_out(tmp_path: Path) -> None:
     with BagWriter(tmp_path / "bag", observation_size=1, action_size=1, rate=10.0) as writer:
-        writer.bundle(0.0, 0, "a@01234567")
+        writer.bundle(0, "a@01234567")
         for stamp in (0.0, np.nan, 0.2):
             writer.transition(stamp, 0, [stamp], [0.0])
     rollouts = read_rollouts(tmp_path / "bag")
@@ -139,7 +139,7 @@ def test_unknown_controller_is_reported(tmp_path: Path) -> None:
     with BagWriter(tmp_path / "bag", observation_size=1, action_size=1, rate=10.0) as writer:
         writer.transition(0.0, 0, [0.0], [0.0])
         writer.transition(0.1, 1, [0.0], [0.0])
-        writer.bundle(0.1, 1, "b@01234567")
+        writer.bundle(1, "b@01234567")
     rollouts = read_rollouts(tmp_path / "bag")
     np.testing.assert_array_equal(rollouts.bundle, [-1, 0])
     assert rollouts.controllers == ["b@01234567"]
@@ -149,7 +149,7 @@ def test_unknown_controller_is_reported(tmp_path: Path) -> None:
 def test_loop_that_was_started_again_counts_swaps_anew(tmp_path: Path) -> None:
     with BagWriter(tmp_path / "bag", observation_size=1, action_size=1, rate=10.0) as writer:
         for start, name in ((0.0, "a@01234567"), (5.0, "b@01234567")):
-            writer.bundle(start, 0, name)
+            writer.bundle(0, name)
             writer.transition(start, 0, [0.0], [0.0])
             time.sleep(0.001)
     rollouts = read_rollouts(tmp_path / "bag")
@@ -257,7 +257,7 @@ def test_controller_can_be_chosen(tmp_path: Path) -> None:
 
 def write_in_chunks(path: Path, rows: int = 200) -> Path:
     with BagWriter(path, observation_size=2, action_size=1, rate=100.0) as writer:
-        writer.bundle(0.0, 0, "a@01234567")
+        writer.bundle(0, "a@01234567")
         for row in range(rows):
             writer.transition(row * 0.01, 0, [row, row], [row])
             if row % 10 == 9:

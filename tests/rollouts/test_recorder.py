@@ -57,7 +57,7 @@ def wait_until(condition: Callable[[], bool], timeout: float = 10.0) -> None:
 def test_what_is_recorded_is_read(make_recorder: MakeRecorder, tmp_path: Path) -> None:
     recorder = make_recorder()
     before = time.time_ns()
-    assert recorder.bundle(0.0, 0, DENSE)
+    assert recorder.bundle(0, DENSE)
     assert record(recorder, 200) == 400
     summary = recorder.close()
     assert (summary.written, summary.dropped, summary.reason) == (401, 0, None)
@@ -84,7 +84,7 @@ def test_after_closing_everything_is_dropped(make_recorder: MakeRecorder) -> Non
     recorder = make_recorder()
     recorder.close()
     assert record(recorder, 2) == 0
-    assert not recorder.bundle(0.0, 0, DENSE)
+    assert not recorder.bundle(0, DENSE)
 
 
 def test_loop_leaves_no_thread_and_no_process_behind(make_recorder: MakeRecorder) -> None:
@@ -118,7 +118,7 @@ def test_what_cannot_be_recorded_is_dropped(make_recorder: MakeRecorder, observa
     with make_recorder() as recorder:
         assert not recorder.transition(0.0, 0, observation, action)
         assert not recorder.step(None, 0, 0, 0.0, False, False)
-        assert not recorder.bundle(0.0, 0, "x" * 10_000)
+        assert not recorder.bundle(0, "x" * 10_000)
         assert "a transition could not be recorded" in (recorder.reason or "")
         summary = recorder.close()
     assert summary.dropped_by_loop == 3
@@ -209,7 +209,7 @@ def test_unwritable_place_is_refused(make_recorder: MakeRecorder, tmp_path: Path
 
 def test_killed_recorder_costs_the_last_second_at_most(make_recorder: MakeRecorder, tmp_path: Path) -> None:
     recorder = make_recorder()
-    recorder.bundle(0.0, 0, DENSE)
+    recorder.bundle(0, DENSE)
     start = time.monotonic()
     rows = 0
     while time.monotonic() - start < 1.5:
@@ -238,7 +238,7 @@ import sys, time
 from pathlib import Path
 from nncontrol_prune.rollouts.recorder import Recorder
 recorder = Recorder(Path(sys.argv[1]), observation_size=5, action_size=1, rate=100.0)
-recorder.bundle(0.0, 0, "dense@01234567")
+recorder.bundle(0, "dense@01234567")
 for row in range(150):
     recorder.transition(row * 0.01, 0, [row] * 5, [-row])
 print(recorder._process.pid, flush=True)

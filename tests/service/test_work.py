@@ -112,7 +112,7 @@ def recorded(path: Path, controller: str | None) -> Rollouts:
     """Return rollouts in which a controller acted."""
     with BagWriter(path, observation_size=5, action_size=1, rate=100.0) as writer:
         if controller is not None:
-            writer.bundle(0.0, 0, controller)
+            writer.bundle(0, controller)
         for tick in range(100):
             writer.transition(tick * 0.01, 0, np.zeros(5), np.zeros(1))
     return read_rollouts(path)
