@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import textwrap
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import yaml
 
 _VOLATILE, _TRANSIENT_LOCAL = 2, 1
-_FOREVER = "{sec: 9223372036, nsec: 854775807}"
 
 
 @dataclass
@@ -32,21 +33,22 @@ class Topic:
     @property
     def qos(self) -> str:
         """The publisher's quality of service, as the YAML that bags hold."""
-        return textwrap.dedent(f"""\
-            - history: 1
-              depth: {1 if self.latched else 10}
-              reliability: 1
-              durability: {_TRANSIENT_LOCAL if self.latched else _VOLATILE}
-              deadline: {_FOREVER}
-              lifespan: {_FOREVER}
-              liveliness: 1
-              liveliness_lease_duration: {_FOREVER}
-              avoid_ros_namespace_conventions: false
-            """)
+        profile = {
+            "history": 1,
+            "depth": 1 if self.latched else 10,
+            "reliability": 1,
+            "durability": _TRANSIENT_LOCAL if self.latched else _VOLATILE,
+            "deadline": _forever(),
+            "lifespan": _forever(),
+            "liveliness": 1,
+            "liveliness_lease_duration": _forever(),
+            "avoid_ros_namespace_conventions": False,
+        }
+        return in_yaml([profile])
 
 
-def bag_information(file: str, topics: Sequence[Topic], start: int, end: int, rate: float) -> str:
-    """Describe a bag in YAML, as its MCAP file holds it; `metadata_file` makes a `metadata.yaml` of it.
+def bag_information(file: str, topics: Sequence[Topic], start: int, end: int, rate: float) -> dict[str, Any]:
+    """Describe a bag: its MCAP file holds this in YAML, and `metadata.yaml` under `rosbag2_bagfile_information`.
 
     Args:
         file: Name of the bag's only file.
@@ -55,38 +57,44 @@ def bag_information(file: str, topics: Sequence[Topic], start: int, end: int, ra
         end: And of the last.
         rate: Rate of the control loop in Hz.
     """
-    count = sum(topic.messages for topic in topics)
-    span = f"""\
-starting_time:
-  nanoseconds_since_epoch: {start}
-duration:
-  nanoseconds: {end - start}
-message_count: {count}
-"""
-    # A JSON string is a YAML string too, whatever is in it.
-    return (
-        f"version: 8\nstorage_identifier: mcap\n{span}"
-        f"compression_format: ''\ncompression_mode: ''\n"
-        f"relative_file_paths:\n  - {json.dumps(file)}\n"
-        f"files:\n  - path: {json.dumps(file)}\n{textwrap.indent(span, '    ')}"
-        f"topics_with_message_count:\n{''.join(map(_topic, topics))}"
-        f"custom_data:\n  rate: '{rate}'\n"
-        f"ros_distro: nncontrol_prune\n"
-    )
+
+    def span() -> dict[str, Any]:
+        return {
+            "starting_time": {"nanoseconds_since_epoch": start},
+            "duration": {"nanoseconds": end - start},
+            "message_count": sum(topic.messages for topic in topics),
+        }
+
+    return {
+        "version": 8,
+        "storage_identifier": "mcap",
+        **span(),
+        "compression_format": "",
+        "compression_mode": "",
+        "relative_file_paths": [file],
+        "files": [{"path": file, **span()}],
+        "topics_with_message_count": [
+            {
+                "topic_metadata": {
+                    "name": topic.name,
+                    "type": topic.message_type,
+                    "serialization_format": "cdr",
+                    "offered_qos_profiles": topic.qos,
+                    "type_description_hash": topic.type_hash,
+                },
+                "message_count": topic.messages,
+            }
+            for topic in topics
+        ],
+        "custom_data": {"rate": f"{rate}"},
+        "ros_distro": "nncontrol_prune",
+    }
 
 
-def metadata_file(information: str) -> bytes:
-    """Return the contents of a `metadata.yaml`."""
-    return ("rosbag2_bagfile_information:\n" + textwrap.indent(information, "  ")).encode()
+def in_yaml(value: Any) -> str:
+    """Return lists and dictionaries as YAML; one that is in two places of them is written as an alias, so none is."""
+    return yaml.safe_dump(value, sort_keys=False, width=math.inf)
 
 
-def _topic(topic: Topic) -> str:
-    return f"""\
-  - topic_metadata:
-      name: {json.dumps(topic.name)}
-      type: {topic.message_type}
-      serialization_format: cdr
-      offered_qos_profiles: {json.dumps(topic.qos)}
-      type_description_hash: {topic.type_hash}
-    message_count: {topic.messages}
-"""
+def _forever() -> dict[str, int]:
+    return {"sec": 9223372036, "nsec": 854775807}

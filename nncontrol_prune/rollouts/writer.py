@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from nncontrol_prune.files import write_atomically
 from nncontrol_prune.rollouts.errors import RolloutError
-from nncontrol_prune.rollouts.metadata import Topic, bag_information, metadata_file
+from nncontrol_prune.rollouts.metadata import Topic, bag_information, in_yaml
 from nncontrol_prune.rollouts.records import Kind
 from nncontrol_prune.rollouts.schema import (
     ARRAY,
@@ -197,7 +197,7 @@ class BagWriter:
         try:
             with self._reported():
                 self.flush()
-                self._mcap.add_metadata(*self._information())
+                self._mcap.add_metadata("rosbag2", {"serialized_metadata": in_yaml(self._information())})
                 self._mcap.finish()
                 self._file.flush()
                 os.fsync(self._file.fileno())
@@ -249,7 +249,7 @@ class BagWriter:
         """Write all that comes before the first message; return the id of each kind's channel."""
         self._mcap.start(profile="ros2", library="nncontrol_prune")
         # ROS 2 reads the version from here, and without it takes the channels' QoS for the newest version's.
-        self._mcap.add_metadata(*self._information())
+        self._mcap.add_metadata("rosbag2", {"serialized_metadata": in_yaml(self._information())})
         schemas: dict[str, int] = {}
         for message_type in (ARRAY, STRING):
             definition, _ = message_definition(message_type)
@@ -264,11 +264,9 @@ class BagWriter:
         self._write_metadata_file()
         return channels
 
-    def _information(self) -> tuple[str, dict[str, str]]:
-        """Return name and contents of the MCAP metadata record that rosbag2 looks for."""
-        text = bag_information(self._path.name, list(self._topics.values()), self._start, self._end, self._rate)
-        return "rosbag2", {"serialized_metadata": text}
+    def _information(self) -> dict[str, Any]:
+        return bag_information(self._path.name, list(self._topics.values()), self._start, self._end, self._rate)
 
     def _write_metadata_file(self) -> None:
-        _, information = self._information()
-        write_atomically(self._directory / METADATA, metadata_file(information["serialized_metadata"]))
+        text = in_yaml({"rosbag2_bagfile_information": self._information()})
+        write_atomically(self._directory / METADATA, text.encode())
