@@ -15,7 +15,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -48,6 +48,9 @@ class SlotRecord(Spec):
 
     current: str
     history: Annotated[tuple[str, ...], Field(max_length=HISTORY_LENGTH)] = ()
+
+
+Record = TypeVar("Record", Verdict, SlotRecord)
 
 
 class BundleStore:
@@ -110,10 +113,22 @@ class BundleStore:
 
         Raises:
             StoreError: One of the controllers on the way there is not in the store.
-            BundleError: One of them is damaged.
+            BundleError: The manifest of one of them is damaged.
         """
-        parent = self.load(reference).manifest.parent
-        return reference if parent is None else self.dense(parent)
+        *_, dense = self.lineage(reference)
+        return dense
+
+    def lineage(self, reference: str) -> Iterator[str]:
+        """Yield a controller's `name@digest`, that of the one it was pruned from, and so on to the dense one.
+
+        Raises:
+            StoreError: The store does not hold the one that was yielded last, when it is asked for the next.
+            BundleError: Its manifest is damaged.
+        """
+        follows: str | None = reference
+        while follows is not None:
+            yield follows
+            follows = self.manifest(follows).parent
 
     def directory(self, digest: str) -> Path:
         """Return where a bundle of this digest is, or would be."""
@@ -155,7 +170,8 @@ class BundleStore:
             StoreError: The store does not hold it.
             BundleError: It is damaged.
         """
-        return parse_manifest((self.directory(self.find(reference)) / MANIFEST).read_bytes())
+        path = self.directory(self.find(reference)) / MANIFEST
+        return parse_manifest(path.read_bytes() if path.exists() else None)
 
     def verdict(self, digest: str) -> Verdict | None:
         """Return the verdict about a bundle; None if it was never validated.
@@ -164,15 +180,8 @@ class BundleStore:
             StoreError: The verdict's file cannot be read, is damaged, or about another bundle.
         """
         path = self.root / "verdicts" / f"{digest}.json"
-        try:
-            verdict = Verdict.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StoreError(f"the verdict {path} cannot be read: {error.strerror}") from error
-        except ValidationError as error:
-            raise StoreError(f"{path} is not a verdict: {error.errors()[0]['msg']}") from error
-        if not verdict.candidate.endswith(f"@{digest}"):
+        verdict = _read(path, Verdict, "verdict")
+        if verdict is not None and not verdict.candidate.endswith(f"@{digest}"):
             raise StoreError(f"{path} is a verdict about {short(verdict.candidate)}")
         return verdict
 
@@ -242,15 +251,7 @@ class BundleStore:
         Raises:
             StoreError: The slot's file cannot be read, or is damaged.
         """
-        path = self.root / "slots" / f"{slot}.json"
-        try:
-            return SlotRecord.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StoreError(f"the slot record {path} cannot be read: {error.strerror}") from error
-        except ValidationError as error:
-            raise StoreError(f"{path} is not a slot record: {error.errors()[0]['msg']}") from error
+        return _read(self.root / "slots" / f"{slot}.json", SlotRecord, "slot record")
 
     def write_slot(self, slot: str, record: SlotRecord) -> None:
         """Record what a slot runs.
@@ -293,3 +294,15 @@ class BundleStore:
         """Remove what processes that were killed had half written."""
         for directory in ("bundles", "verdicts", "slots", "reports"):
             remove_unfinished(self.root / directory)
+
+
+def _read(path: Path, model: type[Record], what: str) -> Record | None:
+    """Read one of the store's files, which the message calls so; None if it is not there."""
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"the {what} {path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise StoreError(f"{path} is not a {what}: {error.errors()[0]['msg']}") from error

@@ -175,9 +175,10 @@ class Coordinator:
 
     def _dense(self, reference: str) -> str:
         """Return the dense controller that one comes from; losses must not add up from pruning to pruning."""
-        self._have(reference)
-        parent = self._store.manifest(reference).parent
-        return reference if parent is None else self._dense(parent)
+        dense = reference
+        for dense in self._store.lineage(reference):
+            self._have(dense)
+        return dense
 
     def _have(self, reference: str) -> None:
         """Fetch a controller from the loop's store unless it is in ours."""

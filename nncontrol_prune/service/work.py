@@ -6,6 +6,7 @@ The service runs this in a process of its own; the command line runs it directly
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,11 +112,11 @@ def with_origin(rollouts: Rollouts, dense: Bundle, store: BundleStore) -> Rollou
 
 def _origin(reference: str, store: BundleStore) -> str:
     """Return what a controller was pruned from in the end, as far as the store knows."""
-    try:
-        parent = store.manifest(reference).parent
-    except ControllerError:  # it is not there
-        return reference
-    return reference if parent is None else _origin(parent, store)
+    origin = reference
+    with suppress(ControllerError):  # one is not there
+        for ancestor in store.lineage(reference):
+            origin = ancestor
+    return origin
 
 
 def prune(

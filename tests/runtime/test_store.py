@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nncontrol_prune.controllers.bundle import MANIFEST
 from nncontrol_prune.controllers.errors import BundleError
 from nncontrol_prune.files import write_atomically
 from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError, SlotRecord, StoreError
@@ -223,3 +224,8 @@ def test_dense_controller_is_found_through_those_pruned_from_it(
         store.add(bundle)
     assert store.dense(last.reference) == small_bundle.reference
     assert store.dense(small_bundle.reference) == small_bundle.reference
+    (store.directory(middle.digest) / MANIFEST).unlink()
+    lineage = store.lineage(last.reference)
+    assert [next(lineage), next(lineage)] == [last.reference, middle.reference]
+    with pytest.raises(BundleError, match="manifest.json is missing"):
+        next(lineage)
