@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-from nncontrol_prune.controllers.specs import Manifest, Spec
+from nncontrol_prune.controllers.specs import Manifest, Spec, problem_of
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.resources import share_directory
 from nncontrol_prune.runtime.scheduling import DEFAULT_PRIORITY
@@ -229,7 +229,6 @@ def validated(model: type[Model], values: dict[str, Any], where: str) -> Model:
         return model.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             *above, last = problem["loc"]
             allowed = sorted(_keys(model, above))
@@ -237,11 +236,9 @@ def validated(model: type[Model], values: dict[str, Any], where: str) -> Model:
             hint = (
                 f"did you mean {'.'.join(map(str, [*above, *near]))}?" if near else f"allowed are {', '.join(allowed)}"
             )
+            key = ".".join(map(str, problem["loc"]))
             raise ConfigError(f"{where}: there is no key {key!r}; {hint}") from error
-        message = problem["msg"][0].lower() + problem["msg"][1:]
-        if not key:  # about several keys together, which the message names
-            raise ConfigError(f"{where}: {message.removeprefix('value error, ')}") from error
-        raise ConfigError(f"{where}: {key} = {problem['input']!r}: {message}") from error
+        raise ConfigError(f"{where}: {problem_of(error)}") from error
 
 
 def _keys(annotation: Any, above: Sequence[int | str]) -> set[str]:

@@ -32,6 +32,7 @@ from nncontrol_prune.controllers.specs import (
     Provenance,
     TdMpcArchitecture,
     parameters_of,
+    problem_of,
 )
 from nncontrol_prune.files import new_directory, write_synced
 
@@ -239,9 +240,7 @@ def parse_manifest(data: bytes | None) -> Manifest:
     try:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"]) or "it"
-        raise BundleError(f"{MANIFEST}: {field}: {problem['msg']}") from error
+        raise BundleError(f"{MANIFEST}: {problem_of(error)}") from error
 
 
 def _read_files(directory: Path) -> dict[str, bytes]:

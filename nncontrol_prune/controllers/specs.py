@@ -7,7 +7,7 @@ import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 FORMAT_VERSION = 1
 """Version of the bundle format that this release writes, and the newest it reads."""
@@ -21,6 +21,9 @@ BUNDLE_FILES = (WEIGHTS, POLICY, REFERENCE)
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """No file of a bundle may declare more than this."""
 
+LONGEST_INPUT = 100
+"""Characters of what was given up to which a message shows it."""
+
 LONGEST_NAME = 100
 NAME_PATTERN = rf"^[A-Za-z][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}$"
 
@@ -33,6 +36,21 @@ class Spec(BaseModel):
     """Immutable, and strict about unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def problem_of(error: ValidationError) -> str:
+    """Return the first thing that is wrong: which key, what was given for it unless that is long, and what is allowed.
+
+    Of several keys together it is the message alone, which names them.
+    """
+    problem = error.errors()[0]
+    key, given = ".".join(map(str, problem["loc"])), repr(problem["input"])
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if not key:
+        return message
+    shown = problem["type"] != "missing" and len(given) <= LONGEST_INPUT
+    return f"{key} = {given}: {message}" if shown else f"{key}: {message}"
 
 
 VECTOR_SIZES = {

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from nncontrol_prune.controllers.checkpoints import MAX_ARCHIVE_BYTES, check_tensor, load_tensors, naming
 from nncontrol_prune.controllers.errors import ImportFailedError, refusing
-from nncontrol_prune.controllers.specs import ActionSpec, PlannerSpec, TdMpcArchitecture
+from nncontrol_prune.controllers.specs import ActionSpec, PlannerSpec, TdMpcArchitecture, problem_of
 from nncontrol_prune.controllers.tdmpc import TdMpc
 
 SUPPORTED = "supported are TD-MPC2 models of one task with state observations"
@@ -92,7 +92,7 @@ def official_planner(action_size: int, **changes: float) -> PlannerSpec:
     try:
         return PlannerSpec.model_validate({**official, **changes})
     except ValidationError as error:
-        raise ImportFailedError(f"the planner cannot be as asked: {_reason(error)}") from error
+        raise ImportFailedError(f"the planner cannot be as asked: {problem_of(error)}") from error
 
 
 def official_discount(episode_length: int) -> float:
@@ -243,12 +243,7 @@ def _architecture(**values: Any) -> TdMpcArchitecture:
     try:
         return TdMpcArchitecture.model_validate(values)
     except ValidationError as error:
-        raise ImportFailedError(f"it makes no tdmpc controller: {_reason(error)}") from error
-
-
-def _reason(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    return ": ".join(str(part) for part in (*problem["loc"], problem["msg"].removeprefix("Value error, ")))
+        raise ImportFailedError(f"it makes no tdmpc controller: {problem_of(error)}") from error
 
 
 def _weights(

@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from nncontrol_prune.controllers.specs import problem_of
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import HELD_OUT_SHARE, MIN_ROWS, Calibration
 from nncontrol_prune.pruning.conduct import steady
@@ -222,10 +223,7 @@ def _settings(**values: Any) -> PruningSettings:
     try:
         return PruningSettings(**values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"][0].lower() + problem["msg"][1:]
-        raise PruningError(f"{key} = {problem['input']!r}: {message}") from error
+        raise PruningError(problem_of(error)) from error
 
 
 def _calibration(batch: Batch, weights: Tensor | None, held_out: Tensor | None) -> Calibration:

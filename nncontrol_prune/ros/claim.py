@@ -12,6 +12,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from std_msgs.msg import String
 
+from nncontrol_prune.controllers.specs import problem_of
 from nncontrol_prune.ros.callbacks import guarded
 from nncontrol_prune.ros.messages import MessageError
 from nncontrol_prune.service.pruning_service import ServiceError
@@ -82,6 +83,6 @@ class Claim:
         try:
             other = Message.model_validate_json(message.data)
         except ValidationError as error:
-            raise MessageError(f"a claim is none: {error.errors()[0]['msg']}") from error
+            raise MessageError(f"a claim is none: {problem_of(error)}") from error
         if other.identity != self._mine.identity:
             self._others[other.identity] = (other, time.monotonic())

@@ -15,7 +15,7 @@ from std_msgs.msg import Float64MultiArray, MultiArrayDimension, MultiArrayLayou
 
 from nncontrol_prune.controllers.bundle import MANIFEST, Bundle
 from nncontrol_prune.controllers.errors import BundleError
-from nncontrol_prune.controllers.specs import BUNDLE_FILES
+from nncontrol_prune.controllers.specs import BUNDLE_FILES, problem_of
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.rollouts.schema import STEP_LAYOUT, Layout
 
@@ -116,7 +116,7 @@ def contents_of(message: UInt8MultiArray) -> tuple[str, dict[str, bytes], Verdic
     try:
         return digest, files, None if verdict is None else Verdict.model_validate_json(verdict)
     except ValidationError as error:
-        raise BundleError(f"the verdict that came with the bundle is none: {error.errors()[0]['msg']}") from error
+        raise BundleError(f"the verdict that came with the bundle is none: {problem_of(error)}") from error
 
 
 def diagnostics(

@@ -17,6 +17,7 @@ from std_msgs.msg import String, UInt8MultiArray
 
 from nncontrol_prune.controllers.bundle import Bundle, check_bundle, short
 from nncontrol_prune.controllers.errors import BundleError
+from nncontrol_prune.controllers.specs import problem_of
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.ros.callbacks import guarded
 from nncontrol_prune.ros.messages import LATCHED, MessageError, contents_of, parcel_of
@@ -156,9 +157,7 @@ class RemoteLoop:
         try:
             status = ControllerStatus.model_validate_json(message.data)
         except ValidationError as error:
-            raise MessageError(
-                f"{self.controller} says something that is no status: {error.errors()[0]['msg']}"
-            ) from error
+            raise MessageError(f"{self.controller} says something that is no status: {problem_of(error)}") from error
         with self._changed:
             self._status = status
             self._changed.notify_all()

@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 
 from nncontrol_prune.controllers.bundle import MANIFEST, Bundle, check_bundle, load_bundle, parse_manifest, short
 from nncontrol_prune.controllers.errors import BundleError, ControllerError
-from nncontrol_prune.controllers.specs import Manifest, Spec, parse_reference
+from nncontrol_prune.controllers.specs import Manifest, Spec, parse_reference, problem_of
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.files import held_file, remove_unfinished, write_atomically
 
@@ -305,4 +305,4 @@ def _read(path: Path, model: type[Record], what: str) -> Record | None:
     except OSError as error:
         raise StoreError(f"the {what} {path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        raise StoreError(f"{path} is not a {what}: {error.errors()[0]['msg']}") from error
+        raise StoreError(f"{path} is not a {what}: {problem_of(error)}") from error

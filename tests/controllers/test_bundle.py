@@ -211,9 +211,9 @@ def test_manifest_that_is_no_json_is_refused(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("rate", -5, "rate: "),
-        ("format_version", True, "format_version: "),
-        ("format_version", "1", "format_version: "),
+        ("rate", -5, "rate = -5: "),
+        ("format_version", True, "format_version = True: "),
+        ("format_version", "1", "format_version = '1': "),
         ("parameters", 5, "says 5 parameters, its architecture has "),
         ("action", {"joints": ["slider"], "lower": [-1e308], "upper": [1.0]}, "limit of 'slider' .* is beyond ±1e"),
         ("action", {"joints": ["slider"], "lower": [-1.0], "upper": [1e308]}, "limit of 'slider' .* is beyond ±1e"),
