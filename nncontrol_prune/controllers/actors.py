@@ -22,9 +22,18 @@ def check_sizes(layers: Layers, observation_size: int, action: ActionSpec) -> No
     Raises:
         ImportFailedError: They do not.
     """
+    check_numbers(layers[0][0].shape[1], layers[-1][0].shape[0], observation_size, action)
+
+
+def check_numbers(observed: int, commanded: int, observation_size: int, action: ActionSpec) -> None:
+    """Check that what a policy observes and commands are as many numbers as an environment's.
+
+    Raises:
+        ImportFailedError: They are not.
+    """
     for what, found, expected in (
-        ("observes", layers[0][0].shape[1], observation_size),
-        ("commands", layers[-1][0].shape[0], action.size),
+        ("observes", observed, observation_size),
+        ("commands", commanded, action.size),
     ):
         if found != expected:
             raise ImportFailedError(

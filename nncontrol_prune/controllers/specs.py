@@ -362,6 +362,11 @@ class Manifest(Spec):
     provenance: Provenance | None = None
     files: dict[Annotated[str, AfterValidator(_known_file)], FileEntry]
 
+    @property
+    def plans(self) -> bool:
+        """Whether the controller plans: an action takes as long as many of a policy, and the plan is a state."""
+        return isinstance(self.architecture, TdMpcArchitecture)
+
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
         missing = [name for name in BUNDLE_FILES if name not in self.files]

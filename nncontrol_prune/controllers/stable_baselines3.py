@@ -104,7 +104,7 @@ def import_sb3(
         squash = _squash(data, kwargs, layout)
         layers = _linear_layers(load_tensors(weights, "policy.pth"), layout)
         check_sizes(layers, observation_size, action)
-    statistics = Statistics(np.zeros(observation_size), np.ones(observation_size), None)
+    statistics = Statistics.none(observation_size)
     if vecnormalize is not None:
         with naming(vecnormalize):
             statistics = read_vecnormalize(vecnormalize, observation_size)

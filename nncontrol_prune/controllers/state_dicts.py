@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -188,7 +187,7 @@ def _statistics(tensors: Mapping[str, Tensor], normalizer: str | None, size: int
         if len(fitting) > 1:
             raise ImportFailedError(f"{', '.join(fitting)} all fit the observation; name the actor's with --normalizer")
         if not fitting:
-            return Statistics(np.zeros(size), np.ones(size), None)
+            return Statistics.none(size)
         normalizer = fitting[0]
     normalizer = _whole_name(tensors, normalizer)
     moments = []

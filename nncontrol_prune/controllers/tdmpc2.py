@@ -36,6 +36,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
+from nncontrol_prune.controllers.actors import check_numbers
 from nncontrol_prune.controllers.checkpoints import MAX_ARCHIVE_BYTES, check_tensor, load_tensors, naming
 from nncontrol_prune.controllers.errors import ImportFailedError, refusing
 from nncontrol_prune.controllers.specs import ActionSpec, PlannerSpec, TdMpcArchitecture, problem_of
@@ -137,7 +138,8 @@ def import_tdmpc2(
         values = _read(path)
         tensors = _named_tensors(values)
         layers = {component: _layer_shapes(tensors, prefix) for component, prefix in _PREFIXES.items()}
-        _check_sizes(layers["encoder"][0][1], layers["policy"][-1][0], observation_size, action)
+        # The policy gives mean and spread of each action.
+        check_numbers(layers["encoder"][0][1], layers["policy"][-1][0] // 2, observation_size, action)
         bounds = _log_std_bounds(values) or (log_std_min, log_std_max)
         _check_heads(layers["encoder"][-1][0], simplex, layers["reward"][-1][0])
         architecture = _architecture(
@@ -206,18 +208,6 @@ def _layer_shapes(tensors: Mapping[str, Tensor], prefix: str) -> list[tuple[int,
             raise ImportFailedError(f"{name} has shape {shape}, which fits no layer; {SUPPORTED}")
         shapes.append((shape[-2], shape[-1]))
     return shapes
-
-
-def _check_sizes(observed: int, policy_outputs: int, observation_size: int, action: ActionSpec) -> None:
-    # The policy gives mean and spread of each action.
-    for what, found, expected in (
-        ("observes", observed, observation_size),
-        ("commands", policy_outputs // 2, action.size),
-    ):
-        if found != expected:
-            raise ImportFailedError(
-                f"it {what} {found} numbers, the environment has {expected}; name the environment it was trained in"
-            )
 
 
 def _check_heads(latent: int, simplex: int, bins: int) -> None:

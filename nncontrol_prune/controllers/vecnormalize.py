@@ -44,13 +44,18 @@ class Statistics:
     inverse_std: NDArray[np.float64]
     clip: float | None
 
+    @classmethod
+    def none(cls, size: int) -> Statistics:
+        """Return those of an observation of this length that is left as it is."""
+        return cls(np.zeros(size), np.ones(size), None)
+
 
 def read_vecnormalize(path: Path, size: int) -> Statistics:
     """Read what `VecNormalize.save()` wrote, for observations of length `size`."""
     with refusing("it is not what VecNormalize.save() writes"):
         state = _state(_load_records(path), _VECNORMALIZE)
         if not state["norm_obs"]:
-            return Statistics(np.zeros(size), np.ones(size), None)
+            return Statistics.none(size)
         if isinstance(state["obs_rms"], dict):
             raise ImportFailedError("it normalizes dictionary observations, supported are vectors")
         moments = _state(state["obs_rms"], _RUNNING_MEAN_STD)

@@ -23,7 +23,7 @@ from scipy import stats
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.limits import ActionLimits
-from nncontrol_prune.controllers.specs import Spec, TdMpcArchitecture
+from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.plants.state_space import StateSpacePlant
 from nncontrol_prune.validation.closed_loop import Trajectory
 from nncontrol_prune.validation.stability import LocalStability, SmoothPolicy, states_along
@@ -106,7 +106,7 @@ def value_decrease(dense: Bundle, trajectories: tuple[Sequence[Trajectory], Sequ
 
 
 def _value_of(bundle: Bundle) -> Callable[[Array], Array] | None:
-    if not isinstance(bundle.manifest.architecture, TdMpcArchitecture):
+    if not bundle.manifest.plans:
         return None
     import torch
 

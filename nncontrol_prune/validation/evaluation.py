@@ -12,7 +12,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.policy import load_policy
-from nncontrol_prune.controllers.specs import POLICY, Manifest, TdMpcArchitecture
+from nncontrol_prune.controllers.specs import POLICY, Manifest
 from nncontrol_prune.controllers.verdict import EpisodeSummary
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.batch import PlantBatch, make_batch
@@ -95,16 +95,11 @@ def trajectories(
         PlantError: There is no such environment, or it raises.
     """
     conditions = conditions or Conditions()
-    size = PLANNED_TOGETHER if plans(bundle.manifest) else WIDTH
+    size = PLANNED_TOGETHER if bundle.manifest.plans else WIDTH
     for first in range(0, len(seeds), size):
         some = seeds[first : first + size]
         done = _trajectories(bundle.files[POLICY], bundle.manifest, environment, some, conditions, 1)
         yield from sorted(done, key=lambda trajectory: some.index(trajectory.seed))
-
-
-def plans(manifest: Manifest) -> bool:
-    """Return whether a controller plans, so that an action takes as long as many of a policy."""
-    return isinstance(manifest.architecture, TdMpcArchitecture)
 
 
 def summarize(bundle: Bundle, episodes: Sequence[Episode]) -> EpisodeSummary:
@@ -120,7 +115,7 @@ def summarize(bundle: Bundle, episodes: Sequence[Episode]) -> EpisodeSummary:
 
 
 def _runs_in_threads(manifest: Manifest, environment: str) -> bool:
-    return environment == CARTPOLE and not plans(manifest)
+    return environment == CARTPOLE and not manifest.plans
 
 
 def _in_processes(
@@ -173,7 +168,7 @@ def _trajectories(
 ) -> Iterator[Trajectory]:
     policy = load_policy(model, manifest.architecture, manifest.observation.size, manifest.action.size)
     wanted = set(seeds)
-    together = _batches(manifest, seeds) if plans(manifest) else [seeds]
+    together = _batches(manifest, seeds) if manifest.plans else [seeds]
     with _plants(environment, conditions, threads, max(map(len, together))) as plants:
         for batch in together:
             for trajectory in run_closed_loop(policy, manifest, plants, batch, conditions):
@@ -200,7 +195,7 @@ _kept_plants: dict[tuple[str, int], list[PlantBatch]] = {}
 
 def _batches(manifest: Manifest, seeds: Sequence[int]) -> list[list[int]]:
     """Return which episodes are run as one batch whatever else is asked for; some of them may not have been."""
-    if not plans(manifest):
+    if not manifest.plans:
         return [[seed] for seed in seeds]
     numbers = dict.fromkeys(seed // PLANNED_TOGETHER for seed in seeds)
     return [list(range(PLANNED_TOGETHER * number, PLANNED_TOGETHER * (number + 1))) for number in numbers]

@@ -15,7 +15,7 @@ from pydantic import PlainSerializer
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.latency import latencies_in_turns
-from nncontrol_prune.controllers.specs import Spec, TdMpcArchitecture
+from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.environments import PlantError
 from nncontrol_prune.plants.tasks import Signal, Task, task_of
@@ -187,7 +187,7 @@ def _attraction(
     if task.starts is None or not settings.attraction_starts:
         return None
     plane, conditions = task.starts.plane, Conditions(delay=settings.delay, starts=task.starts.slice)
-    plans = any(isinstance(bundle.manifest.architecture, TdMpcArchitecture) for bundle in (candidate, dense))
+    plans = candidate.manifest.plans or dense.manifest.plans
     seeds = range(min(PLANNED_STARTS, settings.attraction_starts) if plans else settings.attraction_starts)
     ours, theirs = (
         run_episodes(bundle, environment, seeds, conditions, task=task, jobs=settings.jobs, cache=kept)

@@ -16,7 +16,7 @@ from scipy import stats
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.limits import ActionLimits
-from nncontrol_prune.controllers.specs import MlpArchitecture, Spec
+from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.plants.state_space import StateSpacePlant
 from nncontrol_prune.validation.stability import SmoothPolicy
 
@@ -45,7 +45,7 @@ def perturbation_growth(bundle: Bundle, environment: str) -> Growth | None:
     Raises:
         PlantError: There is no such environment, or its observation cannot be had from its state.
     """
-    if not isinstance(bundle.manifest.architecture, MlpArchitecture):
+    if bundle.manifest.plans:
         return None
     plant, policy, limits = StateSpacePlant(environment), SmoothPolicy(bundle), ActionLimits(bundle.manifest.action)
     try:

@@ -14,7 +14,7 @@ from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.pruning.pipeline import ON_POLICY_ROWS
 from nncontrol_prune.validation.episode_cache import EpisodeCache
-from nncontrol_prune.validation.evaluation import check_environment, plans, run_episodes, summarize, trajectories
+from nncontrol_prune.validation.evaluation import check_environment, run_episodes, summarize, trajectories
 from nncontrol_prune.validation.metrics import Episode
 from nncontrol_prune.validation.robustness import Trial, trials_of
 from nncontrol_prune.validation.settings import GateSettings
@@ -62,7 +62,7 @@ class ClosedLoop:
         self._task = gate.task or task_of(environment)
         self._usual = Conditions(delay=gate.delay)
         # A planner's episodes of all of them take minutes for each candidate.
-        self._trials = [] if plans(dense.manifest) else trials_of(gate, dense, self._task)
+        self._trials = [] if dense.manifest.plans else trials_of(gate, dense, self._task)
         self._jobs, self._cache = jobs, cache
         self._episodes: dict[tuple[str, Conditions], list[Episode]] = {}
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.limits import ActionLimits
-from nncontrol_prune.controllers.specs import MlpArchitecture, Spec
+from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.controllers.verdict import Criterion
 from nncontrol_prune.plants.state_space import Linearization, StateSpacePlant
 from nncontrol_prune.validation.settings import GateSettings
@@ -139,7 +139,7 @@ def local_stability(bundle: Bundle, environment: str, *, delay: int = 0, seed: i
         NoEquilibriumError: It does not come to rest, or the controller is a planner, whose plan is a state of its own.
         PlantError: There is no such environment, or its observation cannot be had from its state.
     """
-    if not isinstance(bundle.manifest.architecture, MlpArchitecture):
+    if bundle.manifest.plans:
         raise NoEquilibriumError("the controller is a planner, whose plan is a state that no derivative is taken of")
     plant, policy = StateSpacePlant(environment), SmoothPolicy(bundle)
     limits = ActionLimits(bundle.manifest.action)
