@@ -262,7 +262,7 @@ def select(subject: Subject, method: str, sparsity: float, *, refitted: bool) ->
         problem = coefficient_problem(network, calibration, subject.terms, settings, Progress())
         problem = replace(problem, reconstructed=refitted)
         kept = optimizer_of(settings)(problem, Progress())
-        keep = most_important(problem.scores, problem.kept_of(kept))
+        keep = most_important(problem.scores, problem.by_group(kept))
     seconds = time.monotonic() - started
     shares = [len(channels) / group.channels for channels, group in zip(keep, subject.groups, strict=True)]
     removed = float(parameter_cost(subject.network.module, subject.groups).removed(shares))

@@ -115,6 +115,8 @@ def import_tdmpc2(
     simplex: Annotated[int, typer.Option(help="Its `simnorm_dim`.")] = 8,
     v_min: Annotated[float, typer.Option(help="Its `vmin`.")] = -10.0,
     v_max: Annotated[float, typer.Option(help="Its `vmax`.")] = 10.0,
+    log_std_min: Annotated[float, typer.Option(help="Of its policy; newer files tell it themselves.")] = -10.0,
+    log_std_max: Annotated[float, typer.Option(help="Likewise.")] = 2.0,
     as_json: Json = False,
 ) -> None:
     """Import a checkpoint of the official TD-MPC2 code. Nothing in the file is executed."""
@@ -146,6 +148,8 @@ def import_tdmpc2(
         simplex=simplex,
         v_min=v_min,
         v_max=v_max,
+        log_std_min=log_std_min,
+        log_std_max=log_std_max,
         discount=discount,
         note=display.note,
     )

@@ -31,22 +31,6 @@ BOX_SPACES = ("<class 'gymnasium.spaces.box.Box'>", "<class 'gym.spaces.box.Box'
 
 
 @dataclass(frozen=True)
-class ImportedActor:
-    """The deterministic actor of a Stable-Baselines3 model.
-
-    Attributes:
-        module: Observation (batch, n) to action (batch, m), both in the environment's units and the action within its
-            limits; VecNormalize statistics, squashing and scaling included.
-        algorithm: What trained it: `PPO`, `SAC` or `TD3` (DDPG, which is TD3 with other settings, counts as TD3).
-        activation: Activation of its hidden layers.
-    """
-
-    module: Mlp
-    algorithm: str
-    activation: Activation
-
-
-@dataclass(frozen=True)
 class _Layout:
     """Where an algorithm's policy keeps its actor, as prefixes of tensor names."""
 
@@ -81,7 +65,7 @@ def import_sb3(
     *,
     vecnormalize: Path | None = None,
     activation: Activation | None = None,
-) -> ImportedActor:
+) -> Mlp:
     """Read the actor of a model saved by Stable-Baselines3's `model.save()`.
 
     Args:
@@ -90,6 +74,9 @@ def import_sb3(
         action: The environment's action vector; the actor's output is scaled to its limits.
         vecnormalize: What `VecNormalize.save()` wrote, if the model was trained behind one.
         activation: Activation of the hidden layers, for files that do not tell it.
+
+    Returns:
+        The deterministic actor, with VecNormalize statistics, squashing and scaling included.
 
     Raises:
         ImportFailedError: A file is damaged, unsafe or not supported, or does not fit the environment; the message
@@ -109,8 +96,7 @@ def import_sb3(
         with naming(vecnormalize):
             statistics = read_vecnormalize(vecnormalize, observation_size)
     with naming(path):
-        module = mlp_of(layers, statistics, action, activation=activation, squash=squash)
-    return ImportedActor(module, layout.algorithm, activation)
+        return mlp_of(layers, statistics, action, activation=activation, squash=squash)
 
 
 def _read_archive(path: Path) -> tuple[dict[str, Any], bytes]:

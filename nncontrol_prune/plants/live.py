@@ -14,6 +14,8 @@ from nncontrol_prune.plants.environments import environment_specs, make_environm
 from nncontrol_prune.plants.state import HEADER
 from nncontrol_prune.plants.viewer import Viewer
 
+COMMAND_TIMEOUT = 0.5
+"""Age of a command, in plant seconds, past which zero (the nearest the actuators allow) is applied instead of it."""
 RESEND = 0.1
 """Seconds without an answer after which, in lockstep, a state is sent again: its controller may have been restarted."""
 
@@ -48,8 +50,6 @@ class LivePlant:
         viewer: Whether to open a window; closing it does not stop the plant.
         lockstep: Whether to wait for the command that answers a state before the next step, however long it takes; the
             same seed then gives the same run. Without, the plant goes on as a robot would.
-        command_timeout: Age of a command, in plant seconds, past which zero (the nearest the actuators allow) is
-            applied instead of it.
 
     Raises:
         PlantError: There is no such environment, or it is not a MuJoCo one, or no window can be opened.
@@ -64,7 +64,6 @@ class LivePlant:
         real_time_factor: float = 1.0,
         viewer: bool = False,
         lockstep: bool = False,
-        command_timeout: float = 0.5,
     ) -> None:
         self._env = make_environment(environment)
         space: Any = self._env.action_space
@@ -72,7 +71,7 @@ class LivePlant:
         self._wall_period = self._dt / real_time_factor
         self._link = link
         self._lockstep = lockstep
-        self._command_timeout = max(command_timeout, 2 * self._dt)
+        self._command_timeout = max(COMMAND_TIMEOUT, 2 * self._dt)
         self._stop = threading.Event()
         self._reset_wanted = threading.Event()
         self._action = np.zeros(space.shape[0])

@@ -118,7 +118,7 @@ def candidate_of(
         ranking: Importance by which the channels were ranked anew.
     """
     module = problem.build(kept)
-    found = {group.places: count for group, count in zip(problem.groups, problem.kept_of(kept), strict=True)}
+    found = {group.places: count for group, count in zip(problem.groups, problem.by_group(kept), strict=True)}
     left = [found.get(group.places, count) for group, count in zip(first.groups, before, strict=True)]
     prices = [group.parameters_per_channel(first.network.module) for group in first.groups]
     objective, errors = first.errors(module)

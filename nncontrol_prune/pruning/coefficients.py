@@ -130,10 +130,6 @@ class CoefficientProblem(Generic[Module]):
                 spread[member] = value
         return spread
 
-    def kept_of(self, kept: Sequence[int]) -> list[int]:
-        """Return the channels to keep of each group from those of each variable."""
-        return self.by_group(kept)
-
     def sparsity_of(self, kept: Sequence[int]) -> float:
         """Return the sparsity with this many channels kept in the groups of each variable."""
         shares = [count / channels for count, channels in zip(kept, self.channels, strict=True)]
@@ -207,7 +203,7 @@ class CoefficientProblem(Generic[Module]):
         Raises:
             PruningError: It does not run.
         """
-        keep = most_important(self.scores, self.kept_of(kept))
+        keep = most_important(self.scores, self.by_group(kept))
         data = self.calibration
         pruned = remove_channels(self.network.module, self.groups, keep)
         try:

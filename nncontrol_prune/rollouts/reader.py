@@ -117,7 +117,6 @@ def read_rollouts(
     *,
     observation_size: int | None = None,
     action_size: int | None = None,
-    controller: str | None = None,
 ) -> Rollouts:
     """Read bags, ours or those of `ros2 bag record`, up to the cut where one was cut short.
 
@@ -125,8 +124,6 @@ def read_rollouts(
         paths: One or several; each is a bag's directory, an MCAP file, or a folder of bags.
         observation_size: Length of the observation vector that the bags must have; None for any.
         action_size: Length of the action vector, likewise.
-        controller: Name of the controller node to read, with its namespace if it has one; needed only if a bag has
-            transitions of several.
 
     Raises:
         RolloutError: A path does not exist or is no bag, a bag has no transitions, its vectors have other lengths than
@@ -137,7 +134,7 @@ def read_rollouts(
     found: list[Rollouts] = []
     warnings: list[str] = []
     for bag in find_bags(paths):
-        rollouts = _read_bag(bag, controller)
+        rollouts = _read_bag(bag)
         warnings += rollouts.warnings
         if not len(rollouts):
             if not bag.found:  # in a folder of bags, one whose recorder was killed at once must not stop the others
@@ -180,18 +177,10 @@ class _Messages:
         return self.columns[label][:, 0]
 
 
-def _read_bag(bag: Bag, controller: str | None) -> Rollouts:
-    """Read one bag; without transitions its columns are empty.
-
-    Args:
-        bag: The bag.
-        controller: Name of the controller node, with or without its namespace; None if the bag has only one.
-
-    Raises:
-        RolloutError: It cannot be read, or it has several controllers and none of them was asked for.
-    """
+def _read_bag(bag: Bag) -> Rollouts:
+    """Read one bag; without transitions its columns are empty."""
     channels = read_channels(bag, (TRANSITION, STEP, BUNDLE))
-    topic = _transition_topic(bag, channels, controller)
+    topic = _transition_topic(bag, channels)
     transitions = _messages(bag, channels, topic, TRANSITION_LABELS)
     step_topic = _step_topic(channels, topic) if topic else None
     steps = _messages(bag, channels, step_topic, STEP_LABELS)
@@ -227,18 +216,16 @@ def _read_bag(bag: Bag, controller: str | None) -> Rollouts:
     )
 
 
-def _transition_topic(bag: Bag, channels: Channels, controller: str | None) -> str | None:
+def _transition_topic(bag: Bag, channels: Channels) -> str | None:
     """Return the topic to read; None if no controller left any transition."""
     topics = _labelled(channels, TRANSITION, TRANSITION_LABELS)
-    names = {topic.removesuffix(TRANSITION).strip("/"): topic for topic in topics}
-    if controller is not None:
-        wanted = controller.strip("/")
-        names = {name: topic for name, topic in names.items() if wanted in {name, name.rpartition("/")[2]}}
-        if topics and not names:
-            raise RolloutError(f"{bag.path} holds no transitions of {wanted}; it holds {', '.join(topics)}")
-    if len(names) > 1:
-        raise RolloutError(f"{bag.path} holds transitions of several controllers: {', '.join(names)}; choose one")
-    return next(iter(names.values()), None)
+    if len(topics) > 1:
+        names = ", ".join(topic.removesuffix(TRANSITION).strip("/") for topic in topics)
+        raise RolloutError(
+            f"{bag.path} holds transitions of several controllers: {names}; record each in a bag of its own, as "
+            "`ros2 bag record` does with the topics of one"
+        )
+    return topics[0] if topics else None
 
 
 def _step_topic(channels: Channels, transition_topic: str) -> str | None:

@@ -50,7 +50,6 @@ class ObservationAssembler:
     """
 
     def __init__(self, spec: ObservationSpec, action_size: int) -> None:
-        self._spec = spec
         self._places: list[tuple[ObservationTerm, slice]] = []
         start = 0
         for term in spec.terms:

@@ -10,6 +10,8 @@ from pydantic import BaseModel
 
 COLUMNS: Final = ("bundle", "period", "compute", "lateness", "inference")
 BUNDLE, PERIOD, COMPUTE, LATENESS, INFERENCE = range(5)
+SUMMARIZED = 1000
+"""Ticks in a summary; few enough that it does not hold up the loop."""
 
 
 class Quantiles(BaseModel):
@@ -95,9 +97,9 @@ class TickStatistics:
             return self._rows[first:last].copy()
         return np.concatenate([self._rows[first:], self._rows[:last]])
 
-    def summary(self, last: int = 1000) -> TickSummary:
-        """Summarize the last ticks; few enough that it does not hold up the loop."""
-        summary = summarize(self.rows(self.ticks - last))
+    def summary(self) -> TickSummary:
+        """Summarize the last ticks."""
+        summary = summarize(self.rows(self.ticks - SUMMARIZED))
         return summary.model_copy(update={"ticks": self.ticks, "overruns": self.overruns, "skipped": self.skipped})
 
 

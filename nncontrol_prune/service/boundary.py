@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,8 +60,8 @@ class Boundary:
     curve: tuple[BoundaryPoint, ...]
 
 
-def bisect(passes: Callable[[float], bool], largest: float, attempts: int = ATTEMPTS) -> Iterator[float]:
-    """Yield the sparsities that pass, each larger than the one before, until the boundary is known.
+def narrow_down(passes: Callable[[float], bool], largest: float, attempts: int = ATTEMPTS) -> None:
+    """Try sparsities until the boundary is known: a larger one after each that passes, and a smaller after others.
 
     It halves the logarithm of the share that is left: from 90 to 95 % is as far as from 95 to 97.5 %.
 
@@ -77,7 +77,6 @@ def bisect(passes: Callable[[float], bool], largest: float, attempts: int = ATTE
         share = (most * least) ** 0.5
         if passes(1.0 - share):
             most = share
-            yield 1.0 - share
         else:
             least = share
 
@@ -138,8 +137,7 @@ def prune_to_boundary(
         tried.append((_point(report.sparsity, verdict), candidate, report))
         return verdict.accepted
 
-    for _ in bisect(passes, largest_sparsity(dense)):
-        pass
+    narrow_down(passes, largest_sparsity(dense))
     tried.sort(key=lambda attempt: attempt[0].sparsity)
     # From the smallest on: chance may have let one pass in the search that does not pass on seeds of its own.
     for number, (point, candidate, report) in reversed([*enumerate(tried)]):

@@ -51,8 +51,8 @@ def bundle_from_sb3(
     from nncontrol_prune.controllers.stable_baselines3 import import_sb3
 
     specs = environment_specs(environment)
-    actor = import_sb3(file, specs.observation.size, specs.action, vecnormalize=vecnormalize, activation=activation)
-    return _bundle(actor.module, specs, name, file)
+    module = import_sb3(file, specs.observation.size, specs.action, vecnormalize=vecnormalize, activation=activation)
+    return _bundle(module, specs, name, file)
 
 
 def bundle_from_state_dict(
@@ -139,6 +139,8 @@ def bundle_from_tdmpc2(
     simplex: int = 8,
     v_min: float = -10.0,
     v_max: float = 10.0,
+    log_std_min: float = -10.0,
+    log_std_max: float = 2.0,
     discount: float = 0.99,
     note: Callable[[str], None] | None = None,
 ) -> Bundle:
@@ -152,6 +154,8 @@ def bundle_from_tdmpc2(
         simplex: Entries of one simplex of the latent.
         v_min: First bin of reward and value, in symlog space.
         v_max: Last bin.
+        log_std_min: Least logarithm of the policy's spread, where the file does not tell it.
+        log_std_max: The greatest, likewise.
         discount: Of the rewards that are planned for.
         note: Called, before the work that takes long, with a sentence about a planner too slow for the environment.
 
@@ -170,6 +174,8 @@ def bundle_from_tdmpc2(
         simplex=simplex,
         v_min=v_min,
         v_max=v_max,
+        log_std_min=log_std_min,
+        log_std_max=log_std_max,
         discount=discount,
     )
     slow = _slow_planner(module, specs)

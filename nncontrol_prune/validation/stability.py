@@ -126,14 +126,13 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def local_stability(bundle: Bundle, environment: str, *, delay: int = 0, seed: int = 0) -> LocalStability:
+def local_stability(bundle: Bundle, environment: str, *, delay: int = 0) -> LocalStability:
     """Analyse the loop where it comes to rest.
 
     Args:
         bundle: The controller.
         environment: A gymnasium id.
         delay: Ticks that a command takes to the plant.
-        seed: Of the start that it comes to rest from.
 
     Raises:
         NoEquilibriumError: It does not come to rest, or the controller is a planner, whose plan is a state of its own.
@@ -145,7 +144,7 @@ def local_stability(bundle: Bundle, environment: str, *, delay: int = 0, seed: i
     limits = ActionLimits(bundle.manifest.action)
     try:
         ticks = round(SETTLING_TIME / plant.period)
-        states = states_along(plant, policy, limits, seed, ticks, delay)
+        states = states_along(plant, policy, limits, 0, ticks, delay)
         if len(states) <= ticks:
             raise NoEquilibriumError("the loop does not come to rest")
         state = equilibrium_near(plant, policy, states[-1])

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nncontrol_prune.controllers import checkpoints, vecnormalize
-from nncontrol_prune.controllers import stable_baselines3 as importer
 from nncontrol_prune.controllers.errors import ImportFailedError
+from nncontrol_prune.controllers.mlp import Mlp
 from nncontrol_prune.controllers.specs import ActionSpec, Activation
 from nncontrol_prune.controllers.stable_baselines3 import import_sb3
 
@@ -99,9 +99,9 @@ def spread_observations(seed: int = 0) -> NDArray[np.float64]:
     return 3.0 + typical * [0.1, 1.0, 2.0, 5.0, 100.0]
 
 
-def act(actor: importer.ImportedActor, observations: NDArray[np.float64]) -> NDArray[np.float32]:
+def act(actor: Mlp, observations: NDArray[np.float64]) -> NDArray[np.float32]:
     with torch.no_grad():
-        return actor.module(torch.tensor(observations, dtype=torch.float32)).numpy()
+        return actor(torch.tensor(observations, dtype=torch.float32)).numpy()
 
 
 def rewrite(path: Path, **changes: Callable[[bytes], bytes | None]) -> Path:
@@ -193,9 +193,9 @@ def test_imported_actor_acts_as_the_model_does(
     np.testing.assert_allclose(act(actor, observations), expected, rtol=0, atol=1e-5)
     assert np.abs(normalize.normalize_obs(observations)).max() == 2.5
     assert expected.std(axis=0).min() > 1e-3
-    assert (actor.algorithm, actor.activation) == (algorithm, activation)
-    assert actor.module.current_architecture().hidden == hidden
-    assert not actor.module.training
+    assert actor.architecture.activation == activation
+    assert actor.current_architecture().hidden == hidden
+    assert not actor.training
 
 
 def test_ppo_reaches_and_keeps_the_action_limits(tmp_path: Path) -> None:
@@ -210,7 +210,6 @@ def test_ddpg_is_imported_as_td3(tmp_path: Path) -> None:
     actor = import_sb3(saved(model, tmp_path / "ddpg.zip"), OBSERVATION_SIZE, ACTION)
     expected, _ = model.predict(spread_observations(), deterministic=True)
     np.testing.assert_allclose(act(actor, spread_observations()), expected, rtol=0, atol=1e-5)
-    assert actor.algorithm == "TD3"
 
 
 @pytest.mark.parametrize("algorithm", ["PPO", "SAC", "TD3"])
@@ -238,7 +237,7 @@ def test_without_statistics_the_observation_is_taken_as_it_is(tmp_path: Path, no
     for statistics in (None, tmp_path / "vecnormalize.pkl"):
         actor = import_sb3(saved(model, tmp_path / "m.zip"), OBSERVATION_SIZE, ACTION, vecnormalize=statistics)
         np.testing.assert_allclose(act(actor, observations), expected, rtol=0, atol=1e-5)
-        assert actor.module.architecture.observation_clip is None
+        assert actor.architecture.observation_clip is None
 
 
 @pytest.mark.parametrize(("protocol", "numpy_core"), [(3, b"core"), (3, b"_core"), (4, None), (5, None)])
@@ -295,7 +294,7 @@ def test_activation_is_asked_for_where_it_cannot_be_known(tmp_path: Path) -> Non
 def test_activation_is_asked_for_without_policy_kwargs(ppo_file: Path) -> None:
     edit_data(ppo_file, lambda data: data.pop("policy_kwargs"))
     assert "does not tell its activation" in refusal(ppo_file)
-    assert import_sb3(ppo_file, OBSERVATION_SIZE, ACTION, activation="relu").activation == "relu"
+    assert import_sb3(ppo_file, OBSERVATION_SIZE, ACTION, activation="relu").architecture.activation == "relu"
 
 
 def test_activation_that_contradicts_the_file_is_refused(ppo_file: Path) -> None:
@@ -380,7 +379,7 @@ def test_other_action_limits_are_refused_with_both_limits(ppo_file: Path) -> Non
 
 def test_action_limits_that_are_not_readable_are_not_compared(ppo_file: Path) -> None:
     edit_data(ppo_file, lambda data: data["action_space"].update(low="[-1. ... 0.25]", high=None))
-    assert import_sb3(ppo_file, OBSERVATION_SIZE, ACTION).algorithm == "PPO"
+    assert isinstance(import_sb3(ppo_file, OBSERVATION_SIZE, ACTION), Mlp)
 
 
 # Damaged and hostile models
@@ -483,7 +482,7 @@ def test_pickled_metadata_is_never_decoded(ppo_file: Path) -> None:
             if isinstance(value, dict) and ":serialized:" in value:
                 value[":serialized:"] = "not base64"
 
-    assert import_sb3(edit_data(ppo_file, spoil), OBSERVATION_SIZE, ACTION).algorithm == "PPO"
+    assert isinstance(import_sb3(edit_data(ppo_file, spoil), OBSERVATION_SIZE, ACTION), Mlp)
 
 
 def test_damaged_models_are_refused_and_nothing_else_is_raised(ppo_file: Path) -> None:

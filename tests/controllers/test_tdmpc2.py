@@ -401,6 +401,19 @@ def test_command_line_imports_a_checkpoint(cartpole_file: Path, tmp_path: Path) 
     assert bundle.reference_observations.std(axis=0).min() > 0
 
 
+def test_command_line_takes_what_an_old_file_does_not_tell(tmp_path: Path) -> None:
+    file = saved(tmp_path / "agent.pt", build(action=environment_specs(CARTPOLE).action), "2023")
+    result = run(
+        *("import", "tdmpc2", file, "--env", CARTPOLE, "--out", tmp_path / "bundle"),
+        *("--samples", 6, "--policy-samples", 2, "--elites", 3, "--iterations", 2, "--horizon", 2, "--simplex", 4),
+        *("--log-std-min", -7, "--log-std-max", 3),
+    )
+    assert result.exit_code == 0, result.stderr
+    architecture = load_bundle(tmp_path / "bundle").manifest.architecture
+    assert isinstance(architecture, TdMpcArchitecture)
+    assert (architecture.log_std_min, architecture.log_std_max) == (-7.0, 3.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -87,7 +87,7 @@ def test_reset_truncates_the_episode_and_starts_the_next() -> None:
 
 def test_without_commands_it_falls_back_to_zero() -> None:
     wire = Wire(force=10.0)
-    plant = LivePlant(CARTPOLE, wire, real_time_factor=10.0, command_timeout=0.1)
+    plant = LivePlant(CARTPOLE, wire, real_time_factor=10.0)
     thread = threading.Thread(target=plant.run)
     thread.start()
     time.sleep(0.1)

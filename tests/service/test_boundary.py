@@ -16,7 +16,7 @@ from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.rollouts.reader import Rollouts, read_rollouts
-from nncontrol_prune.service.boundary import RESOLUTION, SEARCH_SEED, Boundary, bisect, prune_to_boundary
+from nncontrol_prune.service.boundary import RESOLUTION, SEARCH_SEED, Boundary, narrow_down, prune_to_boundary
 from nncontrol_prune.service.rollouts import record_episodes
 from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.selection import SELECTION_SEED
@@ -25,7 +25,14 @@ from nncontrol_prune.validation.settings import GateSettings, RobustnessSettings
 
 @pytest.mark.parametrize("boundary", [0.1, 0.6, 0.93, 0.989])
 def test_bisection_ends_near_the_boundary(boundary: float) -> None:
-    passing = list(bisect(lambda sparsity: sparsity <= boundary, 0.99, attempts=20))
+    passing: list[float] = []
+
+    def passes(sparsity: float) -> bool:
+        if sparsity <= boundary:
+            passing.append(sparsity)
+        return sparsity <= boundary
+
+    narrow_down(passes, 0.99, attempts=20)
     assert passing == sorted(passing)
     assert (1 - passing[-1]) / (1 - boundary) <= RESOLUTION if passing else boundary < 1 - 1 / RESOLUTION
 
@@ -37,13 +44,20 @@ def test_bisection_without_anything_that_passes_ends() -> None:
         tried.append(sparsity)
         return False
 
-    assert list(bisect(fails, 0.99)) == []
+    narrow_down(fails, 0.99)
     assert tried == sorted(tried, reverse=True)
     assert len(tried) <= 8
 
 
 def test_attempts_are_bounded() -> None:
-    assert len(list(bisect(lambda _: True, 0.9999, attempts=3))) == 3
+    tried: list[float] = []
+
+    def passes(sparsity: float) -> bool:
+        tried.append(sparsity)
+        return True
+
+    narrow_down(passes, 0.9999, attempts=3)
+    assert len(tried) == 3
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +155,9 @@ def test_what_its_own_seeds_reject_has_not_passed(
 
     monkeypatch.setattr("nncontrol_prune.service.boundary.prune", prune)
     monkeypatch.setattr("nncontrol_prune.service.boundary.judge", judge)
-    monkeypatch.setattr("nncontrol_prune.service.boundary.bisect", lambda passes, _: map(passes, (0.4, 0.6, 0.8)))
+    monkeypatch.setattr(
+        "nncontrol_prune.service.boundary.narrow_down", lambda passes, _: [*map(passes, (0.4, 0.6, 0.8))]
+    )
     found = boundary()
     assert found.report.sparsity == 0.4
     assert [(point.sparsity, point.accepted) for point in found.curve] == [(0.4, True), (0.6, False), (0.8, False)]
