@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,9 @@ if not out.is_terminal:
 err = Console(markup=False, emoji=False, stderr=True)
 
 
+TOLD_EVERY = 30.0
+"""Seconds after which a log is told how far a stage is."""
+
 OUTCOMES = {
     "passed": Text("passed"),
     "failed": Text("failed", style="bold red"),
@@ -40,7 +44,10 @@ OUTCOMES = {
 
 @contextmanager
 def progress_bar(quiet: bool = False) -> Iterator[Any]:
-    """Show progress while the block runs; yields a function of what is done and the share of it, or None."""
+    """Show progress while the block runs; yields a function of what is done and the share of it, or None.
+
+    Where there is no terminal it is a line for each stage, and for every half a minute.
+    """
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -52,14 +59,16 @@ def progress_bar(quiet: bool = False) -> Iterator[Any]:
         disable=quiet or not err.is_terminal,
     ) as progress:
         task = progress.add_task("starting", total=None)
-        last = ""
+        last, told = "", 0.0
 
         def show(description: str, share: float | None = None) -> None:
-            nonlocal last
+            nonlocal last, told
             progress.update(task, description=description, total=None if share is None else 1.0, completed=share or 0.0)
             stage = description.rsplit("s  ", maxsplit=1)[-1]
-            if not err.is_terminal and not quiet and stage != last:
-                err.print(description)
+            now = time.monotonic()
+            if not err.is_terminal and not quiet and (stage != last or now - told >= TOLD_EVERY):
+                err.print(description if stage != last or share is None else f"{description}: {share:.0%}")
+                told = now
             last = stage
 
         yield show

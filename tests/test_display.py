@@ -19,6 +19,18 @@ def test_what_looks_like_a_style_or_a_picture_is_text(capsys: pytest.CaptureFixt
     assert told.out == "out/run[v2]/bag:x:y, duration [s]: 3\n"
 
 
+def test_log_is_told_each_stage_and_now_and_then_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([100.0, 101.0, 131.0, 132.0, 200.0])
+    with display.progress_bar() as show:
+        monkeypatch.setattr(display.time, "monotonic", lambda: next(seconds))
+        for stage, share in (("groups", 0.0), ("groups", 0.5), ("groups", 0.9), ("choice", 0.1), ("choice", None)):
+            show(stage, share)
+        monkeypatch.undo()
+    assert capsys.readouterr().err.splitlines() == ["groups", "groups: 90%", "choice", "choice"]
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(836.0, "836.0"), (9341.7, "9342"), (-0.5, "-0.5000"), (12345.0, "1.234e+04")]
 )

@@ -86,7 +86,13 @@ def make_environment(environment: str, **kwargs: Any) -> gymnasium.Env[Any, Any]
     try:
         env = gymnasium.make(environment, **kwargs)
     except Exception as error:  # whatever somebody's environment raises
-        if not _is_unknown(environment, error):
+        module = _missing_module(environment, error)
+        if module is not None:
+            raise PlantError(
+                f"there is no module {module} for {environment}; install its package, or put its directory into "
+                "PYTHONPATH"
+            ) from error
+        if not _is_unknown(error):
             raise PlantError(f"{environment} cannot be made, {type(error).__name__}: {error}") from error
         known = sorted(gymnasium.registry)
         near = difflib.get_close_matches(environment, known, n=3, cutoff=0.5) or [CARTPOLE, "Hopper-v5"]
@@ -97,11 +103,16 @@ def make_environment(environment: str, **kwargs: Any) -> gymnasium.Env[Any, Any]
     return env
 
 
-def _is_unknown(environment: str, error: Exception) -> bool:
-    """Return whether an error says that there is no such environment: what it imports may be missing as well."""
-    if isinstance(error, ModuleNotFoundError):
-        module = environment.partition(":")[0]
-        return error.name is not None and (module == error.name or module.startswith(f"{error.name}."))
+def _missing_module(environment: str, error: Exception) -> str | None:
+    """Return an environment's own module if an error says that it is missing, and not one that it imports."""
+    module = environment.partition(":")[0]
+    cause = error.__cause__ or error  # gymnasium raises another one of it
+    missing = cause.name if isinstance(cause, ModuleNotFoundError) else None
+    return module if missing is not None and (module == missing or module.startswith(f"{missing}.")) else None
+
+
+def _is_unknown(error: Exception) -> bool:
+    """Return whether an error says that there is no such environment."""
     # Unknown ids, namespaces and versions have errors of their own, malformed ids gymnasium's general one.
     return isinstance(error, gymnasium.error.UnregisteredEnv) or type(error) is gymnasium.error.Error
 
@@ -195,8 +206,20 @@ def _action_spec(environment: str, env: gymnasium.Env[Any, Any], *, opaque: bool
     joints = _actuated_joints(base.model)
     if len(joints) != len(box.low):
         joints = tuple(f"action_{index}" for index in range(len(box.low)))
-    unit = "" if opaque else "N or N m"
+    unit = "" if opaque or not _are_forces(base.model, box) else "N or N m"
     return ActionSpec(joints=joints, lower=tuple(map(float, box.low)), upper=tuple(map(float, box.high)), unit=unit)
+
+
+def _are_forces(model: mujoco.MjModel, box: gymnasium.spaces.Box) -> bool:
+    """Return whether actions are the forces or torques of actuators: motors without a gear, given them as they are."""
+    return (
+        np.array_equal(box.low, model.actuator_ctrlrange[:, 0])
+        and np.array_equal(box.high, model.actuator_ctrlrange[:, 1])
+        and bool((model.actuator_dyntype == mujoco.mjtDyn.mjDYN_NONE).all())
+        and bool((model.actuator_gaintype == mujoco.mjtGain.mjGAIN_FIXED).all())
+        and bool((model.actuator_biastype == mujoco.mjtBias.mjBIAS_NONE).all())
+        and bool((model.actuator_gainprm[:, 0] == 1.0).all() and (model.actuator_gear[:, 0] == 1.0).all())
+    )
 
 
 def check_controller(manifest: Manifest, specs: EnvironmentSpecs) -> None:

@@ -43,7 +43,7 @@ class StateSpacePlant:
         environment: Its gymnasium id.
 
     Raises:
-        PlantError: There is no such environment, or its observation cannot be had from its state.
+        PlantError: There is no such environment, or it observes or does more than follows from its state.
     """
 
     def __init__(self, environment: str) -> None:
@@ -66,10 +66,31 @@ class StateSpacePlant:
         )
         self.period = specs.period
         """Seconds of a control period."""
+        try:
+            self._check_memory()
+        except PlantError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the environment."""
         self._env.close()
+
+    def _check_memory(self) -> None:
+        """Refuse an environment that remembers, or draws, more than positions and velocities."""
+        space: Any = self._env.action_space
+        rng = np.random.default_rng(0)
+        state = self.start(0)
+        found = []
+        for seed in (1, 2):
+            self.step(self.start(seed), rng.uniform(space.low, space.high))
+            found.append([self.observe(state), self.step(state, np.zeros(space.shape).clip(space.low, space.high))])
+        for what, first, second in zip(("observes", "does"), *found, strict=True):
+            if not np.allclose(first, second, rtol=1e-9, atol=1e-9, equal_nan=True):
+                raise PlantError(
+                    f"what {self._environment} {what} does not follow from positions and velocities alone: a command, "
+                    "the action before, or noise"
+                )
 
     def start(self, seed: int) -> Array:
         """Return the state that an episode starts from."""

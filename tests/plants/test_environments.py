@@ -41,6 +41,18 @@ def test_joints_are_named_in_observation_and_action_order() -> None:
     assert specs.observation.terms[0].joints == ("rootz", "rooty", "thigh_joint", "leg_joint", "foot_joint")
 
 
+@pytest.mark.parametrize(
+    ("environment", "unit"), [(CARTPOLE, "N or N m"), ("Pusher-v5", "N or N m"), ("Hopper-v5", "")]
+)
+def test_commands_have_a_unit_where_motors_without_gears_take_them(environment: str, unit: str) -> None:
+    assert environment_specs(environment).action.unit == unit
+
+
+def test_module_that_is_not_there_is_named() -> None:
+    with pytest.raises(PlantError, match=r"^there is no module nope\.env for nope\.env:Robot-v0; install"):
+        environment_specs("nope.env:Robot-v0")
+
+
 def test_unknown_environment_suggests_known_ones() -> None:
     with pytest.raises(PlantError, match="did you mean .*Hopper-v5"):
         environment_specs("Hoper-v5")

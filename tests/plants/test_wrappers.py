@@ -71,6 +71,27 @@ class Broken(InvertedPendulumEnv):
         raise ValueError("no torque")
 
 
+class Commanded(InvertedPendulumEnv):
+    """Observes a command that each episode draws anew."""
+
+    def reset_model(self) -> Any:
+        self.command = self.np_random.normal()
+        return super().reset_model()
+
+    def _get_obs(self) -> Any:
+        return super()._get_obs() + getattr(self, "command", 0.0)
+
+
+class Delayed(InvertedPendulumEnv):
+    """Does what it was told a step before."""
+
+    before = np.zeros(1)
+
+    def step(self, action: Any) -> Any:
+        self.before, delayed = np.array(action), self.before
+        return super().step(delayed)
+
+
 class InADict(InvertedPendulumEnv):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -166,6 +187,14 @@ def test_states_are_not_looked_at_through_a_wrapper(registered: Callable[..., st
     check_environment(manifest, environment, Task())
     with pytest.raises(PlantError, match="the task does not fit Wrapped-v0: it has a box of starts, and what the wrap"):
         check_environment(manifest, environment, Task(starts=starts))
+
+
+@pytest.mark.parametrize(("creator", "what"), [(Commanded, "observes"), (Delayed, "does")])
+def test_states_of_an_environment_that_remembers_more_are_not_looked_at(
+    registered: Callable[..., str], creator: Callable[..., Any], what: str
+) -> None:
+    with pytest.raises(PlantError, match=f"what Wrapped-v0 {what} does not follow from positions and velocities alone"):
+        StateSpacePlant(registered(creator))
 
 
 def test_states_are_stepped_as_the_class_steps_them(registered: Callable[..., str]) -> None:
