@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 from rich.text import Text
 
+from nncontrol_prune import tables
 from nncontrol_prune.controllers.bundle import Bundle, short
 from nncontrol_prune.controllers.specs import Manifest
 from nncontrol_prune.controllers.verdict import Verdict, share_kept
@@ -103,20 +104,19 @@ def bundle_table(bundle: Bundle) -> Table:
     return table
 
 
-def groups_table(groups: list[dict[str, Any]], title: str = "groups") -> Table:
-    """Return the groups of channels that can only leave together."""
-    pruned = any("kept" in group for group in groups)
-    table = Table(title=title, title_justify="left")
-    for heading in ("group", "components", "kind"):
-        table.add_column(heading)
-    for heading in ("channels", *(("kept", "coefficient") if pruned else ()), "parameters a channel"):
-        table.add_column(heading, justify="right")
-    for group in groups:
-        cells = [group["name"], ", ".join(group["components"]), group["kind"], str(group["channels"])]
-        if pruned:
-            cells += [str(group["kept"]), f"{group['coefficient']:.3f}"]
-        table.add_row(*cells, str(group["parameters_per_channel"]))
-    return table
+def in_terminal(table: tables.Table, **looks: Any) -> Table:
+    """Return a table as the terminal shows it; looks are rich's, such as a title."""
+    shown = Table(title_justify="left", **looks)
+    for number, heading in enumerate(table.headings):
+        shown.add_column(heading, justify="left" if table.prose or number < table.words else "right")
+    for first, second, *others in table.rows:
+        shown.add_row(first, OUTCOMES[second] if table.outcomes else second, *others)
+    return shown
+
+
+def groups_table(groups: Iterable[Mapping[str, Any]], title: str = "groups") -> Table:
+    """Return the groups of channels that can only leave together; see `tables.groups_table`."""
+    return in_terminal(tables.groups_table(groups), title=title)
 
 
 def boundary_table(curve: Sequence[BoundaryPoint]) -> Table:
@@ -130,7 +130,7 @@ def boundary_table(curve: Sequence[BoundaryPoint]) -> Table:
         table.add_row(
             percent_removed(point.sparsity),
             f"{point.successes} of {point.episodes}",
-            _return(point.return_mean),
+            tables.four_digits(point.return_mean),
             f"{kept:.1%}",
             OUTCOMES["passed" if point.accepted else "failed"],
             point.reason,
@@ -141,14 +141,8 @@ def boundary_table(curve: Sequence[BoundaryPoint]) -> Table:
 def verdict_table(verdict: Verdict) -> Table:
     """Return a verdict, its reasons first."""
     title = f"{short(verdict.candidate)}: {verdict.decision.upper()}"
-    table = Table(title=title, title_justify="left", title_style="bold green" if verdict.accepted else "bold red")
-    table.add_column("criterion")
-    table.add_column("")
-    table.add_column("reason")
-    for criterion in verdict.criteria:
-        # The name stands in the first column already.
-        reason = criterion.reason.removeprefix(criterion.name).lstrip(": ")
-        table.add_row(criterion.name, OUTCOMES[criterion.outcome], reason)
+    looks = {"title": title, "title_style": "bold green" if verdict.accepted else "bold red"}
+    table = in_terminal(tables.criteria_table(verdict), **looks)
     for told in verdict.notes:
         table.add_row("", "", told)
     return table
@@ -156,33 +150,13 @@ def verdict_table(verdict: Verdict) -> Table:
 
 def robustness_table(verdict: Verdict) -> Table:
     """Return what both controllers did under other conditions."""
-    table = Table(title="robustness", title_justify="left")
-    for heading in ("condition", "success", "95 %", "dense", "95 %", "regressions", "return", "dense"):
-        table.add_column(heading, justify="left" if heading == "condition" else "right")
-    for found in verdict.robustness:
-        table.add_row(
-            found.condition,
-            f"{found.pruned_successes} of {found.pairs}",
-            "{:.0%} to {:.0%}".format(*found.pruned_interval),
-            f"{found.dense_successes} of {found.pairs}",
-            "{:.0%} to {:.0%}".format(*found.dense_interval),
-            str(found.regressions),
-            _return(found.pruned_return),
-            _return(found.dense_return),
-        )
-    return table
+    return in_terminal(tables.robustness_table(verdict), title="robustness")
 
 
 def mnist_table(report: MnistReport) -> Table:
     """Return how well each method keeps the images."""
-    headings, rows = report.cells()
     title = f"{report.test_images:,} test images; {report.dense_parameters:,} parameters, this share of them removed"
-    table = Table(title=title, title_justify="left")
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    return in_terminal(report.table(), title=title)
 
 
 def session_table(result: SessionResult) -> Table:
@@ -239,11 +213,6 @@ def loop_table(status: Mapping[str, Any], times: TickSummary) -> Table:
 def written(paths: list[Path]) -> str:
     """Return a line that names what was written."""
     return "written: " + ", ".join(str(path) for path in paths)
-
-
-def _return(value: float) -> str:
-    """Write a return with four digits, so that those of a column line up."""
-    return f"{value:#.4g}".removesuffix(".")
 
 
 def _microseconds(quantiles: Quantiles) -> str:

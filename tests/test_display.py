@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from rich.console import Console
 
 from nncontrol_prune import display
 from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.controllers.verdict import Criterion, Verdict
 from nncontrol_prune.runtime.statistics import COLUMNS, summarize
 from nncontrol_prune.service.boundary import BoundaryPoint
 from nncontrol_prune.shares import percent_removed
@@ -85,3 +88,17 @@ def test_share_of_a_return_below_zero_falls_with_the_loss() -> None:
     assert "0.0%" in shown.get()
     assert "200" not in shown.get()
     assert "it costs [/more]" in shown.get()
+
+
+def test_verdict_begins_with_its_decision_and_ends_with_its_notes(
+    small_bundle: Bundle, make_verdict: Callable[..., Verdict]
+) -> None:
+    criterion = Criterion(name="return", outcome="failed", reason="return: it loses too much")
+    changes = {"criteria": (criterion,), "notes": ("friction was left out",)}
+    console = Console(width=120)
+    with console.capture() as shown:
+        console.print(display.verdict_table(make_verdict(small_bundle, accepted=False).model_copy(update=changes)))
+    title, *lines = shown.get().splitlines()
+    assert title.strip().endswith(": REJECT")
+    cells = [[cell.strip() for cell in line.strip("│ ").split("│")] for line in lines if line.startswith("│")]
+    assert cells == [["return", "failed", "it loses too much"], ["friction was left out"]]

@@ -10,6 +10,7 @@ from pydantic import Field, FiniteFloat
 from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.pruning.group_report import GroupReport
 from nncontrol_prune.pruning.settings import ImportanceName, Method
+from nncontrol_prune.tables import Table
 
 METHODS: tuple[Method, ...] = ("uniform", "threshold", "grid", "gradient", "tpe")
 
@@ -85,25 +86,21 @@ class MnistReport(Spec):
         for label in dict.fromkeys(result.label for result in self.results):
             yield label, [found.get((label, sparsity)) for sparsity in self.sparsities]
 
-    def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Return headings and rows of the table: PSNR / SSIM by method and sparsity, and the time of the search."""
-        headings = ["PSNR (dB) / SSIM", *(f"{sparsity:.3g} %" for sparsity in (100 * s for s in self.sparsities))]
-        table = [["dense", *[_score(self.dense)] * len(self.sparsities), ""]]
+    def table(self) -> Table:
+        """Return PSNR / SSIM by method and sparsity, and the time of the search."""
+        rows = [("dense", *[_score(self.dense)] * len(self.sparsities), "")]
         for label, results in self.rows():
+            scores = ["-" if result is None else _score(result.score) for result in results]
             seconds = [f"{result.search_seconds:.1f}" for result in results if result is not None]
-            table.append(
-                [
-                    label,
-                    *("-" if result is None else _score(result.score) for result in results),
-                    " to ".join(dict.fromkeys((min(seconds, key=float), max(seconds, key=float)))),
-                ]
-            )
-        return [*headings, "search (s)"], table
+            times = dict.fromkeys((min(seconds, key=float), max(seconds, key=float)))
+            rows.append((label, *scores, " to ".join(times)))
+        shares = (f"{100 * sparsity:.3g} %" for sparsity in self.sparsities)
+        return Table(("PSNR (dB) / SSIM", *shares, "search (s)"), tuple(rows))
 
     def markdown(self) -> str:
         """Return the table for a page."""
-        headings, table = self.cells()
-        lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *table]
+        table = self.table()
+        lines = [table.headings, ("---", *["---:"] * (len(table.headings) - 1)), *table.rows]
         return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 

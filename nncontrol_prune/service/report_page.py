@@ -15,17 +15,14 @@ from nncontrol_prune.service.charts import Chart
 from nncontrol_prune.service.report import Report
 from nncontrol_prune.service.report_plots import embedded
 from nncontrol_prune.service.report_tables import (
-    Table,
     controllers_table,
-    criteria_table,
-    groups_table,
     latency_table,
     local_table,
-    robustness_table,
     thresholds_table,
     wander_table,
 )
 from nncontrol_prune.shares import percent_removed
+from nncontrol_prune.tables import Table, criteria_table, groups_table, robustness_table
 
 TEMPLATE = "report_page.html"
 WORDS: dict[Decision, str] = {"accept": "ACCEPTED", "reject": "REJECTED", "inconclusive": "INCONCLUSIVE"}
@@ -112,7 +109,7 @@ def _coefficients(report: Report) -> Section:
         "A bar is a group of channels that can only leave together, coloured by the component it belongs to; what is "
         "coloured was removed, its share is the group's coefficient. Groups that couple components are hatched.",
         ("coefficients",),
-        (groups_table(report),) if report.groups else (),
+        (groups_table(group.model_dump() for group in report.groups),) if report.groups else (),
         ()
         if report.groups
         else (

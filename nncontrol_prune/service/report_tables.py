@@ -1,16 +1,16 @@
-"""What a report says in tables."""
+"""What a report says in tables, beside what the command line says too."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from nncontrol_prune.controllers.bundle import short
 from nncontrol_prune.controllers.verdict import EpisodeSummary, Verdict
 from nncontrol_prune.service.report import Report
+from nncontrol_prune.tables import Table
 from nncontrol_prune.validation.decrease import Share
 from nncontrol_prune.validation.evidence import Evidence, Numbers
 from nncontrol_prune.validation.growth import Growth
@@ -19,37 +19,6 @@ from nncontrol_prune.validation.stability import LARGEST_DELAY, LARGEST_GAIN, Lo
 POLES = 4
 """Of each controller in the table, the slowest to die away."""
 NOTHING = "–"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Headings and rows of text.
-
-    Attributes:
-        headings: As many as each row has cells.
-        rows: The first cell says what the row is about.
-        title: Above it; empty for none.
-        outcomes: Whether the second cell is an outcome, which is coloured by what it says.
-        prose: Whether cells are sentences, and not figures to be set to the right.
-        words: How many columns hold words; the rest are figures.
-    """
-
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    title: str = ""
-    outcomes: bool = False
-    prose: bool = False
-    words: int = 1
-
-
-def criteria_table(verdict: Verdict) -> Table:
-    """Return the criteria, their outcomes and their reasons."""
-    rows = tuple(
-        # The name stands in the first column already.
-        (criterion.name, criterion.outcome, criterion.reason.removeprefix(criterion.name).lstrip(": "))
-        for criterion in verdict.criteria
-    )
-    return Table(("criterion", "outcome", "reason"), rows, outcomes=True, prose=True)
 
 
 def controllers_table(report: Report) -> Table:
@@ -75,24 +44,6 @@ def _successes(summary: EpisodeSummary) -> str:
 
 def _returns(summary: EpisodeSummary) -> str:
     return f"{summary.return_mean:.5g} ± {summary.return_std:.3g}"
-
-
-def groups_table(report: Report) -> Table:
-    """Return what became of each group."""
-    headings = ("group", "components", "kind", "channels", "kept", "coefficient", "parameters a channel")
-    rows = tuple(
-        (
-            group.name,
-            ", ".join(group.components),
-            group.kind,
-            f"{group.channels:,}",
-            f"{group.kept:,}",
-            f"{group.coefficient:.3f}",
-            f"{group.parameters_per_channel:,}",
-        )
-        for group in report.groups
-    )
-    return Table(headings, rows, words=3)
 
 
 def local_table(evidence: Evidence) -> Table:
@@ -163,34 +114,6 @@ def _share(share: Share) -> str:
 
 def _growth(growth: Growth) -> str:
     return f"{growth.rate:+.3g} ({growth.interval[0]:+.3g} to {growth.interval[1]:+.3g})"
-
-
-def robustness_table(verdict: Verdict) -> Table:
-    """Return what both did under each condition."""
-    headings = (
-        "condition",
-        "dense",
-        "95 % interval",
-        "pruned",
-        "95 % interval",
-        "regressions",
-        "return, dense",
-        "pruned",
-    )
-    rows = tuple(
-        (
-            found.condition,
-            f"{found.dense_successes} of {found.pairs}",
-            "{:.0%} to {:.0%}".format(*found.dense_interval),
-            f"{found.pruned_successes} of {found.pairs}",
-            "{:.0%} to {:.0%}".format(*found.pruned_interval),
-            str(found.regressions),
-            f"{found.dense_return:.4g}",
-            f"{found.pruned_return:.4g}",
-        )
-        for found in verdict.robustness
-    )
-    return Table(headings, rows)
 
 
 def latency_table(evidence: Evidence) -> Table:
