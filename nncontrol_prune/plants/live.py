@@ -44,7 +44,6 @@ class LivePlant:
 
     Args:
         environment: A gymnasium MuJoCo id.
-        link: Where commands come from and states go.
         seed: Seed of the first episode; later ones follow from it.
         real_time_factor: Plant seconds per second.
         viewer: Whether to open a window; closing it does not stop the plant.
@@ -58,7 +57,6 @@ class LivePlant:
     def __init__(
         self,
         environment: str,
-        link: CommandSource,
         *,
         seed: int = 0,
         real_time_factor: float = 1.0,
@@ -69,7 +67,6 @@ class LivePlant:
         space: Any = self._env.action_space
         self._dt = environment_specs(environment).period
         self._wall_period = self._dt / real_time_factor
-        self._link = link
         self._lockstep = lockstep
         self._command_timeout = max(COMMAND_TIMEOUT, 2 * self._dt)
         self._stop = threading.Event()
@@ -101,38 +98,38 @@ class LivePlant:
         """Start a new episode before the next step."""
         self._reset_wanted.set()
 
-    def run(self) -> None:
-        """Run until `stop`."""
+    def run(self, link: CommandSource) -> None:
+        """Run until `stop`, with commands from a link, which the states go to."""
         try:
-            if self._wait_for_controller():
-                self._run()
+            if self._wait_for_controller(link):
+                self._run(link)
         finally:
             if self._viewer is not None:
                 self._viewer.close()
             self._env.close()
 
-    def _wait_for_controller(self) -> bool:
+    def _wait_for_controller(self, link: CommandSource) -> bool:
         """Offer the first observation until the first command arrives."""
         self._state[0] = 0.0
         while not self._stop.is_set():
-            self._link.publish(self._state)
+            link.publish(self._state)
             time.sleep(self._wall_period)
-            if self._link.command(self._action) == 0.0:
+            if link.command(self._action) == 0.0:
                 return True
         return False
 
-    def _await(self, action: NDArray[np.float64], stamp: float) -> float:
+    def _await(self, link: CommandSource, action: NDArray[np.float64], stamp: float) -> float:
         """Wait for a command; after a while without the one that is due, send the state again."""
         deadline = time.perf_counter() + RESEND
         while (left := deadline - time.perf_counter()) > 0 and not self._stop.is_set():
-            self._link.wait(left)
-            answered = self._link.command(action)
+            link.wait(left)
+            answered = link.command(action)
             if answered == stamp:
                 return answered
-        self._link.publish(self._state)
+        link.publish(self._state)
         return math.nan
 
-    def _run(self) -> None:
+    def _run(self, link: CommandSource) -> None:
         state, action = self._state, self._action
         stamp, episode, step, last_command = 0.0, 0, 0, 0.0
         deadline = time.perf_counter() + self._wall_period
@@ -146,9 +143,9 @@ class LivePlant:
                 deadline += missed * self._wall_period
             if self.paused.is_set():
                 continue
-            answered = self._link.command(action)
+            answered = link.command(action)
             while self._lockstep and answered != stamp and not self._stop.is_set():
-                answered = self._await(action, stamp)
+                answered = self._await(link, action, stamp)
             if answered == stamp or (step == 0 and self.steps == 0):
                 last_command = stamp
             else:
@@ -168,6 +165,6 @@ class LivePlant:
                 episode, step = episode + 1, 0
             state[0] = stamp
             state[len(HEADER) :] = observation
-            self._link.publish(state)
+            link.publish(state)
             if self._viewer is not None:
                 self._viewer.show()

@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import CallbackGroup
+from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.timer import Timer
 
 from nncontrol_prune.config import ConfigError
 from nncontrol_prune.controllers.errors import ControllerError
@@ -46,6 +49,22 @@ def guarded(node: Node, what: str, function: Callable[..., object]) -> Callable[
                 node.get_logger().error(text)
 
     return call
+
+
+def steady_timer(
+    node: Node, period: float, what: str, function: Callable[[], object], group: CallbackGroup | None = None
+) -> Timer:
+    """Call a function periodically on the monotonic clock: a simulated one may stand still, or run fast.
+
+    Args:
+        node: The node.
+        period: Seconds.
+        what: What the function does, for the log of what it raises.
+        function: The function.
+        group: The node's own by default.
+    """
+    clock = Clock(clock_type=ClockType.STEADY_TIME)
+    return node.create_timer(period, guarded(node, what, function), clock=clock, callback_group=group)
 
 
 def answering(

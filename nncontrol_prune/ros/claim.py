@@ -7,13 +7,12 @@ import uuid
 
 from pydantic import BaseModel, ValidationError
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
-from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from std_msgs.msg import String
 
 from nncontrol_prune.controllers.specs import problem_of
-from nncontrol_prune.ros.callbacks import guarded
+from nncontrol_prune.ros.callbacks import guarded, steady_timer
 from nncontrol_prune.ros.messages import MessageError
 from nncontrol_prune.service.pruning_service import ServiceError
 
@@ -54,8 +53,7 @@ class Claim:
             QoSProfile(depth=10),
             callback_group=group,
         )
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        node.create_timer(PERIOD, guarded(node, "claim", self._repeat), clock=steady, callback_group=group)
+        steady_timer(node, PERIOD, "claim", self._repeat, group)
 
     def check(self) -> None:
         """Check that no other service has the controller.

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from rcl_interfaces.srv import GetParameters
-from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
 from nncontrol_prune.config import ConfigError
-from nncontrol_prune.ros.callbacks import guarded
+from nncontrol_prune.ros.callbacks import guarded, steady_timer
 
 PATIENCE = 3.0
 """Seconds for which an answer is waited for; a node that does not tell its joints is not checked."""
@@ -74,8 +73,7 @@ class CommandJoints:
                 future = client.call_async(GetParameters.Request(names=["joints"]))
                 future.add_done_callback(guarded(self._node, "joints", answered))
 
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        timer = self._node.create_timer(0.05, guarded(self._node, "joints", send), clock=steady)
+        timer = steady_timer(self._node, 0.05, "joints", send)
 
     def check(self) -> None:
         """Check the answer, if there is one.

@@ -10,12 +10,12 @@ from diagnostic_msgs.msg import DiagnosticStatus
 
 from nncontrol_prune.controllers.bundle import short
 from nncontrol_prune.rollouts.recorder import Recorder
+from nncontrol_prune.ros.diagnostics import Problem
 from nncontrol_prune.ros.loop_runner import LoopRunner
 from nncontrol_prune.runtime.inputs import Arrival
 from nncontrol_prune.runtime.slot import ControllerSlot
 from nncontrol_prune.runtime.statistics import PERIOD, TickStatistics
 
-Problem = tuple[bytes, str]
 RECENT = 2.0
 """Seconds for which a problem that has passed is still told."""
 HISTORY = 5

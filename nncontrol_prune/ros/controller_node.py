@@ -8,8 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from rclpy.clock import Clock, ClockType
+from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_msgs.msg import Float64MultiArray, String, UInt8MultiArray
@@ -21,12 +20,13 @@ from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.controllers.limits import ActionLimits
 from nncontrol_prune.rollouts.errors import RolloutError
 from nncontrol_prune.rollouts.recorder import Recorder
-from nncontrol_prune.ros.callbacks import answering, guarded, setting, transition
+from nncontrol_prune.ros.callbacks import answering, guarded, setting, steady_timer, transition
 from nncontrol_prune.ros.command_joints import CommandJoints
 from nncontrol_prune.ros.command_log import CommandLog
 from nncontrol_prune.ros.controller_health import health
+from nncontrol_prune.ros.diagnostics import Problem, tell_diagnostics
 from nncontrol_prune.ros.loop_runner import LoopRunner
-from nncontrol_prune.ros.messages import LATCHED, contents_of, diagnostics, parcel_of, step_of
+from nncontrol_prune.ros.messages import LATCHED, contents_of, parcel_of, step_of
 from nncontrol_prune.ros.parameters import NodeParameters, ParameterNode
 from nncontrol_prune.ros.running import fastest_executor, spin
 from nncontrol_prune.runtime.finding import first_controller, stored_bundle
@@ -38,8 +38,6 @@ START_POLL = 0.01
 """Seconds between looks, at the start, at whether the node may begin to command."""
 HOUSEKEEPING = 0.1
 """Seconds between looks at what the loop has done."""
-DIAGNOSTICS = 1.0
-"""Seconds between diagnostics."""
 ANYTIME = {"controller", "autostart", "default_controller"}
 """Parameters that may be set while the loop runs."""
 
@@ -78,12 +76,10 @@ class ControllerNode(ParameterNode, LifecycleNode):
         self._status_publisher = self.create_publisher(String, "~/status", LATCHED)
         self._bundle_publisher = self.create_publisher(String, "~/bundle", LATCHED)
         self._dense_publisher = self.create_publisher(UInt8MultiArray, "~/dense", LATCHED)
-        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(Trigger, "~/rollback", answering(self, "rollback", self._rollback))
         self._listen()
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(HOUSEKEEPING, guarded(self, "housekeeping", self._keep_house), clock=steady)
-        self.create_timer(DIAGNOSTICS, guarded(self, "diagnostics", self._diagnose), clock=steady)
+        steady_timer(self, HOUSEKEEPING, "housekeeping", self._keep_house)
+        tell_diagnostics(self, self._diagnose)
         self.add_on_set_parameters_callback(setting(self, self._set_parameters_asked))
 
     def start(self) -> None:
@@ -91,10 +87,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
         if not self._settings.config.autostart:
             return
         if self.trigger_configure() is TransitionCallbackReturn.SUCCESS:
-            steady = Clock(clock_type=ClockType.STEADY_TIME)
-            self._starting = self.create_timer(
-                START_POLL, guarded(self, "autostart", self._activate_when_ready), clock=steady
-            )
+            self._starting = steady_timer(self, START_POLL, "autostart", self._activate_when_ready)
 
     def _activate_when_ready(self) -> None:
         if self._joints.waiting:
@@ -396,7 +389,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
         recorder = self._recorder
         return "" if recorder is None or recorder.failure is not None else str(recorder.directory.resolve())
 
-    def _diagnose(self) -> None:
+    def _diagnose(self) -> tuple[list[Problem], dict[str, object]]:
         problems, values = health(self._slot, self._runner, self._recorder, active=self._active)
         if self._joints.problem:
             level = DiagnosticStatus.ERROR if self._joints.different else DiagnosticStatus.WARN
@@ -409,9 +402,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
         if rivals and not self._told_rivals:
             self.get_logger().warning(rivals)
         self._told_rivals = rivals
-        name = self.get_fully_qualified_name().lstrip("/")
-        now = self.get_clock().now().to_msg()
-        self._diagnostics_publisher.publish(diagnostics(now, name, problems, values))
+        return problems, values
 
     def _rivals(self) -> str:
         """Return that the plant may be commanded by others at the same time, as a sentence; empty if by none."""

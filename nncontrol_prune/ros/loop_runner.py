@@ -12,7 +12,6 @@ import time
 
 import numpy as np
 from numpy.typing import NDArray
-from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from std_msgs.msg import Float64MultiArray
@@ -21,7 +20,7 @@ from nncontrol_prune.config import ControllerConfig
 from nncontrol_prune.controllers.specs import Manifest
 from nncontrol_prune.rollouts.recorder import Recorder
 from nncontrol_prune.rollouts.schema import transition_layout, values_in
-from nncontrol_prune.ros.callbacks import guarded
+from nncontrol_prune.ros.callbacks import steady_timer
 from nncontrol_prune.ros.plant_link import PlantLink
 from nncontrol_prune.ros.running import fastest_executor
 from nncontrol_prune.ros.serialized import ArrayWriter
@@ -103,15 +102,9 @@ class LoopRunner:
         self._prepared = False
         self._timeout = max(config.observation_timeout, 2 / manifest.rate)
         self._own_thread: threading.Thread | None = None
-        # On the monotonic clock: a simulated one may stand still, which is what is to be noticed.
-        self._watchdog_clock = Clock(clock_type=ClockType.STEADY_TIME)
-        self._node.create_timer(
-            self._timeout / WATCHES, guarded(self._node, "watchdog", self._watch), clock=self._watchdog_clock
-        )
+        steady_timer(self._node, self._timeout / WATCHES, "watchdog", self._watch)
         self._rehearsal_time = 0.5 * (1 - REHEARSAL) / manifest.rate
-        self._rehearsal = self._node.create_timer(
-            REHEARSAL / manifest.rate, guarded(self._node, "rehearsal", self._rehearse), clock=self._watchdog_clock
-        )
+        self._rehearsal = steady_timer(self._node, REHEARSAL / manifest.rate, "rehearsal", self._rehearse)
         self._executor = fastest_executor()
         self.executor_name = type(self._executor).__name__
         self._executor.add_node(self._node)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from builtin_interfaces.msg import Time
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -17,7 +16,7 @@ from nncontrol_prune.controllers.bundle import MANIFEST, Bundle
 from nncontrol_prune.controllers.errors import BundleError
 from nncontrol_prune.controllers.specs import BUNDLE_FILES, problem_of
 from nncontrol_prune.controllers.verdict import Verdict
-from nncontrol_prune.rollouts.schema import STEP_LAYOUT, Layout
+from nncontrol_prune.rollouts.schema import STEP_LAYOUT, Layout, parts, values_in
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL, reliability=ReliabilityPolicy.RELIABLE)
 """For states: who subscribes late is sent the last one."""
@@ -47,8 +46,13 @@ def time_of(stamp: float) -> Time:
 def array_of(layout: Layout) -> Float64MultiArray:
     """Return a message with this layout and zeros for its values."""
     dimensions = [MultiArrayDimension(label=label, size=size, stride=size) for label, size in layout]
-    count = sum(size for _, size in layout)
-    return Float64MultiArray(layout=MultiArrayLayout(dim=dimensions), data=array.array("d", bytes(8 * count)))
+    data = array.array("d", bytes(8 * values_in(layout)))
+    return Float64MultiArray(layout=MultiArrayLayout(dim=dimensions), data=data)
+
+
+def layout_of(message: Float64MultiArray | UInt8MultiArray) -> Layout:
+    """Return the parts that a message's layout names."""
+    return tuple((dimension.label, dimension.size) for dimension in message.layout.dim)
 
 
 def doubles(values: NDArray[np.float64]) -> array.array[float]:
@@ -62,14 +66,10 @@ def labelled(message: Float64MultiArray) -> dict[str, Sequence[float]]:
     Raises:
         MessageError: Its layout names another number of values than it has.
     """
-    parts: dict[str, Sequence[float]] = {}
-    start = 0
-    for dimension in message.layout.dim:
-        parts[dimension.label] = message.data[start : start + dimension.size]
-        start += dimension.size
-    if start != len(message.data):
-        raise MessageError(f"its layout names {start} values, and it has {len(message.data)}")
-    return parts
+    layout = layout_of(message)
+    if values_in(layout) != len(message.data):
+        raise MessageError(f"its layout names {values_in(layout)} values, and it has {len(message.data)}")
+    return {label: message.data[place] for label, place in parts(layout).items()}
 
 
 def step_of(message: Float64MultiArray) -> dict[str, float]:
@@ -78,7 +78,7 @@ def step_of(message: Float64MultiArray) -> dict[str, float]:
     Raises:
         MessageError: It says something else.
     """
-    layout = tuple((dimension.label, dimension.size) for dimension in message.layout.dim)
+    layout = layout_of(message)
     if layout != STEP_LAYOUT:
         raise MessageError(f"a step has one value each of {', '.join(label for label, _ in STEP_LAYOUT)}, not {layout}")
     return {label: float(values[0]) for label, values in labelled(message).items()}
@@ -101,13 +101,10 @@ def contents_of(message: UInt8MultiArray) -> tuple[str, dict[str, bytes], Verdic
         BundleError: It is no such message.
     """
     data = bytes(message.data)
-    files: dict[str, bytes] = {}
-    start = 0
-    for dimension in message.layout.dim:
-        files[dimension.label] = data[start : start + dimension.size]
-        start += dimension.size
-    if start != len(data):
-        raise BundleError(f"the message's layout names {start} bytes, and it has {len(data)}")
+    layout = layout_of(message)
+    if values_in(layout) != len(data):
+        raise BundleError(f"the message's layout names {values_in(layout)} bytes, and it has {len(data)}")
+    files = {label: data[place] for label, place in parts(layout).items()}
     digest = files.pop(DIGEST, b"").decode(errors="replace")
     verdict = files.pop(VERDICT, None)
     unknown = set(files) - {MANIFEST, *BUNDLE_FILES}
@@ -117,27 +114,3 @@ def contents_of(message: UInt8MultiArray) -> tuple[str, dict[str, bytes], Verdic
         return digest, files, None if verdict is None else Verdict.model_validate_json(verdict)
     except ValidationError as error:
         raise BundleError(f"the verdict that came with the bundle is none: {problem_of(error)}") from error
-
-
-def diagnostics(
-    stamp: Time, name: str, problems: Sequence[tuple[bytes, str]], values: Mapping[str, object]
-) -> DiagnosticArray:
-    """Return a node's diagnostics.
-
-    Args:
-        stamp: When.
-        name: Of the node.
-        problems: Level and sentence of each; the worst decides, and OK is said where there are none.
-        values: Figures by name.
-    """
-    level = max((level for level, _ in problems), default=DiagnosticStatus.OK)
-    status = DiagnosticStatus(
-        level=level,
-        name=name,
-        message="; ".join(text for _, text in problems) or "OK",
-        hardware_id="",
-        values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
-    )
-    array_message = DiagnosticArray(status=[status])
-    array_message.header.stamp = stamp
-    return array_message

@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
-from rclpy.clock import Clock, ClockType
 from rclpy.executors import Executor, MultiThreadedExecutor
 from rclpy.parameter import Parameter
 from std_msgs.msg import Float64, String
 from std_srvs.srv import Trigger
 
 from nncontrol_prune.config import ConfigError, PruningServiceConfig
-from nncontrol_prune.ros.callbacks import EXPECTED, answering, guarded, setting
+from nncontrol_prune.ros.callbacks import EXPECTED, answering, setting, steady_timer
 from nncontrol_prune.ros.claim import Claim
-from nncontrol_prune.ros.messages import LATCHED, diagnostics
+from nncontrol_prune.ros.diagnostics import Problem, tell_diagnostics
+from nncontrol_prune.ros.messages import LATCHED
 from nncontrol_prune.ros.parameters import NodeParameters, ParameterNode
 from nncontrol_prune.ros.remote_loop import LoopError, RemoteLoop
 from nncontrol_prune.ros.running import spin
@@ -62,7 +62,6 @@ class PruningNode(ParameterNode):
         self._deployment = ""
         self._progress_publisher = self.create_publisher(Float64, "~/progress", LATCHED)
         self._status_publisher = self.create_publisher(String, "~/status", LATCHED)
-        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # Deploying waits for the controller node; meanwhile a job can be cancelled and progress is told.
         services, deploying = ReentrantCallbackGroup(), MutuallyExclusiveCallbackGroup()
         for service, function, group in (
@@ -73,14 +72,10 @@ class PruningNode(ParameterNode):
         ):
             answer = answering(self, service, function, REFUSALS)
             self.create_service(Trigger, f"~/{service}", answer, callback_group=group)
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
         telling = MutuallyExclusiveCallbackGroup()
-        for period, what, callback, group in (
-            (TELL, "status", self._tell, telling),
-            (1.0, "diagnostics", self._diagnose, telling),
-            (TELL, "deployment", self._deploy_if_wanted, deploying),
-        ):
-            self.create_timer(period, guarded(self, what, callback), clock=steady, callback_group=group)
+        steady_timer(self, TELL, "status", self._tell, telling)
+        steady_timer(self, TELL, "deployment", self._deploy_if_wanted, deploying)
+        tell_diagnostics(self, self._diagnose, group=telling)
         self.add_on_set_parameters_callback(setting(self, self._set))
 
     def close(self) -> None:
@@ -163,9 +158,9 @@ class PruningNode(ParameterNode):
         elif status.state == "failed":
             self.get_logger().error(text)
 
-    def _diagnose(self) -> None:
+    def _diagnose(self) -> tuple[list[Problem], dict[str, object]]:
         status = self._coordinator.status
-        problems: list[tuple[bytes, str]] = []
+        problems: list[Problem] = []
         try:
             self._claim.check()
         except ServiceError as error:
@@ -176,7 +171,7 @@ class PruningNode(ParameterNode):
             problems.append((DiagnosticStatus.ERROR, f"job {status.job} failed: {status.message}"))
         if status.hampered:
             problems.append((DiagnosticStatus.WARN, status.hampered))
-        values = {
+        return problems, {
             "job": status.job,
             "state": status.state,
             "stage": status.stage,
@@ -184,8 +179,6 @@ class PruningNode(ParameterNode):
             "message": status.message,
             "deployment": self._deployment,
         }
-        name = self.get_fully_qualified_name().lstrip("/")
-        self._diagnostics_publisher.publish(diagnostics(self.get_clock().now().to_msg(), name, problems, values))
 
 
 def result_of(status: JobStatus) -> tuple[int, str, str]:

@@ -7,9 +7,8 @@ import threading
 from typing import Any
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticStatus
 from numpy.typing import NDArray
-from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -25,7 +24,8 @@ from nncontrol_prune.plants.live import LivePlant
 from nncontrol_prune.plants.state import HEADER
 from nncontrol_prune.rollouts.schema import STEP_LAYOUT
 from nncontrol_prune.ros.callbacks import answering, guarded, setting
-from nncontrol_prune.ros.messages import COMMAND, diagnostics, doubles, time_of
+from nncontrol_prune.ros.diagnostics import Problem, tell_diagnostics
+from nncontrol_prune.ros.messages import COMMAND, doubles, time_of
 from nncontrol_prune.ros.parameters import NodeParameters, ParameterNode
 from nncontrol_prune.ros.running import spin
 from nncontrol_prune.ros.serialized import ArrayWriter
@@ -124,10 +124,8 @@ class SimulatorNode(ParameterNode):
         config = self._settings.config
         specs = environment_specs(config.env)
         self._environment = config.env
-        link: Any = _Later()
         self._plant = LivePlant(
             config.env,
-            link,
             seed=config.seed,
             real_time_factor=config.real_time_factor,
             viewer=not config.headless,
@@ -136,12 +134,10 @@ class SimulatorNode(ParameterNode):
         joints = JointReadout(self._plant.environment, specs.observation)
         if not joints.names:
             raise PlantError(f"{config.env} has no joint with a name, so there are no joint states to publish")
-        self._link = link.link = SimulatorLink(self, joints, specs.action.size)
+        self._link = SimulatorLink(self, joints, specs.action.size)
         self.create_service(Trigger, "~/reset", answering(self, "reset", self._reset))
         self.create_service(SetBool, "~/pause", answering(self, "pause", self._pause))
-        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(1.0, guarded(self, "diagnostics", self._diagnose), clock=steady)
+        tell_diagnostics(self, self._diagnose, lambda: time_of(self._link.time))
         self.add_on_set_parameters_callback(setting(self, self._refuse))
         self._thread = threading.Thread(target=self._run, name="plant", daemon=True)
         self._thread.start()
@@ -154,7 +150,7 @@ class SimulatorNode(ParameterNode):
 
     def _run(self) -> None:
         run_in_real_time(self._settings.config.realtime_priority)
-        self._plant.run()
+        self._plant.run(self._link)
 
     def _reset(self, _: Trigger.Request) -> str:
         self._plant.reset()
@@ -173,39 +169,22 @@ class SimulatorNode(ParameterNode):
         if names:
             raise ConfigError(f"{self.get_name()}: {', '.join(names)} can be set only when the node is started")
 
-    def _diagnose(self) -> None:
+    def _diagnose(self) -> tuple[list[Problem], dict[str, object]]:
         plant = self._plant
-        problems = []
+        problems: list[Problem] = []
         if not self._thread.is_alive():
             problems.append((DiagnosticStatus.ERROR, "the plant has stopped; see the log"))
         if self._link.refused:
             problems.append((DiagnosticStatus.ERROR, self._link.refused))
         if plant.steps == 0:
             problems.append((DiagnosticStatus.WARN, "time stands still until the first command comes"))
-        values = {
+        return problems, {
             "environment": self._environment,
             "steps": plant.steps,
             "steps without a fresh command": plant.missed_commands,
             "periods left out": plant.skipped,
             "paused": plant.paused.is_set(),
         }
-        name = self.get_fully_qualified_name().lstrip("/")
-        self._diagnostics_publisher.publish(diagnostics(time_of(self._link.time), name, problems, values))
-
-
-class _Later:
-    """Stands for the link that needs the plant's environment before it can be made."""
-
-    link: SimulatorLink
-
-    def command(self, action: NDArray[np.float64]) -> float:
-        return self.link.command(action)
-
-    def publish(self, state: NDArray[np.float64]) -> None:
-        self.link.publish(state)
-
-    def wait(self, timeout: float) -> None:
-        self.link.wait(timeout)
 
 
 def main() -> None:

@@ -94,7 +94,6 @@ def start(settings: PlantProcessSettings) -> tuple[Callable[[], None], Callable[
     link = PlantLink(settings.network, task, config.realtime_priority)
     plant = LivePlant(
         config.env,
-        link,
         seed=config.seed,
         real_time_factor=config.real_time_factor,
         viewer=not config.headless,
@@ -135,7 +134,7 @@ def start(settings: PlantProcessSettings) -> tuple[Callable[[], None], Callable[
     def work() -> None:
         run_in_real_time(config.realtime_priority)
         try:
-            plant.run()
+            plant.run(link)
         finally:
             server.close()
             link.close()

@@ -4,6 +4,8 @@ import itertools
 import math
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,34 +37,42 @@ class Wire:
         time.sleep(min(timeout, 0.001))
 
 
-def run_for(plant: LivePlant, seconds: float) -> None:
-    thread = threading.Thread(target=plant.run)
+@contextmanager
+def running(plant: LivePlant, wire: Wire) -> Iterator[None]:
+    thread = threading.Thread(target=plant.run, args=(wire,))
     thread.start()
-    time.sleep(seconds)
-    plant.stop()
-    thread.join()
+    try:
+        yield
+    finally:
+        plant.stop()
+        thread.join()
+
+
+def run_for(plant: LivePlant, wire: Wire, seconds: float) -> None:
+    with running(plant, wire):
+        time.sleep(seconds)
 
 
 def test_time_stands_still_until_the_first_command() -> None:
     wire = Wire()
     wire.silent = True
-    plant = LivePlant(CARTPOLE, wire)
-    run_for(plant, 0.2)
+    plant = LivePlant(CARTPOLE)
+    run_for(plant, wire, 0.2)
     assert plant.steps == 0
     assert {state[0] for state in wire.states} == {0.0}
 
 
 def test_it_keeps_real_time_at_its_factor() -> None:
     wire = Wire()
-    plant = LivePlant(CARTPOLE, wire, real_time_factor=2.0)
-    run_for(plant, 1.0)
+    plant = LivePlant(CARTPOLE, real_time_factor=2.0)
+    run_for(plant, wire, 1.0)
     # A busy machine may slow it down, but nothing may make it faster.
     assert 100 <= plant.steps <= 205
 
 
 def test_stamps_join_each_step_to_the_observation_it_started_from() -> None:
     wire = Wire()
-    run_for(LivePlant(CARTPOLE, wire, real_time_factor=10.0), 0.3)
+    run_for(LivePlant(CARTPOLE, real_time_factor=10.0), wire, 0.3)
     steps = [state for state in wire.states if not math.isnan(state[1])]
     for before, after in itertools.pairwise(steps):
         assert after[HEADER.index("step_stamp")] == before[HEADER.index("stamp")]
@@ -71,14 +81,11 @@ def test_stamps_join_each_step_to_the_observation_it_started_from() -> None:
 
 def test_reset_truncates_the_episode_and_starts_the_next() -> None:
     wire = Wire()
-    plant = LivePlant(CARTPOLE, wire, real_time_factor=10.0)
-    thread = threading.Thread(target=plant.run)
-    thread.start()
-    time.sleep(0.1)
-    plant.reset()
-    time.sleep(0.1)
-    plant.stop()
-    thread.join()
+    plant = LivePlant(CARTPOLE, real_time_factor=10.0)
+    with running(plant, wire):
+        time.sleep(0.1)
+        plant.reset()
+        time.sleep(0.1)
     truncated = [state for state in wire.states if state[HEADER.index("truncated")] == 1.0]
     assert len(truncated) == 1
     assert truncated[0][len(HEADER) + 1] < -0.9, "the observation is the first of the next episode"
@@ -87,44 +94,38 @@ def test_reset_truncates_the_episode_and_starts_the_next() -> None:
 
 def test_without_commands_it_falls_back_to_zero() -> None:
     wire = Wire(force=10.0)
-    plant = LivePlant(CARTPOLE, wire, real_time_factor=10.0)
-    thread = threading.Thread(target=plant.run)
-    thread.start()
-    time.sleep(0.1)
-    wire.silent = True
-    time.sleep(0.3)
-    plant.stop()
-    thread.join()
+    plant = LivePlant(CARTPOLE, real_time_factor=10.0)
+    with running(plant, wire):
+        time.sleep(0.1)
+        wire.silent = True
+        time.sleep(0.3)
     assert plant.missed_commands > 50
     assert plant._action.tolist() == [0.0]
 
 
 def test_paused_plant_does_not_step() -> None:
     wire = Wire()
-    plant = LivePlant(CARTPOLE, wire, real_time_factor=10.0)
+    plant = LivePlant(CARTPOLE, real_time_factor=10.0)
     plant.paused.set()
-    run_for(plant, 0.2)
+    run_for(plant, wire, 0.2)
     assert plant.steps == 0
 
 
 def test_in_lockstep_time_waits_for_the_command_and_the_state_is_sent_again() -> None:
     wire = Wire()
-    plant = LivePlant(CARTPOLE, wire, real_time_factor=10.0, lockstep=True)
-    thread = threading.Thread(target=plant.run)
-    thread.start()
-    time.sleep(0.1)
-    wire.silent = True
-    time.sleep(0.1)
-    steps, sent = plant.steps, len(wire.states)
-    time.sleep(0.3)
-    assert plant.steps == steps
-    assert len(wire.states) > sent
-    assert {state[0] for state in wire.states[sent:]} == {wire.states[-1][0]}
-    wire.silent = False
-    time.sleep(0.1)
-    assert plant.steps > steps
-    plant.stop()
-    thread.join()
+    plant = LivePlant(CARTPOLE, real_time_factor=10.0, lockstep=True)
+    with running(plant, wire):
+        time.sleep(0.1)
+        wire.silent = True
+        time.sleep(0.1)
+        steps, sent = plant.steps, len(wire.states)
+        time.sleep(0.3)
+        assert plant.steps == steps
+        assert len(wire.states) > sent
+        assert {state[0] for state in wire.states[sent:]} == {wire.states[-1][0]}
+        wire.silent = False
+        time.sleep(0.1)
+        assert plant.steps > steps
     assert plant.missed_commands == 0
 
 
@@ -132,7 +133,7 @@ def test_in_lockstep_the_same_seed_gives_the_same_run() -> None:
     runs = []
     for factor in (5.0, 20.0):
         wire = Wire()
-        run_for(LivePlant(CARTPOLE, wire, real_time_factor=factor, lockstep=True, seed=3), 0.2)
+        run_for(LivePlant(CARTPOLE, real_time_factor=factor, lockstep=True, seed=3), wire, 0.2)
         states = {state[0]: state for state in wire.states}
         runs.append([states[stamp] for stamp in sorted(states)][:60])
     for first, second in zip(*runs, strict=False):

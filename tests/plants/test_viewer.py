@@ -24,7 +24,7 @@ def test_missing_display_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delenv(name, raising=False)
     glfw.terminate()
     with pytest.raises(PlantError, match=r"no window can be opened \(.*\); without a display, leave headless at true"):
-        LivePlant(CARTPOLE, Wire(), viewer=True)
+        LivePlant(CARTPOLE, viewer=True)
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 def show(connection: Connection) -> None:
     """Run a plant with its window; close the window, and end, when told to, and tell the steps it has done."""
-    plant = LivePlant(CARTPOLE, Wire(), viewer=True)
-    thread = threading.Thread(target=plant.run)
+    plant = LivePlant(CARTPOLE, viewer=True)
+    thread = threading.Thread(target=plant.run, args=(Wire(),))
     thread.start()
     while (wanted := connection.recv()) != "end":
         if wanted == "close":

@@ -153,7 +153,7 @@ def test_control_period_is_what_a_step_takes(
     specs = environment_specs(environment)
     assert specs.period == pytest.approx(times * 0.04)
     assert specs.rate == pytest.approx(25.0 / times)
-    assert LivePlant(environment, None)._dt == specs.period
+    assert LivePlant(environment)._dt == specs.period
 
 
 @pytest.mark.parametrize(
