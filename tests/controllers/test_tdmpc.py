@@ -25,15 +25,25 @@ def architecture(**changes: Any) -> TdMpcArchitecture:
     return TdMpcArchitecture(**{**sizes, **changes})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def agent() -> TdMpc:
     torch.manual_seed(0)
     return TdMpc.for_action(architecture(), 5, ACTION).eval()
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(1)
+
+
+@pytest.fixture(scope="module")
+def model(agent: TdMpc) -> bytes:
+    return export_onnx(agent, 5)
+
+
 @pytest.fixture
-def policy(agent: TdMpc) -> PlannerPolicy:
-    return PlannerPolicy(export_onnx(agent, 5), 5, 2, 3)
+def policy(model: bytes) -> PlannerPolicy:
+    return PlannerPolicy(model, 5, 2, 3)
 
 
 def test_simplices_of_the_latent_sum_to_one(agent: TdMpc) -> None:
@@ -115,11 +125,11 @@ def test_a_plan_is_carried_on_by_advance_alone(policy: PlannerPolicy) -> None:
     assert first.tolist() == second.tolist()
 
 
-def test_another_planner_goes_on_where_one_is(agent: TdMpc, policy: PlannerPolicy) -> None:
+def test_another_planner_goes_on_where_one_is(model: bytes, policy: PlannerPolicy) -> None:
     observation, ours, theirs = np.ones(5), np.zeros(2), np.zeros(2)
     policy.act(observation, ours)
     policy.advance()
-    other = PlannerPolicy(export_onnx(agent, 5), 5, 2, 3)
+    other = PlannerPolicy(model, 5, 2, 3)
     other.take_over(policy)
     policy.act(observation, ours)
     other.act(observation, theirs)
@@ -146,8 +156,7 @@ def test_one_bad_observation_does_not_spoil_the_plans_after_it(policy: PlannerPo
     assert action.tolist() == fresh.tolist()
 
 
-def test_the_manifest_decides_how_a_policy_is_loaded(agent: TdMpc, policy: PlannerPolicy) -> None:
-    model = export_onnx(agent, 5)
+def test_the_manifest_decides_how_a_policy_is_loaded(model: bytes) -> None:
     assert isinstance(load_policy(model, architecture(), 5, 2), PlannerPolicy)
     with pytest.raises(BundleError, match="the manifest says"):
         OnnxPolicy(model, 5, 2)

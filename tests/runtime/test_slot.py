@@ -37,6 +37,12 @@ def pass_ticks(slot: ControllerSlot, count: int, healthy: bool = True) -> None:
         slot.tick_passed(tick, healthy)
 
 
+def stage(slot: ControllerSlot, bundle: Bundle, ticks: int) -> None:
+    """Stage a controller, and run some ticks, three of which are its probation."""
+    slot.stage(bundle.reference)
+    pass_ticks(slot, ticks)
+
+
 def current(store: BundleStore) -> str:
     record = store.slot("loop")
     assert record is not None
@@ -60,8 +66,7 @@ def test_staged_controller_takes_over_between_two_ticks(slot: ControllerSlot, se
 def test_it_is_committed_after_its_probation_and_not_before(
     slot: ControllerSlot, store: BundleStore, small_bundle: Bundle, second: Bundle
 ) -> None:
-    slot.stage(second.reference)
-    pass_ticks(slot, 2)
+    stage(slot, second, 2)
     slot.commit_if_due()
     assert slot.on_probation
     assert current(store) == small_bundle.reference
@@ -85,11 +90,9 @@ def test_what_the_store_knows_is_not_written_again(
 def test_controller_that_was_replaced_is_freed_outside_the_loop(
     slot: ControllerSlot, second: Bundle, third: Bundle
 ) -> None:
-    slot.stage(second.reference)
-    pass_ticks(slot, 3)
+    stage(slot, second, 3)
     replaced = weakref.ref(slot.active)
-    slot.stage(third.reference)
-    pass_ticks(slot, 3)
+    stage(slot, third, 3)
     assert replaced() is not None
     slot.commit_if_due()
     assert replaced() is None
@@ -98,8 +101,7 @@ def test_controller_that_was_replaced_is_freed_outside_the_loop(
 def test_fault_on_probation_brings_the_old_one_back(
     slot: ControllerSlot, store: BundleStore, small_bundle: Bundle, second: Bundle
 ) -> None:
-    slot.stage(second.reference)
-    pass_ticks(slot, 1)
+    stage(slot, second, 1)
     pass_ticks(slot, 1, healthy=False)
     slot.commit_if_due()
     assert slot.active.digest == small_bundle.digest
@@ -109,8 +111,7 @@ def test_fault_on_probation_brings_the_old_one_back(
 
 
 def test_fault_after_probation_does_not_swap(slot: ControllerSlot, second: Bundle) -> None:
-    slot.stage(second.reference)
-    pass_ticks(slot, 3)
+    stage(slot, second, 3)
     pass_ticks(slot, 5, healthy=False)
     assert slot.active.digest == second.digest
 
@@ -118,8 +119,7 @@ def test_fault_after_probation_does_not_swap(slot: ControllerSlot, second: Bundl
 def test_rollback_returns_to_the_controller_before(
     slot: ControllerSlot, store: BundleStore, small_bundle: Bundle, second: Bundle
 ) -> None:
-    slot.stage(second.reference)
-    pass_ticks(slot, 3)
+    stage(slot, second, 3)
     slot.commit_if_due()
     slot.rollback()
     pass_ticks(slot, 3)
@@ -131,8 +131,7 @@ def test_rollback_returns_to_the_controller_before(
 
 
 def test_rollback_on_probation_returns_too(slot: ControllerSlot, small_bundle: Bundle, second: Bundle) -> None:
-    slot.stage(second.reference)
-    pass_ticks(slot, 1)
+    stage(slot, second, 1)
     slot.rollback()
     pass_ticks(slot, 1)
     assert slot.active.digest == small_bundle.digest
@@ -148,8 +147,7 @@ def third(store: BundleStore, make_cartpole_bundle) -> Bundle:
 def test_fault_after_a_rollback_does_not_bring_the_bad_one_back(
     slot: ControllerSlot, small_bundle: Bundle, second: Bundle
 ) -> None:
-    slot.stage(second.reference)
-    pass_ticks(slot, 3)
+    stage(slot, second, 3)
     slot.commit_if_due()
     slot.rollback()
     pass_ticks(slot, 1)
@@ -160,8 +158,7 @@ def test_fault_after_a_rollback_does_not_bring_the_bad_one_back(
 def test_second_rollback_does_not_bring_the_bad_one_back(
     slot: ControllerSlot, small_bundle: Bundle, second: Bundle
 ) -> None:
-    slot.stage(second.reference)
-    pass_ticks(slot, 1)
+    stage(slot, second, 1)
     slot.rollback()
     pass_ticks(slot, 1)
     with pytest.raises(StagingError):
@@ -173,10 +170,8 @@ def test_second_rollback_does_not_bring_the_bad_one_back(
 def test_fault_leads_to_the_last_proven_one_and_not_to_one_on_probation(
     slot: ControllerSlot, small_bundle: Bundle, second: Bundle, third: Bundle
 ) -> None:
-    slot.stage(second.reference)
-    pass_ticks(slot, 1)
-    slot.stage(third.reference)
-    pass_ticks(slot, 1)
+    stage(slot, second, 1)
+    stage(slot, third, 1)
     pass_ticks(slot, 1, healthy=False)
     assert slot.active.digest == small_bundle.digest
 
@@ -184,8 +179,7 @@ def test_fault_leads_to_the_last_proven_one_and_not_to_one_on_probation(
 def test_fault_leads_to_the_last_that_passed_its_probation_and_not_to_the_first(
     slot: ControllerSlot, proven: list[Bundle], fourth: Bundle
 ) -> None:
-    slot.stage(fourth.reference)
-    pass_ticks(slot, 1)
+    stage(slot, fourth, 1)
     pass_ticks(slot, 1, healthy=False)
     assert slot.active.digest == proven[-1].digest
 
@@ -197,8 +191,7 @@ def test_commit_that_cannot_be_written_is_told_and_tried_again_ever_more_rarely(
     second: Bundle,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    slot.stage(second.reference)
-    pass_ticks(slot, 3)
+    stage(slot, second, 3)
 
     attempts = 0
 
@@ -223,8 +216,7 @@ def test_commit_that_cannot_be_written_is_told_and_tried_again_ever_more_rarely(
     assert slot.problem is None
 
     attempts = 0
-    slot.stage(small_bundle.reference)
-    pass_ticks(slot, 3)
+    stage(slot, small_bundle, 3)
     monkeypatch.setattr(store, "write_slot", fail)
     for _ in range(2):
         slot.commit_if_due()
@@ -236,8 +228,7 @@ def test_commit_that_cannot_be_written_is_told_and_tried_again_ever_more_rarely(
 def proven(slot: ControllerSlot, second: Bundle, third: Bundle) -> list[Bundle]:
     """Two controllers that passed their probation after the first; the last one is active."""
     for bundle in (second, third):
-        slot.stage(bundle.reference)
-        pass_ticks(slot, 3)
+        stage(slot, bundle, 3)
         slot.commit_if_due()
     return [second, third]
 
@@ -253,8 +244,7 @@ def fourth(store: BundleStore, make_cartpole_bundle) -> Bundle:
 def test_rollback_of_what_was_just_staged_leads_to_the_active_one_whether_it_was_taken_or_not(
     slot: ControllerSlot, store: BundleStore, proven: list[Bundle], fourth: Bundle, ticks: int
 ) -> None:
-    slot.stage(fourth.reference)
-    pass_ticks(slot, ticks)
+    stage(slot, fourth, ticks)
     assert slot.rollback() == proven[-1].reference
     pass_ticks(slot, 3)
     slot.commit_if_due()
@@ -303,8 +293,7 @@ def test_rollback_that_comes_while_a_controller_is_staged_waits_and_gives_it_up(
 def test_rollback_on_probation_needs_nothing_of_the_store(
     slot: ControllerSlot, store: BundleStore, small_bundle: Bundle, second: Bundle
 ) -> None:
-    slot.stage(second.reference)
-    pass_ticks(slot, 1)
+    stage(slot, second, 1)
     shutil.rmtree(store.root)
     slot.rollback()
     pass_ticks(slot, 1)
@@ -317,8 +306,7 @@ def test_rollback_leads_to_the_one_before_though_the_store_was_not_written(
     fifth = make_cartpole_bundle(seed=12, name="fifth")
     store.add(fifth)
     for bundle in (fourth, fifth):
-        slot.stage(bundle.reference)
-        pass_ticks(slot, 3)
+        stage(slot, bundle, 3)
     for before in (fourth, *reversed(proven)):
         assert slot.rollback() == before.reference
         pass_ticks(slot, 1)
@@ -345,8 +333,7 @@ def test_history_is_as_long_as_a_record_may_be(
 ) -> None:
     for _ in range(HISTORY_LENGTH):
         for bundle in (second, small_bundle):
-            slot.stage(bundle.reference)
-            pass_ticks(slot, 3)
+            stage(slot, bundle, 3)
     slot.commit_if_due()
     record = store.slot("loop")
     assert record is not None
@@ -397,8 +384,7 @@ def test_staging_an_earlier_controller_is_no_rollback(
     slot: ControllerSlot, store: BundleStore, small_bundle: Bundle, second: Bundle
 ) -> None:
     for bundle in (second, small_bundle):
-        slot.stage(bundle.reference)
-        pass_ticks(slot, 3)
+        stage(slot, bundle, 3)
         slot.commit_if_due()
     slot.rollback()
     pass_ticks(slot, 1)
@@ -421,12 +407,10 @@ def test_pruned_controller_without_accepted_verdict_cannot_be_staged(
         ControllerSlot(store, pruned.reference)
     store.write_verdict(make_verdict(pruned, accepted=False))
     with pytest.raises(NotAcceptedError):
-        slot.stage(pruned.reference)
-    pass_ticks(slot, 1)
+        stage(slot, pruned, 1)
     assert slot.swaps == 0
     store.write_verdict(make_verdict(pruned))
-    slot.stage(pruned.reference)
-    pass_ticks(slot, 1)
+    stage(slot, pruned, 1)
     assert slot.active.digest == pruned.digest
 
 
