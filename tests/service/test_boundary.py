@@ -70,15 +70,23 @@ def rollouts(tmp_path_factory: pytest.TempPathFactory, shipped_bundle: Bundle) -
 def test_the_boundary_passes_and_everything_tried_is_reported(
     shipped_bundle: Bundle, rollouts: Rollouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nncontrol_prune.service.boundary.RESOLUTION", 4.0)
+    monkeypatch.setattr("nncontrol_prune.service.boundary.RESOLUTION", 16.0)  # two tries
+    lenient = GateSettings(
+        robustness=RobustnessSettings(enabled=False),
+        attraction_starts=0,
+        min_episodes=20,
+        max_episodes=40,
+        success_margin=0.3,
+        return_ratio=0.7,
+    )
     cache = EpisodeCache(tmp_path)
     stages: list[str] = []
     found = prune_to_boundary(
         shipped_bundle,
         rollouts,
-        PruningSettings(method="uniform", max_rows=4000),
+        PruningSettings(method="uniform", max_rows=1000, variations=0),
         environment=CARTPOLE,
-        gate=GateSettings(robustness=RobustnessSettings(enabled=False), attraction_starts=0),
+        gate=lenient,
         cache=cache,
         progress=Progress(lambda stage, _: stages.append(stage)),
     )
@@ -86,6 +94,7 @@ def test_the_boundary_passes_and_everything_tried_is_reported(
     assert found.verdict.candidate == found.candidate.reference
     assert found.report.sparsity in {point.sparsity for point in found.curve if point.accepted}
     assert found.report.sparsity > 0.5
+    assert [point.accepted for point in found.curve] == [True, False]
     assert [point.sparsity for point in found.curve] == sorted(point.sparsity for point in found.curve)
     assert all(point.reason for point in found.curve if not point.accepted)
     assert any(stage.startswith("try 2, ") and stage.endswith(": validation") for stage in stages)

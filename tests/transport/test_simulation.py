@@ -36,7 +36,12 @@ from nncontrol_prune.transport.requests import Client, RequestFailedError
 from nncontrol_prune.transport.simulation import Simulation
 
 CONFIG = Config().override("nn_controller", controller="cartpole_swingup_sac")
-QUICK: dict[str, Any] = {"sparsity": 0.7, "method": "uniform", "robustness": {"enabled": False}, "attraction_starts": 0}
+QUICK: dict[str, Any] = {
+    "sparsity": 0.7, "method": "uniform", "max_rows": 1000, "on_policy_rounds": 0, "variations": 0,
+    "min_episodes": 20, "max_episodes": 40, "success_margin": 0.3, "return_ratio": 0.7,
+    "robustness": {"enabled": False}, "attraction_starts": 0,
+}  # fmt: skip
+"""As little work as there can be."""
 
 
 def simulation(network: Network, tmp_path: Path, config: Config = CONFIG) -> Simulation:
