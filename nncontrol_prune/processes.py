@@ -1,8 +1,29 @@
-"""How processes end, in words."""
+"""What our processes do alike: take a line from their parent, answer in lines, and tell how one ended."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import traceback
+from typing import TextIO
+
+
+def line_from_parent() -> tuple[str, TextIO]:
+    """Return the line that the parent says at the start, and where lines go that answer it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles the terminal's Ctrl-C, for all of them
+    line = sys.stdin.readline()
+    # Whatever a library prints goes to the log: it must not get between the answers, nor fill a pipe that nobody reads.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return line, answers
+
+
+def told_to_parent(error: Exception) -> str:
+    """Return what the parent is told of an error; the traceback of one that is none of ours goes to the log."""
+    if not type(error).__module__.startswith("nncontrol_prune."):
+        traceback.print_exception(error)
+    return str(error) or type(error).__name__
 
 
 def how_it_ended(status: int) -> str:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from nncontrol_prune.processes import how_it_ended
+from nncontrol_prune.processes import how_it_ended, told_to_parent
+from nncontrol_prune.runtime.store import StoreError
 
 
 @pytest.mark.parametrize(
@@ -16,3 +17,12 @@ from nncontrol_prune.processes import how_it_ended
 )
 def test_end_of_a_process_is_told_in_words(status: int, words: str) -> None:
     assert how_it_ended(status) == words
+
+
+def test_errors_of_ours_are_told_without_a_traceback_and_others_by_their_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert told_to_parent(StoreError("the disk is full")) == "the disk is full"
+    assert capsys.readouterr().err == ""
+    assert told_to_parent(KeyError()) == "KeyError"
+    assert capsys.readouterr().err == "KeyError\n", "what led to it stands above where it was raised"

@@ -13,18 +13,15 @@ import sys
 import threading
 from typing import Any
 
+from nncontrol_prune.processes import line_from_parent, told_to_parent
 from nncontrol_prune.runtime.scheduling import stand_back
 
 
 def main() -> None:
     """Do the job given on standard input."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the service to handle
     stand_back(19)  # the control loop and its plant go first
-    line = sys.stdin.readline()
+    line, out = line_from_parent()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Whatever a library prints must not get between the lines of JSON.
-    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     def say(**message: Any) -> None:
         out.write(json.dumps(message) + "\n")
@@ -45,11 +42,7 @@ def main() -> None:
         )
         say(done=True)
     except Exception as error:  # the process boundary: whatever went wrong, the service must hear of it
-        if not type(error).__module__.startswith("nncontrol_prune."):
-            import traceback
-
-            traceback.print_exc()
-        say(error=str(error) or type(error).__name__)
+        say(error=told_to_parent(error))
 
 
 def _end_with_parent() -> None:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import IO, TypeVar
 
 from nncontrol_prune.controllers.specs import Spec
-from nncontrol_prune.processes import how_it_ended
+from nncontrol_prune.processes import how_it_ended, line_from_parent, told_to_parent
 
 GRACE = 1.2
 """Seconds that a process has to end by itself."""
@@ -41,19 +41,11 @@ def run(settings: type[Settings], start: Callable[[Settings], tuple[Callable[[],
         start: Prepares everything; returns a function that runs until the other one, callable from any thread,
             stops it.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, for all of them
-    line = sys.stdin.readline()
-    # The parent reads one line. Whatever a library prints goes to the log, and cannot fill a pipe that nobody reads.
-    answer = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    line, answer = line_from_parent()
     try:
         work, stop = start(settings.model_validate_json(line))
     except Exception as error:  # the process boundary: the parent tells the user
-        if not type(error).__module__.startswith("nncontrol_prune."):
-            import traceback
-
-            traceback.print_exc()
-        answer.write(json.dumps({"error": str(error) or type(error).__name__}) + "\n")
+        answer.write(json.dumps({"error": told_to_parent(error)}) + "\n")
         sys.exit(1)
 
     signal.signal(signal.SIGTERM, lambda *_: stop())
