@@ -27,6 +27,9 @@ from nncontrol_prune.plants.environments import environment_specs
 from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.transport.network import PORT_OFFSETS
+from nncontrol_prune.validation.evidence import Evidence, gather
+from nncontrol_prune.validation.settings import GateSettings
+from tests.validation.changes import amplify, changed
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -78,6 +81,24 @@ def shipped_bundle() -> Bundle:
 def pendulum() -> Bundle:
     """A double pendulum's actor, whose loop comes to rest."""
     return load_bundle(Path(__file__).resolve().parents[1] / "benchmarks" / "controllers" / "double_pendulum_sac")
+
+
+@pytest.fixture(scope="session")
+def wrong_way(shipped_bundle: Bundle) -> Bundle:
+    """The cart-pole's controller, but that it pushes the wrong way."""
+    return changed(shipped_bundle, amplify(-1.0))
+
+
+@pytest.fixture(scope="session")
+def wrong_way_evidence(wrong_way: Bundle, shipped_bundle: Bundle) -> Evidence:
+    """What is shown of it beside the one that ships."""
+    return gather(wrong_way, shipped_bundle, CARTPOLE, GateSettings(attraction_starts=36))
+
+
+@pytest.fixture(scope="session")
+def pendulum_evidence(pendulum: Bundle) -> Evidence:
+    """What is shown of the double pendulum's actor beside itself."""
+    return gather(pendulum, pendulum, "InvertedDoublePendulum-v5", GateSettings())
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from nncontrol_prune.service.charts import Chart
 from nncontrol_prune.service.report import Report
 from nncontrol_prune.service.report_plots import embedded
 from nncontrol_prune.service.report_tables import (
+    behaviour_table,
     controllers_table,
     latency_table,
     local_table,
@@ -134,13 +135,14 @@ def _curve(report: Report) -> Section:
 
 
 def _responses(report: Report) -> Section:
-    there = report.evidence is not None and report.evidence.responses
+    evidence = report.evidence
     return Section(
         "Time responses",
         "Both controllers from the same starts, an episode a column: what is to be controlled above, the commands "
         "below. A line ends where its episode does; an angle has a gap where it wraps. Zooming moves all in step.",
         ("responses",),
-        missing=() if there else (NO_LOOP,),
+        (behaviour_table(evidence),) if evidence is not None and evidence.dense_episodes else (),
+        () if evidence is not None and evidence.responses else (NO_LOOP,),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from nncontrol_prune.tables import Table
 from nncontrol_prune.validation.decrease import Share
 from nncontrol_prune.validation.evidence import Evidence, Numbers
 from nncontrol_prune.validation.growth import Growth
+from nncontrol_prune.validation.metrics import Episode
 from nncontrol_prune.validation.stability import LARGEST_DELAY, LARGEST_GAIN, LocalStability, Pole
 
 POLES = 4
@@ -44,6 +46,36 @@ def _successes(summary: EpisodeSummary) -> str:
 
 def _returns(summary: EpisodeSummary) -> str:
     return f"{summary.return_mean:.5g} ± {summary.return_std:.3g}"
+
+
+def behaviour_table(evidence: Evidence) -> Table:
+    """Return what was measured of both controllers' episodes, as medians."""
+    sides = (evidence.dense_episodes, evidence.pruned_episodes)
+
+    def row(name: str, told: str, value: Callable[[Episode], float | None]) -> tuple[str, ...]:
+        # What never settles takes longer than anything that does.
+        values = ([math.inf if (found := value(one)) is None else found for one in side] for side in sides)
+        medians = (float(np.median(some)) for some in values)
+        return (
+            name,
+            *(told.format(median) if math.isfinite(median) else "does not settle" for median in medians),
+        )
+
+    def signal(name: str, field: str) -> Callable[[Episode], float | None]:
+        return lambda episode: getattr(episode.signals[name], field)
+
+    rows = []
+    for label, name in zip(evidence.responses[0].dense.signals, sides[0][0].signals, strict=False):
+        rows += [
+            row(f"{label}: settling time", "{:.3g} s", signal(name, "settling_time")),
+            row(f"{label}: overshoot", "{:.1%}", signal(name, "overshoot")),
+            row(f"{label}: error in the end", "{:.3g}", signal(name, "steady_state_error")),
+        ]
+    rows += [
+        row("commands, root mean square, of half their range", "{:.1%}", lambda episode: episode.effort),
+        row("change of the commands, of their range a second", "{:.1%}", lambda episode: episode.action_rate),
+    ]
+    return Table(("", "dense", "pruned"), tuple(rows), title=f"Medians over {len(sides[0])} episodes")
 
 
 def local_table(evidence: Evidence) -> Table:

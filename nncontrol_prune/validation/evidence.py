@@ -15,7 +15,7 @@ from pydantic import PlainSerializer
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.latency import latencies_in_turns
-from nncontrol_prune.controllers.specs import Spec
+from nncontrol_prune.controllers.specs import ActionSpec, Spec
 from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.environments import PlantError
 from nncontrol_prune.plants.tasks import Signal, Task, task_of
@@ -25,7 +25,7 @@ from nncontrol_prune.validation.decrease import Decrease, quadratic_decrease, va
 from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.evaluation import run_episodes, trajectories
 from nncontrol_prune.validation.growth import Growth, perturbation_growth
-from nncontrol_prune.validation.metrics import episode_of
+from nncontrol_prune.validation.metrics import Episode, episode_of
 from nncontrol_prune.validation.settings import GateSettings
 from nncontrol_prune.validation.stability import LocalStability, NoEquilibriumError, local_stability
 
@@ -82,6 +82,9 @@ class Evidence(Spec):
     """What a report shows beside the verdict."""
 
     responses: tuple[Response, ...]
+    dense_episodes: tuple[Episode, ...] = ()
+    """What is measured of the episodes that are drawn, and of some more."""
+    pruned_episodes: tuple[Episode, ...] = ()
     dense_local: LocalStability | None = None
     """The dense controller's loop near rest; None where there is no such place."""
     pruned_local: LocalStability | None = None
@@ -128,8 +131,15 @@ def gather(
     seeds = range(settings.first_seed, settings.first_seed + EPISODES)
     usual = Conditions(delay=settings.delay)
     ours, theirs = ([*trajectories(bundle, environment, seeds, usual)] for bundle in (candidate, dense))
-    drawn = zip(ours[:RESPONSES], theirs[:RESPONSES], strict=True)
-    responses = [_response(mine, their, task, dense) for mine, their in drawn]
+    action, rate = dense.manifest.action, dense.manifest.rate
+    measured = [tuple(episode_of(one, task, action, rate) for one in some) for some in (ours, theirs)]
+    drawn = zip(seeds[:RESPONSES], ours, measured[0], theirs, measured[1], strict=False)
+    responses = [
+        Response(
+            seed=seed, dense=_track(their, their_episode, task, action), pruned=_track(mine, my_episode, task, action)
+        )
+        for seed, mine, my_episode, their, their_episode in drawn
+    ]
     progress("report", 0.2)
     attraction = _attraction(candidate, dense, environment, settings, task, cache)
     progress("report", 0.6)
@@ -146,6 +156,8 @@ def gather(
     seconds = [np.sort(times, axis=None) for times in taken]
     return Evidence(
         responses=tuple(responses),
+        dense_episodes=measured[1],
+        pruned_episodes=measured[0],
         dense_local=local[1],
         pruned_local=local[0],
         decrease=decrease,
@@ -158,22 +170,14 @@ def gather(
     )
 
 
-def _response(ours: Trajectory, theirs: Trajectory, task: Task, dense: Bundle) -> Response:
+def _track(trajectory: Trajectory, episode: Episode, task: Task, action: ActionSpec) -> Track:
     signals = task.signals or {"first observation": Signal(entry=0)}
-    joints, rate = dense.manifest.action.joints, dense.manifest.rate
-
-    def track(trajectory: Trajectory) -> Track:
-        episode = episode_of(trajectory, task, dense.manifest.action, rate)
-        return Track(
-            signals={
-                signal.label(name): numbers(signal.of(trajectory.observations)) for name, signal in signals.items()
-            },
-            commands={joint: numbers(trajectory.actions[:, index]) for index, joint in enumerate(joints)},
-            success=episode.success,
-            episode_return=episode.episode_return,
-        )
-
-    return Response(seed=ours.seed, dense=track(theirs), pruned=track(ours))
+    return Track(
+        signals={signal.label(name): numbers(signal.of(trajectory.observations)) for name, signal in signals.items()},
+        commands={joint: numbers(trajectory.actions[:, index]) for index, joint in enumerate(action.joints)},
+        success=episode.success,
+        episode_return=episode.episode_return,
+    )
 
 
 def _attraction(

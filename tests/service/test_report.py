@@ -11,18 +11,15 @@ import pytest
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.specs import Provenance
 from nncontrol_prune.controllers.verdict import Criterion, Verdict
-from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.service import report_files
 from nncontrol_prune.service.report import Report, curve, make_report, removed_groups
 from nncontrol_prune.service.report_charts import charts_of
 from nncontrol_prune.service.report_files import write_report
 from nncontrol_prune.service.report_page import page
-from nncontrol_prune.validation.evidence import gather
-from nncontrol_prune.validation.settings import GateSettings
-from tests.validation.changes import amplify, changed
+from nncontrol_prune.service.report_tables import behaviour_table
+from nncontrol_prune.validation.evidence import Evidence
 
-PENDULUM = "InvertedDoublePendulum-v5"
 MakeVerdict = Callable[..., Verdict]
 
 
@@ -33,15 +30,25 @@ def offline(verdict: Verdict, reason: str) -> Verdict:
 
 
 @pytest.fixture(scope="module")
-def full(shipped_bundle: Bundle, make_verdict: MakeVerdict, tmp_path_factory: pytest.TempPathFactory) -> Report:
+def full(
+    shipped_bundle: Bundle,
+    wrong_way: Bundle,
+    wrong_way_evidence: Evidence,
+    make_verdict: MakeVerdict,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Report:
     """Everything there is to show, of a controller that fails."""
     store = BundleStore(tmp_path_factory.mktemp("full"))
-    candidate = changed(shipped_bundle, amplify(-1.0))
-    evidence = gather(candidate, shipped_bundle, CARTPOLE, GateSettings(attraction_starts=36))
-    verdict = make_verdict(candidate, accepted=False).model_copy(update={"against": shipped_bundle.reference})
-    store.add(candidate)
+    verdict = make_verdict(wrong_way, accepted=False).model_copy(update={"against": shipped_bundle.reference})
+    store.add(wrong_way)
     store.write_verdict(verdict)
-    return make_report(verdict, candidate, shipped_bundle, store, "the pole stands", evidence)
+    return make_report(verdict, wrong_way, shipped_bundle, store, "the pole stands", wrong_way_evidence)
+
+
+@pytest.fixture(scope="module")
+def written(full: Report, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Its files."""
+    return write_report(full, tmp_path_factory.mktemp("full") / "report")
 
 
 @pytest.fixture
@@ -51,10 +58,10 @@ def bare(shipped_bundle: Bundle, make_verdict: MakeVerdict, store: BundleStore) 
     return make_report(verdict, shipped_bundle, shipped_bundle, store, "", None)
 
 
-def test_data_is_read_again_as_it_was_written(full: Report, tmp_path: Path) -> None:
-    write_report(full, tmp_path / "report")
-    assert Report.model_validate_json((tmp_path / "report" / "report.json").read_bytes()) == full
-    json.loads((tmp_path / "report" / "report.json").read_bytes(), parse_constant=pytest.fail)
+def test_data_is_read_again_as_it_was_written(full: Report, written: list[Path]) -> None:
+    data = (written[0].parent / "report.json").read_bytes()
+    assert Report.model_validate_json(data) == full
+    json.loads(data, parse_constant=pytest.fail)
 
 
 def test_numbers_of_a_plant_that_blew_up_are_kept(full: Report) -> None:
@@ -84,6 +91,20 @@ def test_page_begins_with_the_verdict_and_its_reasons(full: Report) -> None:
     assert places == sorted(places)
 
 
+def test_what_was_measured_of_the_episodes_stands_below_the_responses(full: Report) -> None:
+    table = behaviour_table(full.evidence)
+    rows = {name: (dense, pruned) for name, dense, pruned in table.rows}
+    dense, pruned = rows["pole angle [rad]: settling time"]
+    assert 0.5 < float(dense.removesuffix(" s")) < 10.0
+    assert pruned == "does not settle"
+    assert rows["pole angle [rad]: overshoot"][0].endswith("%")
+    dense, pruned = rows["cart position [m]: error in the end"]
+    assert float(dense) < float(pruned)
+    assert "commands, root mean square, of half their range" in rows
+    found = page(full, charts_of(full))
+    assert found.index("Time responses") < found.index("Medians over 5 episodes") < found.index("Eigenvalues")
+
+
 def test_page_needs_no_network(full: Report) -> None:
     found = page(full, charts_of(full))
     assert not re.findall(r"""<(?:script|link|img|iframe)[^>]+(?:src|href)=["'](?!data:)[^"']+""", found)
@@ -105,8 +126,7 @@ def test_report_without_a_closed_loop_says_so_wherever_something_is_missing(bare
     assert found.count("No closed loop was run.") >= 4
 
 
-def test_pictures_lie_beside_the_page_one_a_chart(full: Report, tmp_path: Path) -> None:
-    written = write_report(full, tmp_path / "report")
+def test_pictures_lie_beside_the_page_one_a_chart(full: Report, written: list[Path]) -> None:
     names = {path.stem for path in written if path.suffix == ".png"}
     assert names == set(charts_of(full)) >= {"sparsity", "responses", "attraction", "latency"}
     for path in written:
@@ -165,10 +185,9 @@ def test_failure_in_the_middle_leaves_the_older_report(
 
 
 def test_eigenvalues_are_drawn_with_the_unit_circle(
-    pendulum: Bundle, make_verdict: MakeVerdict, store: BundleStore
+    pendulum: Bundle, pendulum_evidence: Evidence, make_verdict: MakeVerdict, store: BundleStore
 ) -> None:
-    evidence = gather(pendulum, pendulum, PENDULUM, GateSettings())
-    report = make_report(make_verdict(pendulum), pendulum, pendulum, store, "", evidence)
+    report = make_report(make_verdict(pendulum), pendulum, pendulum, store, "", pendulum_evidence)
     (panel, *_) = charts_of(report)["eigenvalues"].panels
     assert [series.name for series in panel.series] == ["unit circle", "dense", "pruned"]
     assert panel.equal

@@ -16,8 +16,7 @@ from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.service.report import make_report
 from nncontrol_prune.service.report_charts import charts_of
 from nncontrol_prune.service.report_files import write_report
-from nncontrol_prune.validation.evidence import gather
-from nncontrol_prune.validation.settings import GateSettings
+from nncontrol_prune.validation.evidence import Evidence
 
 BROWSERS = (
     "chromium-headless-shell",
@@ -45,13 +44,16 @@ FLAGS = (
 
 @pytest.mark.skipif(BROWSER is None, reason=f"no browser is installed ({', '.join(BROWSERS)})")
 def test_every_plot_is_drawn_without_an_error_or_a_request(
-    pendulum: Bundle, make_verdict: Callable[..., Verdict], store: BundleStore, tmp_path: Path
+    pendulum: Bundle,
+    pendulum_evidence: Evidence,
+    make_verdict: Callable[..., Verdict],
+    store: BundleStore,
+    tmp_path: Path,
 ) -> None:
-    evidence = gather(pendulum, pendulum, "InvertedDoublePendulum-v5", GateSettings())
     verdict = make_verdict(pendulum).model_copy(update={"against": pendulum.reference})
     store.add(pendulum)
     store.write_verdict(verdict)
-    report = make_report(verdict, pendulum, pendulum, store, "it stands", evidence)
+    report = make_report(verdict, pendulum, pendulum, store, "it stands", pendulum_evidence)
     write_report(report, tmp_path / "report")
     page = tmp_path / "report" / "report.html"
     # What the page looks like when its scripts have run is for them to say: plots are drawn in shadow roots.
