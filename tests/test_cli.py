@@ -180,7 +180,10 @@ def test_where_a_configuration_does_not_fit_is_told(
     assert message in " ".join(result.stderr.split())
 
 
-def test_pruned_bundle_can_be_run_only_after_validation(pruned: Path, tmp_path: Path, port: int) -> None:
+def test_pruned_bundle_can_be_run_only_after_validation(
+    pruned: Path, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "report_on", lambda *_, **__: None)  # it takes longer than all else
     store = tmp_path / "store"
     refused = run("sim", "--controller", pruned, "--store", store, "--out", tmp_path, "--port", port)
     assert refused.exit_code == 1
@@ -197,7 +200,9 @@ def test_pruned_bundle_can_be_run_only_after_validation(pruned: Path, tmp_path: 
     assert json_of(ran)["dense"]["reference"] == load_bundle(pruned).reference
 
 
-def test_rejection_has_its_own_exit_code_and_reasons(small_bundle: Bundle, tmp_path: Path) -> None:
+def test_rejection_has_its_own_exit_code_and_reasons(
+    small_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small_bundle.write(tmp_path / "small")
     arguments = [
         "validate",
@@ -208,7 +213,9 @@ def test_rejection_has_its_own_exit_code_and_reasons(small_bundle: Bundle, tmp_p
         "--store",
         tmp_path / "store",
     ]
-    assert run(*arguments).exit_code == 3
+    with monkeypatch.context() as brief:
+        brief.setattr(work, "report_on", lambda *_, **__: None)
+        assert run(*arguments).exit_code == 3
     result = run(*arguments, "--json")
     assert result.exit_code == 3
     assert json_of(result)["decision"] == "reject"
