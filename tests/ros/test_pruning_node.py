@@ -262,8 +262,13 @@ def test_garbage_on_its_topics_is_told_in_a_sentence_and_changes_nothing(graph, 
     node = service(store=str(graph.tmp_path / "far"))
     ready(graph)
     for topic, message_type, message, told in (
-        ("status", String, String(data="garbage"), "status: nn_controller says something that is no status: Invalid"),
-        ("pruning_claim", String, String(data="{}"), "pruning_claim: a claim is none: Field required"),
+        (
+            "status",
+            String,
+            String(data="garbage"),
+            "status: nn_controller says something that is no status: invalid JSON",
+        ),
+        ("pruning_claim", String, String(data="{}"), "pruning_claim: a claim is none: node: field required"),
         ("dense", UInt8MultiArray, UInt8MultiArray(data=[1, 2]), "dense: nn_controller/dense holds no bundle: the"),
     ):
         publisher = graph.node.create_publisher(message_type, f"{CONTROLLER}/{topic}", LATCHED)
