@@ -28,7 +28,7 @@ from nncontrol_prune.resources import shipped_controllers
 from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.transport.network import PORT_OFFSETS
 from nncontrol_prune.validation.evidence import Evidence, gather
-from nncontrol_prune.validation.settings import GateSettings
+from nncontrol_prune.validation.settings import GateSettings, RobustnessSettings
 from tests.validation.changes import amplify, changed
 
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -99,6 +99,19 @@ def wrong_way_evidence(wrong_way: Bundle, shipped_bundle: Bundle) -> Evidence:
 def pendulum_evidence(pendulum: Bundle) -> Evidence:
     """What is shown of the double pendulum's actor beside itself."""
     return gather(pendulum, pendulum, "InvertedDoublePendulum-v5", GateSettings())
+
+
+@pytest.fixture
+def lenient_gate() -> GateSettings:
+    """Asks for little, so that jobs are short where the verdict is not what is tested."""
+    return GateSettings(
+        robustness=RobustnessSettings(enabled=False),
+        attraction_starts=0,
+        min_episodes=20,
+        max_episodes=40,
+        success_margin=0.3,
+        return_ratio=0.7,
+    )
 
 
 @pytest.fixture

@@ -122,13 +122,19 @@ class BundleStore:
         """Yield a controller's `name@digest`, that of the one it was pruned from, and so on to the dense one.
 
         Raises:
-            StoreError: The store does not hold the one that was yielded last, when it is asked for the next.
+            StoreError: The store does not hold the one that was yielded last, when it is asked for the next, or says
+                that one was pruned from itself.
             BundleError: Its manifest is damaged.
         """
+        known = set[str]()
         follows: str | None = reference
         while follows is not None:
             yield follows
+            known.add(follows)
             follows = self.manifest(follows).parent
+            # Digests rule it out, but a manifest is not held against its own here.
+            if follows in known:
+                raise StoreError(f"the store {self.root} says that {short(follows)} was pruned from itself")
 
     def directory(self, digest: str) -> Path:
         """Return where a bundle of this digest is, or would be."""

@@ -224,7 +224,11 @@ def test_dense_controller_is_found_through_those_pruned_from_it(
         store.add(bundle)
     assert store.dense(last.reference) == small_bundle.reference
     assert store.dense(small_bundle.reference) == small_bundle.reference
-    (store.directory(middle.digest) / MANIFEST).unlink()
+    manifest = store.directory(middle.digest) / MANIFEST
+    manifest.write_text(middle.manifest.model_copy(update={"parent": last.reference}).model_dump_json())
+    with pytest.raises(StoreError, match="says that last@.* was pruned from itself"):
+        store.dense(last.reference)
+    manifest.unlink()
     lineage = store.lineage(last.reference)
     assert [next(lineage), next(lineage)] == [last.reference, middle.reference]
     with pytest.raises(BundleError, match="manifest.json is missing"):

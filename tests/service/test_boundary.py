@@ -20,7 +20,7 @@ from nncontrol_prune.service.boundary import RESOLUTION, SEARCH_SEED, Boundary, 
 from nncontrol_prune.service.rollouts import record_episodes
 from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.selection import SELECTION_SEED
-from nncontrol_prune.validation.settings import GateSettings, RobustnessSettings
+from nncontrol_prune.validation.settings import GateSettings
 
 
 @pytest.mark.parametrize("boundary", [0.1, 0.6, 0.93, 0.989])
@@ -68,17 +68,13 @@ def rollouts(tmp_path_factory: pytest.TempPathFactory, shipped_bundle: Bundle) -
 
 
 def test_the_boundary_passes_and_everything_tried_is_reported(
-    shipped_bundle: Bundle, rollouts: Rollouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shipped_bundle: Bundle,
+    rollouts: Rollouts,
+    lenient_gate: GateSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("nncontrol_prune.service.boundary.RESOLUTION", 16.0)  # two tries
-    lenient = GateSettings(
-        robustness=RobustnessSettings(enabled=False),
-        attraction_starts=0,
-        min_episodes=20,
-        max_episodes=40,
-        success_margin=0.3,
-        return_ratio=0.7,
-    )
     cache = EpisodeCache(tmp_path)
     stages: list[str] = []
     found = prune_to_boundary(
@@ -86,7 +82,7 @@ def test_the_boundary_passes_and_everything_tried_is_reported(
         rollouts,
         PruningSettings(method="uniform", max_rows=1000, variations=0),
         environment=CARTPOLE,
-        gate=lenient,
+        gate=lenient_gate,
         cache=cache,
         progress=Progress(lambda stage, _: stages.append(stage)),
     )

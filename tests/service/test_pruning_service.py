@@ -21,7 +21,7 @@ from nncontrol_prune.service.pruning_service import JobStatus, PruningService, S
 from nncontrol_prune.service.rollouts import record_episodes
 from nncontrol_prune.service.work import episode_cache
 from nncontrol_prune.validation.selection import SELECTION_SEED
-from nncontrol_prune.validation.settings import GateSettings, OfflineSettings, RobustnessSettings
+from nncontrol_prune.validation.settings import GateSettings, OfflineSettings
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +39,13 @@ def service(store: BundleStore):
 
 
 @pytest.fixture
-def job(store: BundleStore, shipped_bundle: Bundle, bag: Path, tmp_path: Path) -> Job:
+def job(store: BundleStore, shipped_bundle: Bundle, bag: Path, tmp_path: Path, lenient_gate: GateSettings) -> Job:
     """As little work as there can be of every kind; but for the report, which takes the longest."""
     return Job(
         store=store.root,
         controller=store.add(shipped_bundle),
         environment=CARTPOLE,
-        gate=GateSettings(
-            robustness=RobustnessSettings(enabled=False),
-            attraction_starts=0,
-            min_episodes=20,
-            max_episodes=40,
-            success_margin=0.3,
-            return_ratio=0.7,
-        ),
+        gate=lenient_gate,
         pruning=PruningSettings(sparsity=0.7, method="uniform", max_rows=1000, on_policy_rounds=0, variations=0),
         rollouts=(bag,),
         report=tmp_path / "report",
