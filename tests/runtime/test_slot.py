@@ -407,7 +407,8 @@ def test_pruned_controller_without_accepted_verdict_cannot_be_staged(
         ControllerSlot(store, pruned.reference)
     store.write_verdict(make_verdict(pruned, accepted=False))
     with pytest.raises(NotAcceptedError):
-        stage(slot, pruned, 1)
+        slot.stage(pruned.reference)
+    pass_ticks(slot, 1)
     assert slot.swaps == 0
     store.write_verdict(make_verdict(pruned))
     stage(slot, pruned, 1)
