@@ -16,7 +16,7 @@ import numpy as np
 
 from nncontrol_prune.controllers.bundle import Bundle, short
 from nncontrol_prune.controllers.specs import layout_difference
-from nncontrol_prune.controllers.verdict import ConditionSummary, Criterion, Verdict, decision_of
+from nncontrol_prune.controllers.verdict import ConditionSummary, Criterion, Verdict, decision_of, share_kept
 from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.environments import PlantError
 from nncontrol_prune.plants.tasks import task_of
@@ -35,7 +35,8 @@ LOOK = 25
 REFERENCE_EPISODES = 20
 """Episodes that the dense controller's own return and action rate are taken from."""
 LEAST_SUCCESS = 0.5
-"""Share of its episodes in which a dense controller should succeed, or a note says what the verdict is worth."""
+"""Share of its episodes in which a dense controller should succeed, or a note says what the verdict is worth; and
+share of its usual return that it should keep under a condition."""
 
 
 class GateError(Exception):
@@ -88,6 +89,22 @@ def check_replaceable(candidate: Bundle, dense: Bundle) -> None:
         raise GateError(f"{candidate.manifest.name} cannot take the place of {dense.manifest.name}: {difference}")
 
 
+def _hard_conditions(found: Sequence[ConditionSummary], reference: Reference) -> list[str]:
+    """Return a note, if there are any, on the conditions that the dense controller itself cannot cope with."""
+    hard = [
+        each.condition
+        for each in found
+        if each.dense_successes < LEAST_SUCCESS * each.pairs
+        or share_kept(each.dense_return, reference.episode_return) < LEAST_SUCCESS
+    ]
+    if not hard:
+        return []
+    return [
+        f"robustness: with {', '.join(hard)} the dense controller itself succeeds in less than half of its episodes, or "
+        "keeps less than half of its usual return, and to be as good as that says little; ask for smaller changes"
+    ]
+
+
 class _Gate:
     """One candidate at the gate; see `judge`."""
 
@@ -109,15 +126,17 @@ class _Gate:
 
     def verdict(self) -> Verdict:
         self._progress("validation", 0.0)
-        criteria = self._as_it_is()
+        reference = self._reference()
+        criteria = self._as_it_is(reference)
         robustness: tuple[ConditionSummary, ...] = ()
         if self._task.starts is None and self._settings.attraction_starts:
             self._notes.append("region of attraction: not looked at, the task knows no box of starts")
         for trial in trials_of(self._settings, self._dense, self._task):
             if decision_of(criteria) == "accept":
-                test = self._tried(trial)
-                criteria.append(test.criterion())
+                test = self._tried(trial, reference)
+                criteria += test.criteria()
                 robustness += test.summaries()
+        self._notes += _hard_conditions(robustness, reference)
         settings, dense = self._settings, summarize(self._dense, [theirs for _, theirs in self._pairs])
         if dense.successes < LEAST_SUCCESS * dense.episodes:
             self._notes.append(
@@ -139,6 +158,7 @@ class _Gate:
                 "latency_share": settings.latency_share,
                 "margin_share": settings.margin_share,
                 "robustness_margin": settings.robustness.margin,
+                "robustness_return_ratio": settings.robustness.return_ratio,
                 "attraction_margin": settings.attraction_margin,
                 "delay": settings.delay,
             },
@@ -149,10 +169,10 @@ class _Gate:
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
 
-    def _as_it_is(self) -> list[Criterion]:
+    def _as_it_is(self, reference: Reference) -> list[Criterion]:
         """Run pairs in the environment as it is until the verdict is certain, or there were as many as there may be."""
         settings = self._settings
-        deciding = closed_loop_criteria(settings, self._reference(), self._task.success)
+        deciding = closed_loop_criteria(settings, reference, self._task.success)
         known = [latency_criterion(self._candidate, self._dense, settings.latency_share)]
         while True:
             done = len(self._pairs)
@@ -186,9 +206,9 @@ class _Gate:
             self._notes.append(f"local stability: not applicable, {error}")
             return []
 
-    def _tried(self, trial: Trial) -> RobustnessTest:
+    def _tried(self, trial: Trial, reference: Reference) -> RobustnessTest:
         """Run rounds until what they show is certain, or there were as many as there may be."""
-        test = RobustnessTest(trial)
+        test = RobustnessTest(trial, reference.episode_return)
         while not test.decided and test.rounds < trial.rounds:
             self._progress("robustness", max(test.share, test.rounds / trial.rounds))
             number = min(ROUNDS, trial.rounds - test.rounds)

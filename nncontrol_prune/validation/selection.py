@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -108,22 +109,27 @@ class ClosedLoop:
         return summarize(bundle, self._first(bundle, self._usual, episodes, SELECTION_EPISODES))
 
     def _shortfall(self, candidate: Bundle) -> float:
-        """Return what is missing of the return, as a share of the dense controller's, and of the successes elsewhere.
+        """Return what is missing of the return and, elsewhere, of successes and return, each as a share; their sum.
 
         What the gate lets pass is not missed.
         """
         mean = self._summary(candidate, SELECTION_EPISODES).return_mean
         wanted = self._summary(self._dense, SELECTION_EPISODES).return_mean
-        missing = max(0.0, (wanted - mean) / (abs(wanted) or 1.0) - (1.0 - KEPT))
+        scale = abs(wanted) or 1.0
+        missing = max(0.0, (wanted - mean) / scale - (1.0 - KEPT))
         for trial in self._trials:
-            lost = self._success_share(self._dense, trial) - self._success_share(candidate, trial)
+            ours, theirs = (self._elsewhere(bundle, trial) for bundle in (candidate, self._dense))
+            lost = (theirs.successes - ours.successes) / theirs.episodes
             missing += max(0.0, lost - LOSS_SHARE * trial.margin)
+            if trial.return_margin is not None:
+                lost = (theirs.return_mean - ours.return_mean) / scale
+                missing += max(0.0, lost - LOSS_SHARE * trial.return_margin)
         return missing
 
-    def _success_share(self, bundle: Bundle, trial: Trial) -> float:
+    def _elsewhere(self, bundle: Bundle, trial: Trial) -> EpisodeSummary:
         each = math.ceil(TRIAL_EPISODES / len(trial.conditions))
         run = [self._first(bundle, conditions, each, each) for conditions in trial.conditions.values()]
-        return float(np.mean([[episode.success for episode in episodes] for episodes in run]))
+        return summarize(bundle, list(itertools.chain.from_iterable(run)))
 
     def _first(self, bundle: Bundle, conditions: Conditions, episodes: int, at_once: int) -> list[Episode]:
         """Return the first episodes of a controller, run where they are not known.

@@ -17,6 +17,9 @@ class RobustnessSettings(Spec):
     enabled: bool = True
     margin: Annotated[FiniteFloat, Field(gt=0.0, le=0.5)] = 0.1
     """How much less likely the candidate may succeed than the dense controller, averaged over the conditions."""
+    return_ratio: Annotated[FiniteFloat, Field(gt=0.0, lt=1.0)] = 0.9
+    """How much may be lost beside the dense controller, as 1 less the share of its usual mean return, averaged over the
+    conditions: what tells where no episode fails."""
     max_rounds: Annotated[int, Field(ge=1, le=100_000)] = 150
     """Rounds of one pair under each condition, after which it is inconclusive."""
     push: Annotated[FiniteFloat, Field(ge=0.0)] = 0.3
@@ -83,7 +86,9 @@ class GateSettings(Spec):
         _check_shown("max_episodes", self.max_episodes, "success_margin", self.success_margin, self.success_margin)
         _check_shown("max_episodes", self.max_episodes, "return_ratio", self.return_ratio, 1.0 - self.return_ratio)
         if levels.enabled:
-            _check_shown("robustness.max_rounds", levels.max_rounds, "robustness.margin", levels.margin, levels.margin)
+            rounds, ratio = levels.max_rounds, levels.return_ratio
+            _check_shown("robustness.max_rounds", rounds, "robustness.margin", levels.margin, levels.margin)
+            _check_shown("robustness.max_rounds", rounds, "robustness.return_ratio", ratio, 1.0 - ratio)
         if self.attraction_starts:
             _check_shown("attraction_starts", self.attraction_starts, "attraction_margin", margin, margin)
         return self

@@ -32,7 +32,7 @@ def test_conditions_are_those_of_the_levels_on_top_of_the_loops_delay(shipped_bu
 def test_a_round_counts_its_mean_over_the_conditions(make_episode) -> None:
     good, bad = make_episode(), make_episode(success=False)
 
-    test = RobustnessTest(Trial("robustness", {"a": Conditions(), "b": Conditions()}, 0.1, 150))
+    test = RobustnessTest(Trial("robustness", {"a": Conditions(), "b": Conditions()}, 0.1, 150), 1.0)
     test.add({"a": [(good, good)] * 10, "b": [(bad, good), *[(good, good)] * 9]})
     assert not test.decided
     assert [(found.condition, found.pairs, found.regressions) for found in test.summaries()] == [
@@ -41,12 +41,30 @@ def test_a_round_counts_its_mean_over_the_conditions(make_episode) -> None:
     ]
     assert (
         "success in 19 of 20 episodes, dense 20; failed 1 times where the dense controller succeeded, most often"
-        in test.criterion().reason
+        in test.criteria()[0].reason
     )
     assert test.summaries()[1].pruned_interval == pytest.approx((0.555, 0.9975), abs=1e-3)
     test.add({"a": [(good, good)] * 50, "b": [(good, good)] * 50})
     assert test.rounds == 60
-    assert test.criterion().outcome == "passed"
+    assert [(criterion.name, criterion.outcome) for criterion in test.criteria()] == [("robustness", "passed")]
+
+
+@pytest.mark.parametrize(
+    ("returned", "outcome", "found"),
+    [(-160.0, "passed", "-5.0% of its usual return on the mean, and -10.0% with b"), (-200.0, "failed", "-25.0%")],
+)
+def test_who_never_fails_is_judged_by_what_it_returns_under_the_conditions(
+    make_episode, returned: float, outcome: str, found: str
+) -> None:
+    usual, worse, candidate = (make_episode(episode_return=value) for value in (-100.0, -150.0, returned))
+    trial = Trial("robustness", {"a": Conditions(), "b": Conditions()}, 0.1, 150, return_margin=0.1)
+    test = RobustnessTest(trial, -100.0)
+    while not test.decided:
+        test.add({"a": [(usual, usual)] * 10, "b": [(candidate, worse)] * 10})
+    success, returns = test.criteria()
+    assert success.outcome != "failed"
+    assert returns.outcome == outcome
+    assert found in returns.reason
 
 
 def test_noise_and_pushes_are_the_same_for_the_same_seed_and_do_something(shipped_bundle: Bundle) -> None:

@@ -33,11 +33,11 @@ ANYWHERE = NO_OTHERS.model_copy(update={"attraction_starts": 256})
 def run(monkeypatch: pytest.MonkeyPatch, make_episode):
     """Return the episodes run, as (number of them, workers, conditions), and a function that scripts a controller's."""
     asked: list[tuple[int, int, Conditions]] = []
-    scripts: dict[str, tuple[list[bool], float, int]] = {}
+    scripts: dict[str, tuple[list[bool], float, int, float]] = {}
 
-    def script(bundle: Bundle, successes: list[bool], mean: float, elsewhere: int = 5) -> None:
-        """Elsewhere it succeeds in so many of every five episodes."""
-        scripts[bundle.digest] = successes, mean, elsewhere
+    def script(bundle: Bundle, successes: list[bool], mean: float, elsewhere: int = 5, kept: float = 1.0) -> None:
+        """Elsewhere it succeeds in so many of every five episodes, and keeps so much of its return."""
+        scripts[bundle.digest] = successes, mean, elsewhere, kept * mean
 
     def run_episodes(
         bundle: Bundle,
@@ -50,8 +50,9 @@ def run(monkeypatch: pytest.MonkeyPatch, make_episode):
         cache: EpisodeCache | None,
     ) -> list[Episode]:
         asked.append((len(seeds), jobs, conditions))
-        successes, mean, elsewhere = scripts[bundle.digest]
+        successes, mean, elsewhere, mean_elsewhere = scripts[bundle.digest]
         if conditions != Conditions():
+            mean = mean_elsewhere
             successes = [number % 5 < elsewhere for number in range(len(seeds))]
         first = seeds[0] - selection.SELECTION_SEED
         return [
@@ -117,9 +118,9 @@ def test_enough_is_to_do_as_the_dense_controller_does(
     ("first_elsewhere", "elsewhere", "mean", "better"),
     [
         (5, 4, 900.0, False),  # a higher return does not make up for falling in a fifth of the episodes
-        (3, 5, 750.0, True),  # 4 % of the return missed, and 35 % of the successes elsewhere
-        (3, 5, 640.0, True),  # 18 % and 35 %
-        (3, 5, 400.0, False),  # 48 % and 35 %
+        (3, 5, 750.0, True),  # 4 % of the return missed and 1 % of that elsewhere, and 35 % of the successes there
+        (3, 5, 640.0, True),  # 18 % and 15 %, and 35 %
+        (3, 5, 400.0, False),  # 48 % and 45 %, and 35 %
     ],
 )
 def test_robustness_and_return_count_as_far_as_they_are_missed(
@@ -163,6 +164,16 @@ def test_half_of_the_margin_for_robustness_may_be_lost(
     script(small_bundle, ALL, 800.0, elsewhere)
     wide = HEAVIER.model_copy(update={"robustness": HEAVIER.robustness.model_copy(update={"margin": 0.4})})
     assert ClosedLoop(CARTPOLE, shipped_bundle, wide).enough(small_bundle) is enough
+
+
+@pytest.mark.parametrize(("kept", "enough"), [(0.96, True), (0.94, False)])
+def test_half_of_the_return_that_may_be_lost_under_conditions_may_be_lost(
+    run, small_bundle: Bundle, shipped_bundle: Bundle, kept: float, enough: bool
+) -> None:
+    _, script = run
+    script(shipped_bundle, ALL, 800.0)
+    script(small_bundle, ALL, 800.0, kept=kept)
+    assert ClosedLoop(CARTPOLE, shipped_bundle, HEAVIER).enough(small_bundle) is enough
 
 
 def test_starts_from_anywhere_count_too(run, small_bundle: Bundle, shipped_bundle: Bundle) -> None:
