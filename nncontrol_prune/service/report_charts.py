@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nncontrol_prune.controllers.bundle import short
-from nncontrol_prune.controllers.verdict import ConditionSummary, Decision
+from nncontrol_prune.controllers.verdict import ConditionSummary, Decision, share_kept
 from nncontrol_prune.drawing import DENSE, PRUNED, without_wraps
 from nncontrol_prune.pruning.group_report import GroupReport
 from nncontrol_prune.service.charts import Axis, Chart, Kind, Marker, Panel, Series, Values
@@ -39,6 +39,9 @@ DECISIONS: dict[Decision, tuple[str, str, Marker]] = {
 }
 """How they are called and drawn."""
 
+STYLES: dict[str, tuple[str, Marker, float]] = {"dense": (DENSE, "circle", -0.14), "pruned": (PRUNED, "diamond", 0.14)}
+"""How points of each controller are drawn, and how far beside their row."""
+
 OUTCOMES: tuple[tuple[tuple[bool, bool], str, str, Marker], ...] = (
     ((True, True), "both succeed", QUIET, "circle"),
     ((False, False), "neither", "#222222", "plus"),
@@ -58,7 +61,8 @@ def charts_of(report: Report) -> dict[str, Chart]:
             eigenvalues_chart(evidence.dense_local, evidence.pruned_local),
             attraction_chart(evidence.attraction),
         ]
-    found.append(robustness_chart(report.verdict.robustness))
+    if report.verdict.dense is not None:
+        found.append(robustness_chart(report.verdict.robustness, report.verdict.dense.return_mean))
     if evidence is not None:
         share = report.verdict.thresholds.get("latency_share")
         limit = None if share is None else share / report.rate
@@ -274,33 +278,63 @@ def attraction_chart(attraction: Attraction | None) -> Chart | None:
     return Chart("attraction", ((Panel(tuple(series), Axis(x), Axis(y), height=440),),))
 
 
-def robustness_chart(conditions: Sequence[ConditionSummary]) -> Chart | None:
-    """Draw how often both succeed under each condition, with 95 % intervals; None if there was none."""
+def robustness_chart(conditions: Sequence[ConditionSummary], usual: float) -> Chart | None:
+    """Draw how often both succeed under each condition, with 95 % intervals, and their returns; None if none was run.
+
+    Args:
+        conditions: What both did.
+        usual: The dense controller's mean return in the environment as it is.
+    """
     if not conditions:
         return None
 
-    def series(
-        who: str, colour: str, marker: Marker, found: list[tuple[int, tuple[float, float]]], dy: float
-    ) -> Series:
-        shares = [count / condition.pairs for (count, _), condition in zip(found, conditions, strict=True)]
+    def success(who: str, found: list[tuple[int, tuple[float, float]]]) -> Series:
         texts = tuple(
             f"{condition.condition}: {who} succeeds in {count} of {condition.pairs}, {low:.1%} to {high:.1%}"
             for (count, (low, high)), condition in zip(found, conditions, strict=True)
         )
-        y = tuple(row + dy for row in range(len(shares)))
-        spans = tuple(interval for _, interval in found)
-        return Series(who, "points", tuple(shares), y, colour, marker, size=10, spans=spans, hover=texts)
+        shares = [count / condition.pairs for (count, _), condition in zip(found, conditions, strict=True)]
+        return _pointwise(who, shares, texts, spans=tuple(interval for _, interval in found))
 
-    dense = [(each.dense_successes, each.dense_interval) for each in conditions]
-    pruned = [(each.pruned_successes, each.pruned_interval) for each in conditions]
-    names = tuple(f"{each.condition}  ({each.regressions} of {each.pairs} regress)" for each in conditions)
-    panel = Panel(
-        (series("dense", DENSE, "circle", dense, -0.14), series("pruned", PRUNED, "diamond", pruned, 0.14)),
+    def returned(who: str, found: list[float]) -> Series:
+        texts = tuple(
+            f"{condition.condition}: {who} returns {value:.4g}, as it is the dense controller {usual:.4g}"
+            for value, condition in zip(found, conditions, strict=True)
+        )
+        return _pointwise(who, [share_kept(value, usual) for value in found], texts)
+
+    height = 110 + 44 * len(conditions)
+    successes = Panel(
+        (
+            success("dense", [(each.dense_successes, each.dense_interval) for each in conditions]),
+            success("pruned", [(each.pruned_successes, each.pruned_interval) for each in conditions]),
+        ),
         Axis("share of episodes that succeed, with its 95 % interval", percent=True, limits=(-0.02, 1.02)),
-        Axis(names=names),
-        height=110 + 44 * len(names),
+        Axis(names=tuple(f"{each.condition}  ({each.regressions} of {each.pairs} regress)" for each in conditions)),
+        height=height,
     )
-    return Chart("robustness", ((panel,),))
+    returns = Panel(
+        (
+            returned("dense", [each.dense_return for each in conditions]),
+            returned("pruned", [each.pruned_return for each in conditions]),
+        ),
+        Axis("mean return, as a share of the dense controller's in the environment as it is", percent=True),
+        Axis(names=tuple(each.condition for each in conditions)),
+        height=height,
+    )
+    return Chart("robustness", ((successes,), (returns,)))
+
+
+def _pointwise(
+    who: str,
+    shares: Sequence[float],
+    texts: tuple[str, ...],
+    spans: tuple[tuple[float, float], ...] = (),
+) -> Series:
+    """Return a controller's points, one a row; the dense one's are a little above the pruned one's."""
+    colour, marker, dy = STYLES[who]
+    y = tuple(row + dy for row in range(len(shares)))
+    return Series(who, "points", tuple(shares), y, colour, marker, size=10, spans=spans, hover=texts)
 
 
 def latency_chart(dense: Values, pruned: Values, limit: float | None) -> Chart | None:

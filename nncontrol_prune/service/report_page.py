@@ -200,8 +200,9 @@ def _attraction(report: Report) -> Section:
 def _robustness(report: Report) -> Section:
     return Section(
         "Robustness",
-        "Success under each condition, with its 95 % interval: the pruned controller's should lie where the dense "
-        "one's does. A regression is a pair in which the dense controller succeeds and the pruned one fails.",
+        "Success under each condition, with its 95 % interval, and the return: the pruned controller's should lie "
+        "where the dense one's do. A regression is a pair in which the dense controller succeeds and the pruned one "
+        "fails.",
         ("robustness",),
         (robustness_table(report.verdict),) if report.verdict.robustness else (),
         () if report.verdict.robustness else (_no_robustness(report.verdict),),

@@ -100,8 +100,8 @@ def _hard_conditions(found: Sequence[ConditionSummary], reference: Reference) ->
     if not hard:
         return []
     return [
-        f"robustness: with {', '.join(hard)} the dense controller itself succeeds in less than half of its episodes, or "
-        "keeps less than half of its usual return, and to be as good as that says little; ask for smaller changes"
+        f"robustness: with {', '.join(hard)} the dense controller itself succeeds in less than half of its episodes "
+        "or keeps less than half of its usual return, and to be as good as that says little; ask for smaller changes"
     ]
 
 

@@ -68,8 +68,8 @@ def condition(name: str, pruned: int) -> ConditionSummary:
         dense_successes=20,
         pruned_successes=pruned,
         regressions=20 - pruned,
-        dense_return=1.0,
-        pruned_return=1.0,
+        dense_return=800.0,
+        pruned_return=700.0,
         dense_interval=(0.83, 1.0),
         pruned_interval=(0.4, 0.9),
     )
@@ -154,10 +154,16 @@ def test_limit_is_drawn_only_where_it_is_near() -> None:
 
 
 def test_regressions_stand_beside_each_condition() -> None:
-    (panel,) = robustness_chart(CONDITIONS).panels
+    panel, _ = robustness_chart(CONDITIONS, 800.0).panels
     assert panel.y.names == ("pushes  (6 of 20 regress)", "noise  (0 of 20 regress)")
     assert panel.series[1].x == (0.7, 1.0)
     assert panel.series[1].spans == ((0.4, 0.9), (0.4, 0.9))
+
+
+def test_returns_under_conditions_are_shares_of_what_the_dense_controller_usually_returns() -> None:
+    _, panel = robustness_chart(CONDITIONS, 1000.0).panels
+    assert panel.y.names == ("pushes", "noise")
+    assert {series.name: series.x for series in panel.series} == {"dense": (0.8, 0.8), "pruned": (0.7, 0.7)}
 
 
 def test_starts_are_told_apart_by_who_succeeds() -> None:
@@ -178,7 +184,7 @@ def test_starts_are_told_apart_by_who_succeeds() -> None:
     "chart",
     [
         coefficients_chart(GROUPS),
-        robustness_chart(CONDITIONS),
+        robustness_chart(CONDITIONS, 800.0),
         eigenvalues_chart(loop(0.99, 0.5), loop(-2.5)),
         responses_chart([response([math.nan] * 9), response([math.inf, 1.0])], rate=10.0),
     ],
@@ -192,5 +198,5 @@ def test_both_drawers_draw_every_kind_of_chart(chart: Chart, tmp_path: Path) -> 
 
 
 def test_verdict_without_conditions_has_no_picture_of_them(small_bundle, make_verdict: Callable[..., Verdict]) -> None:
-    assert robustness_chart(make_verdict(small_bundle).robustness) is None
+    assert robustness_chart(make_verdict(small_bundle).robustness, 1.0) is None
     assert coefficients_chart(()) is None
