@@ -19,6 +19,11 @@ from nncontrol_prune.runtime.statistics import BUNDLE, COMPUTE, PERIOD
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+SHARED_AXIS = 2
+"""Commands that can be told apart on one axis; of more, each has a lane of its own."""
+LANE = 0.24
+"""Height of a lane in inches."""
+
 
 def plot_run(
     path: Path,
@@ -42,9 +47,11 @@ def plot_run(
     """
     signals = task_of(environment).signals or {"first observation": Signal(entry=0)}
     name, shown = next(iter(signals.items()))
+    heights = [2.6, max(2.0, LANE * action.size), 1.6]
     figure, (top, middle, bottom) = plt.subplots(
-        3, 1, figsize=(10, 6.5), sharex=True, constrained_layout=True, height_ratios=[2, 1.5, 1.2]
+        3, 1, figsize=(10, sum(heights) + 0.3), sharex=True, constrained_layout=True, height_ratios=heights
     )
+    commands = _in_lanes(rollouts.action, action) if action.size > SHARED_AXIS else rollouts.action
     time = rollouts.stamp
     signal = without_wraps(shown.of(rollouts.observation))
     signal[np.diff(rollouts.episode, prepend=rollouts.episode[0]) != 0] = np.nan
@@ -58,9 +65,9 @@ def plot_run(
             continue
         # Gaps where the other one was active.
         top.plot(time, np.where(mine, signal, np.nan), color=colour, lw=1.2, label=label)
-        for index in range(len(action.joints)):
-            style = "-" if index == 0 else ":"
-            middle.plot(time, np.where(mine, rollouts.action[:, index], np.nan), style, color=colour, lw=0.7)
+        for index in range(action.size):
+            style = ":" if index and action.size <= SHARED_AXIS else "-"
+            middle.plot(time, np.where(mine, commands[:, index], np.nan), style, color=colour, lw=0.7)
         ours = tick_is_dense == is_dense
         bottom.plot(tick_time[ours], 1e6 * ticks[ours, COMPUTE], ".", ms=1.5, color=colour)
     for axis in (top, middle, bottom):
@@ -70,7 +77,12 @@ def plot_run(
     for start in time[np.diff(rollouts.episode, prepend=rollouts.episode[0]) != 0]:
         top.axvline(start, color="0.8", lw=0.8)
     top.set_ylabel(shown.label(name))
-    middle.set_ylabel(f"command [{action.unit}]" if action.unit else "command")
+    if action.size > SHARED_AXIS:
+        middle.set_yticks(range(action.size), action.joints, fontsize=7)
+        middle.set_ylim(action.size - 0.5, -0.5)
+        middle.set_ylabel("commands")
+    else:
+        middle.set_ylabel(f"command [{action.unit}]" if action.unit else "command")
     bottom.set_ylabel("tick time [µs]")
     bottom.set_yscale("log")
     bottom.set_xlabel("time [s]  (dashed: the swap; grey: a new episode)")
@@ -80,6 +92,15 @@ def plot_run(
     top.legend(loc="upper right", framealpha=0.9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _in_lanes(commands: NDArray[np.float64], action: ActionSpec) -> NDArray[np.float64]:
+    """Return commands (ticks, m) one below the other, each between its limits in a lane around its number.
+
+    The axis they are drawn on is upside down, so that the first is on top.
+    """
+    lower, upper = np.array(action.lower), np.array(action.upper)
+    return np.asarray(np.arange(action.size) + 0.9 * (0.5 - (commands - lower) / (upper - lower)))
 
 
 def plot_reconstructions(file: IO[bytes], rows: Sequence[tuple[str, str, NDArray[np.float32]]]) -> None:
