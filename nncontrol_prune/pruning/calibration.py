@@ -99,22 +99,7 @@ def calibration_from(
     Raises:
         PruningError: Too few transitions, most of them hold NaN, or there are no rewards where they are needed.
     """
-    finite: NDArray[np.bool_] = np.all(np.isfinite(rollouts.observation), axis=1)
-    if horizon:
-        finite &= np.all(np.isfinite(rollouts.action), axis=1)
-    if rewards:
-        if not rollouts.has_rewards:
-            raise PruningError(
-                "a term compares rewards with those logged, and the rollouts hold none (a robot logs none); record "
-                "them in a simulator, or use the term reward, which compares with what the dense model expects"
-            )
-        finite &= np.isfinite(rollouts.reward)
-    warnings = []
-    if not finite.all():
-        skipped = int((~finite).sum())
-        if skipped > len(finite) / 2:
-            raise PruningError(f"{skipped} of {len(finite)} transitions hold NaN or infinity; record new rollouts")
-        warnings.append(f"skipped {skipped} transitions that hold NaN or infinity")
+    finite, warnings = _usable(rollouts, actions=horizon > 0, rewards=rewards)
     usable = np.flatnonzero(finite)
     rows = usable if not horizon else _followed(finite, rollouts.successors, horizon)
     if len(rows) < MIN_ROWS:
@@ -131,15 +116,9 @@ def calibration_from(
     for part, share in ((rows[~held_out], 1 - HELD_OUT_SHARE), (rows[held_out], HELD_OUT_SHARE)):
         limit = max(MIN_ROWS // 2, round(max_rows * share))
         chosen = part if len(part) <= limit else np.sort(rng.choice(part, limit, replace=False))
-        batch = _batch(rollouts, chosen, horizon)
-        weight = weights[chosen]
+        batch, weight = _batch(rollouts, chosen, horizon), weights[chosen]
         if perturbation > 0:
-            noisy = dict(batch)
-            noisy["observation"] = _with_noise(batch["observation"], perturbation * spread, rng)
-            if horizon:
-                noisy["action"] = _with_noise(batch["action"], perturbation * action_spread, rng)
-                noisy["logged"] = np.zeros(len(chosen))
-            batch = {name: np.concatenate([values, noisy[name]]) for name, values in batch.items()}
+            batch = _with_noisy_copies(batch, perturbation * spread, perturbation * action_spread, rng)
             weight = np.append(weight, PERTURBED_WEIGHT * weight)
         if horizon:
             # A planner asks its model about actions that were never taken.
@@ -150,13 +129,46 @@ def calibration_from(
         tensors = {name: torch.from_numpy(values.astype(np.float32)) for name, values in batch.items()}
         parts.append((tensors, torch.from_numpy(weight.astype(np.float32))))
     (fit, fit_weights), (judge, judge_weights) = parts
-    return Calibration(fit, fit_weights, judge, judge_weights, tuple(warnings))
+    return Calibration(fit, fit_weights, judge, judge_weights, warnings)
+
+
+def _usable(rollouts: Rollouts, *, actions: bool, rewards: bool) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    """Return which transitions (rows,) hold numbers where they are needed, and what to say of the others."""
+    finite: NDArray[np.bool_] = np.all(np.isfinite(rollouts.observation), axis=1)
+    if actions:
+        finite &= np.all(np.isfinite(rollouts.action), axis=1)
+    if rewards:
+        if not rollouts.has_rewards:
+            raise PruningError(
+                "a term compares rewards with those logged, and the rollouts hold none (a robot logs none); record "
+                "them in a simulator, or use the term reward, which compares with what the dense model expects"
+            )
+        finite &= np.isfinite(rollouts.reward)
+    skipped = int((~finite).sum())
+    if skipped > len(finite) / 2:
+        raise PruningError(f"{skipped} of {len(finite)} transitions hold NaN or infinity; record new rollouts")
+    return finite, (f"skipped {skipped} transitions that hold NaN or infinity",) if skipped else ()
 
 
 def _with_noise(
     values: NDArray[np.float64], spread: NDArray[np.float64], rng: np.random.Generator
 ) -> NDArray[np.float64]:
     return values + spread * rng.normal(size=values.shape)
+
+
+def _with_noisy_copies(
+    batch: dict[str, NDArray[np.float64]],
+    spread: NDArray[np.float64],
+    action_spread: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> dict[str, NDArray[np.float64]]:
+    """Return a batch with every row a second time, with noise on its observation and, if it has some, its actions."""
+    noisy = dict(batch)
+    noisy["observation"] = _with_noise(batch["observation"], spread, rng)
+    if "action" in batch:
+        noisy["action"] = _with_noise(batch["action"], action_spread, rng)
+        noisy["logged"] = np.zeros_like(batch["logged"])
+    return {name: np.concatenate([values, noisy[name]]) for name, values in batch.items()}
 
 
 def _batch(rollouts: Rollouts, rows: NDArray[np.intp], horizon: int) -> dict[str, NDArray[np.float64]]:
