@@ -22,7 +22,7 @@ from nncontrol_prune.pruning.coefficients import CoefficientProblem
 from nncontrol_prune.pruning.distillation import distill
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.network import Batch, Network, take
-from nncontrol_prune.pruning.problem import Latency, coefficient_problem
+from nncontrol_prune.pruning.problem import Latency, coefficient_problem, latency_removed
 from nncontrol_prune.pruning.rounds import shrunk, sparsity_by
 from nncontrol_prune.pruning.settings import ImportanceName, Method, PruningSettings
 from nncontrol_prune.pruning.surgery import Module
@@ -155,6 +155,14 @@ def prune_network(
             f"the pruned network gives out NaN or infinity on held-out rows, so {broken} cannot be judged; "
             "ask for less sparsity"
         )
+    if settings.cost == "latency" and latency is not None:
+        found = latency_removed(latency, network.module, chosen.module)
+        if abs(found - settings.sparsity) > settings.tolerance:
+            warnings.append(
+                f"measured again, the result takes {found:.0%} less time than the dense network, where "
+                f"{settings.sparsity:.0%} ± {settings.tolerance:.0%} were asked for; measure on a quieter machine, or "
+                "allow a larger tolerance"
+            )
     if chosen.exceeded:
         warnings.append(f"the limit on {', '.join(chosen.exceeded)} is exceeded by every choice that was tried")
     return Pruned(

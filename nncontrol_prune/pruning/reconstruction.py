@@ -6,11 +6,12 @@ the *dense* one and ω_i the weight of row i,
 
     (W, b) = argmin Σ_i ω_i ‖W h_i + b - z_i‖² + λ ‖W‖²,    λ = ridge · mean diagonal of the Gram matrix
 
-(He et al. 2017, channel pruning). A convolution is fitted on its patches. A norm that lost channels has other
-statistics now; its affine part is fitted channel by channel, (γ, β) → (aγ, aβ + b) with (a, b) = argmin Σ_i ω_i (a n_i
-+ b - m_i)² for what it gives out, n, and gave out, m. A layer that runs several times, as when dynamics are unrolled,
-is fitted the first time, where its inputs are logged states and not yet its own predictions; or, where these are the
-same in all rows, as a state that starts at zero is, the first time that they are not.
+(He et al. 2017, channel pruning). Where rows are scarce it is λ ‖W - W_0‖², with the weights W_0 that the layer has
+left and a larger λ: what the rows do not tell stays as it was. A convolution is fitted on its patches. A norm that lost
+channels has other statistics now; its affine part is fitted channel by channel, (γ, β) → (aγ, aβ + b) with (a, b) =
+argmin Σ_i ω_i (a n_i + b - m_i)² for what it gives out, n, and gave out, m. A layer that runs several times, as when
+dynamics are unrolled, is fitted the first time, where its inputs are logged states and not yet its own predictions; or,
+where these are the same in all rows, as a state that starts at zero is, the first time that they are not.
 
 What the last layers give out matters more in some rows than in others: not at all where a squashed action is at its
 limit or a softmax has settled. So they are fitted once more, output k with the row weights ω_i (½ + ½ s_k(i)), where
@@ -49,8 +50,8 @@ from nncontrol_prune.pruning.terms import Term
 
 RIDGE = 1e-6
 """Keeps the problem well posed where activations are dependent, without changing a solution that is."""
-SCARCE_RIDGE = 1e-2
-"""The ridge where there are fewer rows than a layer has inputs."""
+SCARCE_RIDGE = 1e-1
+"""The ridge where a layer has fewer than two rows for each of its inputs."""
 LARGEST_CONTRAST_FACTOR = 30.0
 """Beyond that, what differs within a row is rather noise than preference."""
 LAST_LAYER_ROWS = 4096
@@ -150,6 +151,7 @@ def reconstruct(
             wanted,
             by_item,
             ridge=SCARCE_RIDGE if scarce else RIDGE,
+            towards=solution_of(layer).double() if scarce else None,
             intercept=getattr(layer, "bias", None) is not None,
         )
         load_solution(layer, weight, bias)
@@ -211,10 +213,16 @@ def _refit_last_layers(
         inputs, wanted, by_output = regression(
             layer, held, target, weights[:, None] * share, contrasts=network.contrasts
         )
-        ridge = SCARCE_RIDGE if len(inputs) < 2 * inputs.shape[1] else RIDGE
-        intercept = getattr(layer, "bias", None) is not None
+        scarce, left = len(inputs) < 2 * inputs.shape[1], solution_of(layer).double()
         solutions = [
-            weighted_ridge(inputs, wanted[:, [k]], by_output[:, k], ridge=ridge, intercept=intercept)
+            weighted_ridge(
+                inputs,
+                wanted[:, [k]],
+                by_output[:, k],
+                ridge=SCARCE_RIDGE if scarce else RIDGE,
+                towards=left[:, [k]] if scarce else None,
+                intercept=getattr(layer, "bias", None) is not None,
+            )
             for k in range(wanted.shape[1])
         ]
         load_solution(layer, torch.cat([w for w, _ in solutions], dim=1), torch.cat([b for _, b in solutions]))
@@ -334,6 +342,7 @@ def weighted_ridge(
     penalty: Tensor | None = None,
     *,
     ridge: float = RIDGE,
+    towards: Tensor | None = None,
     intercept: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Solve the weighted ridge regression above; differentiable.
@@ -344,6 +353,7 @@ def weighted_ridge(
         weights: ω, (rows,).
         penalty: Factors (k, k) of the Gram matrix's entries that are added to it.
         ridge: λ, as a share of the mean diagonal of the Gram matrix.
+        towards: W_0, (k, m); None for zero.
         intercept: Whether there is a b.
 
     Returns:
@@ -352,5 +362,6 @@ def weighted_ridge(
     gram, cross, input_mean, target_mean = moments(inputs, targets, weights, intercept=intercept)
     damping = ridge * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny ** 0.5
     damped = gram + damping * torch.eye(len(gram), dtype=gram.dtype)
-    weight = torch.linalg.solve(damped if penalty is None else damped + penalty * gram, cross)
+    damped = damped if penalty is None else damped + penalty * gram
+    weight = torch.linalg.solve(damped, cross if towards is None else cross + damping * towards)
     return weight, target_mean - input_mean @ weight

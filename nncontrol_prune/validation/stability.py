@@ -185,7 +185,7 @@ def equilibrium_near(plant: StateSpacePlant, policy: SmoothPolicy, state: Array)
             return state
         linear = plant.linearize(state, action)
         slope = linear.a + linear.b @ policy.jacobian(observation) @ linear.c - np.eye(len(change))
-        way, *_ = np.linalg.lstsq(slope, -change)
+        way, *_ = np.linalg.lstsq(slope, -change, rcond=None)
         state = plant.moved(state, np.asarray(way, dtype=np.float64))
         if not np.isfinite(state).all() or np.abs(plant.difference(state, start)).max() > NEAR:
             break

@@ -64,8 +64,9 @@ def test_a_controller_is_exported_once_for_all_turns_in_which_its_latency_is_mea
     monkeypatch.setattr(pipeline, "latency_of", seconds)
     settings = PruningSettings(sparsity=0.5, cost="latency", tolerance=0.05, method="uniform")
     pruned, report = prune_bundle(make_cartpole_bundle(hidden=(64, 64)), rollouts, settings)
-    assert exported == [*measured[:6], pruned.manifest.parameters]
-    assert measured == measured[:6] * LATENCY_TURNS
+    result = [report.dense_parameters, pruned.manifest.parameters]
+    assert exported == [*measured[:6], *result, pruned.manifest.parameters]
+    assert measured == measured[:6] * LATENCY_TURNS + result * LATENCY_TURNS
     assert report.cost == "latency"
     assert report.pruned_parameters == pytest.approx(0.5 * report.dense_parameters, rel=0.15)
 

@@ -64,6 +64,15 @@ def test_constant_inputs_give_the_mean() -> None:
     torch.testing.assert_close(torch.ones(1, 2).double() @ weight + bias, torch.tensor([[3.0]]).double())
 
 
+def test_what_the_rows_do_not_tell_stays_as_it_was() -> None:
+    torch.manual_seed(0)
+    inputs = torch.cat([torch.randn(50, 1), torch.zeros(50, 1)], dim=1).double()  # nothing is known of the second
+    left = torch.tensor([[1.0], [7.0]]).double()
+    weight, bias = weighted_ridge(inputs, 3 * inputs[:, :1] + 2, torch.ones(50).double(), towards=left)
+    torch.testing.assert_close(weight, torch.tensor([[3.0], [7.0]]).double(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(bias, torch.tensor([2.0]).double(), atol=1e-4, rtol=0)
+
+
 def test_affine_fit_finds_scale_and_offset_of_every_channel() -> None:
     found = torch.randn(200, 3)  # of 100 rows with two positions each
     scale, offset = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([0.0, 3.0, -1.0])
