@@ -24,11 +24,12 @@ from nncontrol_prune.ros.callbacks import answering, guarded, setting, steady_ti
 from nncontrol_prune.ros.command_joints import CommandJoints
 from nncontrol_prune.ros.command_log import CommandLog
 from nncontrol_prune.ros.controller_health import health
-from nncontrol_prune.ros.diagnostics import Problem, tell_diagnostics
+from nncontrol_prune.ros.diagnostics import Problem, publishers_of, rival_clocks, tell_diagnostics
 from nncontrol_prune.ros.loop_runner import LoopRunner
 from nncontrol_prune.ros.messages import LATCHED, contents_of, parcel_of, step_of
 from nncontrol_prune.ros.parameters import NodeParameters, ParameterNode
 from nncontrol_prune.ros.running import fastest_executor, spin
+from nncontrol_prune.ros.state_publisher import StatePublisher
 from nncontrol_prune.runtime.finding import first_controller, stored_bundle
 from nncontrol_prune.runtime.scheduling import run_in_real_time, running_threads
 from nncontrol_prune.runtime.slot import ControllerSlot
@@ -62,9 +63,8 @@ class ControllerNode(ParameterNode, LifecycleNode):
         self._recorder: Recorder | None = None
         self._command_log: CommandLog | None = None
         self._told_swaps = -1
-        self._told_status = ""
         self._told_problem: str | None = None
-        self._told_rivals = ""
+        self._told_rivals: list[str] = []
         self._recording_problem = ""
         self._sent_dense = ""
         self._received: dict[str, str] = {"digest": "", "error": ""}
@@ -73,7 +73,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
         self._following = False
         self._active = False
         self._finalized = False
-        self._status_publisher = self.create_publisher(String, "~/status", LATCHED)
+        self._status = StatePublisher(self, String, "~/status")
         self._bundle_publisher = self.create_publisher(String, "~/bundle", LATCHED)
         self._dense_publisher = self.create_publisher(UInt8MultiArray, "~/dense", LATCHED)
         self.create_service(Trigger, "~/rollback", answering(self, "rollback", self._rollback))
@@ -372,10 +372,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
             "bag": self._bag,
             "received": self._received,
         }
-        text = json.dumps(status)
-        if text != self._told_status:
-            self._told_status = text
-            self._status_publisher.publish(String(data=text))
+        self._status.tell(String(data=json.dumps(status)))
 
     @property
     def _state(self) -> str:
@@ -397,25 +394,23 @@ class ControllerNode(ParameterNode, LifecycleNode):
         if self._active and self._recording_problem:
             problems.append((DiagnosticStatus.ERROR, self._recording_problem))
         rivals = self._rivals()
-        if rivals:
-            problems.append((DiagnosticStatus.WARN, rivals))
-        if rivals and not self._told_rivals:
-            self.get_logger().warning(rivals)
+        problems += [(DiagnosticStatus.WARN, rival) for rival in rivals]
+        for rival in rivals:
+            if rival not in self._told_rivals:
+                self.get_logger().warning(rival)
         self._told_rivals = rivals
         return problems, values
 
-    def _rivals(self) -> str:
-        """Return that the plant may be commanded by others at the same time, as a sentence; empty if by none."""
+    def _rivals(self) -> list[str]:
+        """Return that others may command the plant, or tell the time, as well, as sentences."""
         if self._runner is None or not self._active:
-            return ""
+            return []
         topic = self._runner.link.command_topic
-        publishers = [
-            f"{publisher.node_namespace.rstrip('/')}/{publisher.node_name}"
-            for publisher in self.get_publishers_info_by_topic(topic)
-        ]
+        publishers = publishers_of(self, topic)
         if self._runner.node_name in publishers:
             publishers.remove(self._runner.node_name)  # once: another may have the same name
-        return f"{', '.join(sorted(publishers))} may send commands on {topic}, too" if publishers else ""
+        found = [f"{', '.join(publishers)} may send commands on {topic}, too"] if publishers else []
+        return found + (rival_clocks(self) if self.get_parameter("use_sim_time").value else [])
 
 
 def main() -> None:

@@ -47,3 +47,22 @@ def tell_diagnostics(
         publisher.publish(message)
 
     steady_timer(node, PERIOD, "diagnostics", tell, group)
+
+
+def publishers_of(node: Node, topic: str) -> list[str]:
+    """Return the full names of the nodes that publish on a topic; one that does so twice is named twice."""
+    return sorted(
+        f"{publisher.node_namespace.rstrip('/')}/{publisher.node_name}"
+        for publisher in node.get_publishers_info_by_topic(topic)
+    )
+
+
+def rival_clocks(node: Node) -> list[str]:
+    """Return that several nodes tell the time, as a sentence, or nothing: two plants are mixed up then."""
+    clocks = publishers_of(node, "/clock")
+    if len(clocks) < 2:
+        return []
+    return [
+        f"{' and '.join(clocks)} publish /clock, so two simulations are mixed up; end one of them, or give it "
+        "another ROS_DOMAIN_ID"
+    ]

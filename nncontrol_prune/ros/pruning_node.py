@@ -17,10 +17,10 @@ from nncontrol_prune.config import ConfigError, PruningServiceConfig
 from nncontrol_prune.ros.callbacks import EXPECTED, answering, setting, steady_timer
 from nncontrol_prune.ros.claim import Claim
 from nncontrol_prune.ros.diagnostics import Problem, tell_diagnostics
-from nncontrol_prune.ros.messages import LATCHED
 from nncontrol_prune.ros.parameters import NodeParameters, ParameterNode
 from nncontrol_prune.ros.remote_loop import LoopError, RemoteLoop
 from nncontrol_prune.ros.running import spin
+from nncontrol_prune.ros.state_publisher import StatePublisher
 from nncontrol_prune.runtime.store import BundleStore, default_root
 from nncontrol_prune.service.coordinator import Coordinator
 from nncontrol_prune.service.pruning_service import JobStatus, ServiceError
@@ -56,12 +56,10 @@ class PruningNode(ParameterNode):
             environment=config.env or None,
             journal=store.root / "jobs" / f"{name}.json",
         )
-        self._told = ""
         self._logged = result_of(self._coordinator.status)
-        self._told_progress = -1.0
         self._deployment = ""
-        self._progress_publisher = self.create_publisher(Float64, "~/progress", LATCHED)
-        self._status_publisher = self.create_publisher(String, "~/status", LATCHED)
+        self._progress = StatePublisher(self, Float64, "~/progress")
+        self._status = StatePublisher(self, String, "~/status")
         # Deploying waits for the controller node; meanwhile a job can be cancelled and progress is told.
         services, deploying = ReentrantCallbackGroup(), MutuallyExclusiveCallbackGroup()
         for service, function, group in (
@@ -99,7 +97,11 @@ class PruningNode(ParameterNode):
         return f"job {job} has started"
 
     def _cancel(self, _: Trigger.Request) -> str:
-        return f"job {self._coordinator.cancel()} is cancelled"
+        number = self._coordinator.cancel()
+        status = self._coordinator.status
+        if status.job == number and status.outcome is not None:  # what is decided stays so
+            return f"job {number} was {status.state} already; its report is not written"
+        return f"job {number} is cancelled"
 
     def _deploy(self, _: Trigger.Request) -> str:
         self._claim.check()
@@ -138,19 +140,18 @@ class PruningNode(ParameterNode):
                 "deployment": self._deployment,
             }
         )
-        if text != self._told:
-            self._told = text
-            self._status_publisher.publish(String(data=text))
-        if status.progress != self._told_progress:
-            self._told_progress = status.progress
-            self._progress_publisher.publish(Float64(data=status.progress))
+        self._status.tell(String(data=text))
+        self._progress.tell(Float64(data=status.progress))
 
     def _log_result(self, status: JobStatus) -> None:
-        """Log how a job ended, once."""
-        if result_of(status) == self._logged:
+        """Log how a job ended, once; of what was decided before, only what is new."""
+        result, (job, state, message) = result_of(status), self._logged
+        if result == self._logged:
             return
-        self._logged = result_of(status)
+        self._logged = result
         text = f"job {status.job} {status.state}: {status.message}"
+        if (job, state) == result[:2] and status.message.startswith(f"{message}; "):
+            text = f"job {status.job}: {status.message.removeprefix(f'{message}; ')}"
         if status.state == "accepted":
             self.get_logger().info(text)
         elif status.state == "rejected":

@@ -159,8 +159,13 @@ class RemoteLoop:
         except ValidationError as error:
             raise MessageError(f"{self.controller} says something that is no status: {problem_of(error)}") from error
         with self._changed:
+            if not status.active and self._status is not None and self._status.active and self._has_rival():
+                return  # another node of this name, which may have been refused the slot; one that runs one counts
             self._status = status
             self._changed.notify_all()
+
+    def _has_rival(self) -> bool:
+        return self._node.count_publishers(self._node.resolve_topic_name(f"{self.controller}/status")) > 1
 
     def _take_dense(self, message: UInt8MultiArray) -> None:
         try:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError, computed_field
 
-from nncontrol_prune.files import remove_unfinished, write_atomically
+from nncontrol_prune.files import held_file, remove_unfinished, write_atomically
 from nncontrol_prune.runtime.scheduling import ProcessorWait
 from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.service.jobs import Job, Outcome
@@ -88,14 +88,15 @@ class PruningService:
     Args:
         store: The bundle store; candidates and verdicts end there.
         journal: File that keeps the last job's status, so that a service that is started again knows it; None to
-            forget it.
+            forget it. While another service keeps it, this one begins as if there were none.
     """
 
     def __init__(self, store: BundleStore, journal: Path | None = None) -> None:
         self._store = store
-        self._journal = journal
+        self._journal = None if journal is None else _Journal(journal)
         self._lock = threading.Lock()
-        self._status = JobStatus() if journal is None else _remembered(journal)
+        self._status = JobStatus()
+        self._take_journal()
         self._process: subprocess.Popen[str] | None = None
         self._wait: ProcessorWait | None = None
         self._follower: threading.Thread | None = None
@@ -125,6 +126,7 @@ class PruningService:
         """
         with self._lock:
             self._check_idle()
+            self._take_journal()
             self._store.remove_unfinished()  # what a job that was killed had half written
             try:
                 # A session of its own, so that a Ctrl-C in the terminal does not reach it behind the service's back.
@@ -163,9 +165,11 @@ class PruningService:
         return number
 
     def close(self) -> None:
-        """Stop whatever is running."""
+        """Stop whatever is running, and let another service have the journal."""
         with contextlib.suppress(ServiceError):  # nothing is running
             self.cancel()
+        if self._journal is not None:
+            self._journal.close()
 
     def _follow(self, process: subprocess.Popen[str], job: Job) -> None:
         """Read what the worker says until it ends; runs in a thread of its own."""
@@ -217,12 +221,15 @@ class PruningService:
         if self._busy:
             raise ServiceError(f"busy: job {self._status.job} is in stage {self._status.stage}; cancel it or wait")
 
+    def _take_journal(self) -> None:
+        """Go on from an earlier service's last job, if its journal was not ours until now and is free."""
+        found = None if self._journal is None else self._journal.take()
+        if found is not None:
+            self._status = found
+
     def _remember(self) -> None:
         if self._journal is not None:
-            try:
-                write_atomically(self._journal, self._status.model_dump_json(indent=1).encode())
-            except OSError as error:  # as on a full disk; the job goes on
-                _log.warning("job %d will not be known to the next service: %s", self._status.job, error)
+            self._journal.write(self._status)
 
     def _update(self, stage: str, progress: float) -> None:
         with self._lock:
@@ -230,17 +237,57 @@ class PruningService:
             self._status.progress = max(self._status.progress, progress)
 
 
-def _remembered(journal: Path) -> JobStatus:
-    """Read what an earlier service's last job came to; what cannot be read is as good as forgotten."""
-    try:
-        status = JobStatus.model_validate_json(journal.read_bytes())
-    except FileNotFoundError:
-        return JobStatus()
-    except ValidationError:
-        return JobStatus(message=f"{journal} is not a job's status; what was done before is forgotten")
-    if not status.finished:
-        _end(status, "the pruning service ended during this job")
-    return status
+class _Journal:
+    """Keeps the last job's status on disk; one service at a time has it, until it ends.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._held = contextlib.ExitStack()
+        self._ours = False
+
+    def take(self) -> JobStatus | None:
+        """Return what an earlier service's last job came to; None if the journal was ours before, or is another's."""
+        if self._ours:
+            return None
+        try:
+            self._held.enter_context(held_file(self._path.with_suffix(".lock")))
+        except BlockingIOError:
+            return None
+        except OSError as error:  # as on a full disk; without a journal, too, there is work to do
+            _log.warning("jobs will not be known to the next service: %s", error)
+            return None
+        self._ours = True
+        return self._read()
+
+    def write(self, status: JobStatus) -> None:
+        """Replace what is kept, if the journal is ours."""
+        if not self._ours:
+            return
+        try:
+            write_atomically(self._path, status.model_dump_json(indent=1).encode())
+        except OSError as error:  # as on a full disk; the job goes on
+            _log.warning("job %d will not be known to the next service: %s", status.job, error)
+
+    def close(self) -> None:
+        """Let another service have it."""
+        self._held.close()
+        self._ours = False
+
+    def _read(self) -> JobStatus:
+        """What cannot be read is as good as forgotten."""
+        try:
+            status = JobStatus.model_validate_json(self._path.read_bytes())
+        except FileNotFoundError:
+            return JobStatus()
+        except ValidationError:
+            return JobStatus(message=f"{self._path} is not a job's status; what was done before is forgotten")
+        if not status.finished:
+            _end(status, "the pruning service ended during this job")
+        return status
 
 
 def _end(status: JobStatus, problem: str) -> None:

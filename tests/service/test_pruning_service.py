@@ -185,9 +185,9 @@ def test_waiting_is_not_remembered_by_the_next_service(
         service.start(job)
         assert service.status.waiting == 0.9
         assert wait_for(service, "report").outcome is not None
-        successor = PruningService(store, tmp_path / "job.json")  # what one would find that is started after a kill -9
-        assert successor.status.state == "accepted"
-        assert successor.status.waiting == 0.0
+        left = JobStatus.model_validate_json((tmp_path / "job.json").read_bytes())  # what a successor would find
+        assert left.state == "accepted"
+        assert left.waiting == 0.0
     finally:
         service.close()
 
@@ -307,12 +307,38 @@ def test_service_started_again_knows_the_last_job(store: BundleStore, offline_jo
     first = PruningService(store, journal)
     first.start(offline_job)
     ended = wait_for(first)
+    first.close()
     again = PruningService(store, journal)
     assert again.status == ended
     assert again.start(offline_job) == 2
-    assert PruningService(store, journal).status.message == "the pruning service ended during this job"
     again.close()
     assert PruningService(store, journal).status.state == "cancelled"
+
+
+def test_job_that_a_service_did_not_live_to_end_has_failed(store: BundleStore, tmp_path: Path) -> None:
+    journal = tmp_path / "last.json"
+    journal.write_text(JobStatus(job=4, state="running", stage="choice").model_dump_json())
+    status = PruningService(store, journal).status
+    assert (status.job, status.state) == (4, "failed")
+    assert status.message == "the pruning service ended during this job"
+
+
+def test_second_service_says_nothing_of_a_job_that_goes_on_until_the_first_one_ends(
+    store: BundleStore, offline_job: Job, tmp_path: Path
+) -> None:
+    journal = tmp_path / "last.json"
+    first = PruningService(store, journal)
+    first.start(offline_job)
+    second = PruningService(store, journal)
+    assert second.status == JobStatus()
+    ended = wait_for(first)
+    assert second.start(offline_job) == 1, "without a journal, while the first one has it"
+    second.cancel()
+    assert JobStatus.model_validate_json(journal.read_bytes()) == ended
+    first.close()
+    assert second.start(offline_job) == 2, "now it goes on from the first one's"
+    second.close()
+    assert JobStatus.model_validate_json(journal.read_bytes()).state == "cancelled"
 
 
 def test_report_that_a_service_did_not_live_to_write_is_not_promised(
