@@ -14,13 +14,8 @@ import torch
 
 from nncontrol_prune.controllers.bundle import Bundle, load_bundle, make_bundle
 from nncontrol_prune.controllers.mlp import Mlp
-from nncontrol_prune.controllers.specs import (
-    ActionSpec,
-    MlpArchitecture,
-    ObservationSpec,
-    ObservationTerm,
-    Provenance,
-)
+from nncontrol_prune.controllers.observations import ObservationSpec, ObservationTerm
+from nncontrol_prune.controllers.specs import ActionSpec, MlpArchitecture, Provenance
 from nncontrol_prune.controllers.verdict import Criterion, EpisodeSummary, Verdict
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.environments import environment_specs

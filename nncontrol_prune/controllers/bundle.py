@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from nncontrol_prune.controllers.errors import BundleError
+from nncontrol_prune.controllers.observations import ObservationSpec
 from nncontrol_prune.controllers.policy import Policy, load_policy
 from nncontrol_prune.controllers.specs import (
     BUNDLE_FILES,
@@ -28,7 +29,6 @@ from nncontrol_prune.controllers.specs import (
     Architecture,
     FileEntry,
     Manifest,
-    ObservationSpec,
     Provenance,
     TdMpcArchitecture,
     parameters_of,

@@ -7,7 +7,10 @@ import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import AfterValidator, Field, FiniteFloat, ValidationError, model_validator
+
+from nncontrol_prune.controllers import model
+from nncontrol_prune.controllers.observations import ObservationSpec, term_difference
 
 FORMAT_VERSION = 1
 """Version of the bundle format that this release writes, and the newest it reads."""
@@ -32,10 +35,7 @@ Squash = Literal["tanh", "clip"]
 """How an output is brought into ±1 before it is scaled to the action's limits."""
 
 
-class Spec(BaseModel):
-    """Immutable, and strict about unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+Spec = model.Spec
 
 
 def problem_of(error: ValidationError) -> str:
@@ -51,73 +51,6 @@ def problem_of(error: ValidationError) -> str:
         return message
     shown = problem["type"] != "missing" and len(given) <= LONGEST_INPUT
     return f"{key} = {given}: {message}" if shown else f"{key}: {message}"
-
-
-VECTOR_SIZES = {
-    "orientation": 4,  # quaternion x, y, z, w of the body in the world
-    "angular_velocity": 3,  # of the body, in its own frame
-    "linear_acceleration": 3,  # likewise
-    "projected_gravity": 3,  # direction of gravity in the body's frame
-    "velocity_command": 3,  # wanted velocity: forward, to the left, and turn rate
-}
-"""Sizes of quantities that an IMU or a velocity command gives."""
-
-JOINT_QUANTITIES = ("position", "velocity", "effort", "cos", "sin")
-"""Quantities of a joint, by its name; `cos` and `sin` are of its position."""
-
-Quantity = Literal[
-    "position",
-    "velocity",
-    "effort",
-    "cos",
-    "sin",
-    "orientation",
-    "angular_velocity",
-    "linear_acceleration",
-    "projected_gravity",
-    "velocity_command",
-    "previous_action",
-    "other",
-]
-
-
-class ObservationTerm(Spec):
-    """Consecutive entries of the observation vector that measure one quantity."""
-
-    name: str
-    size: Annotated[int, Field(ge=1, le=100_000)]
-    quantity: Quantity = "other"
-    """What is measured: of joints, `JOINT_QUANTITIES`; `other` is what only the plant can tell."""
-    joints: tuple[str, ...] = ()
-    """The joints measured, in order; empty for quantities that are no joint's."""
-    unit: str = ""
-    """SI unit, such as `rad` or `m/s`."""
-    scale: FiniteFloat = 1.0
-    """The observation entry is the measured value in `unit` times this; not 0."""
-
-    @model_validator(mode="after")
-    def _measures_something(self) -> ObservationTerm:
-        if self.scale == 0.0:
-            raise ValueError(f"term {self.name!r} has the scale 0, by which nothing is measured")
-        if self.quantity in JOINT_QUANTITIES and not self.joints:
-            raise ValueError(f"term {self.name!r} measures the {self.quantity} of no joint: name its joints")
-        if self.joints and len(self.joints) != self.size:
-            raise ValueError(f"term {self.name!r} has size {self.size} but names {len(self.joints)} joints")
-        wanted = VECTOR_SIZES.get(self.quantity, self.size)
-        if self.size != wanted:
-            raise ValueError(f"term {self.name!r} has size {self.size}, and {self.quantity} has {wanted}")
-        return self
-
-
-class ObservationSpec(Spec):
-    """The observation vector, as ordered terms."""
-
-    terms: Annotated[tuple[ObservationTerm, ...], Field(min_length=1)]
-
-    @property
-    def size(self) -> int:
-        """Length of the observation vector."""
-        return sum(term.size for term in self.terms)
 
 
 class ActionSpec(Spec):
@@ -395,6 +328,8 @@ def layout_difference(ours: Manifest, theirs: Manifest) -> str | None:
     for number, (mine, their) in enumerate(terms, 1):
         if mine != their:
             found, wanted = (term and f"{term.name!r} ({term.size} {term.quantity})" for term in (mine, their))
+            if mine and their and found == wanted:
+                return f"its observation term {number}, {found}, has {term_difference(mine, their)}"
             return f"its observation term {number} is {found or 'missing'}, not {wanted or 'there at all'}"
     if ours.action != theirs.action:
         return f"it commands {ours.action}, not {theirs.action}"

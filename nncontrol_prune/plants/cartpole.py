@@ -9,6 +9,7 @@ from gymnasium import spaces
 from gymnasium.envs.mujoco import MujocoEnv
 from numpy.typing import NDArray
 
+from nncontrol_prune.controllers.observations import ObservationTerm
 from nncontrol_prune.resources import share_directory
 
 
@@ -25,6 +26,13 @@ class CartPoleSwingUpEnv(MujocoEnv):
         "render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"],
         "render_fps": 100,
     }
+    observation_terms = (
+        ObservationTerm(name="x", size=1, quantity="position", joints=("slider",), unit="m"),
+        ObservationTerm(name="cos_theta", size=1, quantity="cos", joints=("hinge",)),
+        ObservationTerm(name="sin_theta", size=1, quantity="sin", joints=("hinge",)),
+        ObservationTerm(name="x_dot", size=1, quantity="velocity", joints=("slider",), unit="m/s"),
+        ObservationTerm(name="theta_dot", size=1, quantity="velocity", joints=("hinge",), unit="rad/s"),
+    )
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(

@@ -18,8 +18,11 @@ import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.envs.registration import load_env_creator
 
-from nncontrol_prune.controllers.specs import ActionSpec, Manifest, ObservationSpec, ObservationTerm
+from nncontrol_prune.controllers.observations import ObservationSpec, ObservationTerm, term_difference
+from nncontrol_prune.controllers.specs import ActionSpec, Manifest
 from nncontrol_prune.plants import CARTPOLE
+from nncontrol_prune.plants.joints import scalar_joints
+from nncontrol_prune.plants.observation_terms import terms_of
 from nncontrol_prune.plants.wrappers import opaque_wrapper, wrappers_of
 
 RATE_TOLERANCE = 1e-6
@@ -148,8 +151,8 @@ def environment_specs(environment: str) -> EnvironmentSpecs:
     """Return the observation, action and control rate of an environment.
 
     Raises:
-        PlantError: There is no such environment, it is not a MuJoCo one, raises, or observes or takes something else
-            than a vector.
+        PlantError: There is no such environment, it is not a MuJoCo one, raises, observes or takes something else
+            than a vector, or observes something else than it says in `observation_terms`.
     """
     env = make_environment(environment)
     try:
@@ -236,6 +239,9 @@ def check_controller(manifest: Manifest, specs: EnvironmentSpecs) -> None:
     for ours, theirs in zip(manifest.observation.terms, specs.observation.terms, strict=False):
         if (ours.quantity, ours.joints, ours.size) != (theirs.quantity, theirs.joints, theirs.size):
             raise PlantError(f"{who}: its observation term {ours.name!r} is the environment's {theirs.name!r}")
+        if (ours.scale, ours.offset) != (theirs.scale, theirs.offset):
+            as_theirs = theirs.model_copy(update={"name": ours.name, "unit": ours.unit})
+            raise PlantError(f"{who}: its observation term {ours.name!r} has {term_difference(ours, as_theirs)}")
     if manifest.action.joints != specs.action.joints:
         raise PlantError(
             f"{who}: it commands joints {manifest.action.joints}, the environment has {specs.action.joints}"
@@ -264,24 +270,31 @@ def _actuated_joints(model: mujoco.MjModel) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _observation_terms(environment: str, env: gymnasium.Env[Any, Any], size: int) -> tuple[ObservationTerm, ...] | None:
+    """Return what an environment says that it observes; None if it says nothing."""
+    base: Any = env.unwrapped
+    try:
+        given = getattr(base, "observation_terms", None)
+        if given is None:
+            return None
+        joints = [joint.name for joint in scalar_joints(base.model)]
+        action_size = len(_vector_of(environment, env.action_space, "takes actions in a").low)
+        return terms_of(given, size=size, joints=joints, action_size=action_size)
+    except ValueError as error:
+        raise PlantError(f"observation_terms of {environment}: {error}") from error
+
+
 def _observation_spec(environment: str, env: gymnasium.Env[Any, Any], *, opaque: bool) -> ObservationSpec:
     base: Any = env.unwrapped
-    if environment == CARTPOLE:
-        return ObservationSpec(
-            terms=(
-                ObservationTerm(name="x", size=1, quantity="position", joints=("slider",), unit="m"),
-                ObservationTerm(name="cos_theta", size=1, quantity="cos", joints=("hinge",)),
-                ObservationTerm(name="sin_theta", size=1, quantity="sin", joints=("hinge",)),
-                ObservationTerm(name="x_dot", size=1, quantity="velocity", joints=("slider",), unit="m/s"),
-                ObservationTerm(name="theta_dot", size=1, quantity="velocity", joints=("hinge",), unit="rad/s"),
-            )
-        )
     size = int(_vector_of(environment, env.observation_space, "observes a").shape[0])
+    said = None if opaque else _observation_terms(environment, env, size)
+    if said is not None:
+        return ObservationSpec(terms=said)
     structure: dict[str, int] = {} if opaque else getattr(base, "observation_structure", None) or {}
     positions, velocities = structure.get("qpos", 0), structure.get("qvel", 0)
     model = base.model
-    scalar_joints = model.nq == model.nv == model.njnt
-    if not (scalar_joints and positions and velocities and positions + velocities == size):
+    all_scalar = model.nq == model.nv == model.njnt
+    if not (all_scalar and positions and velocities and positions + velocities == size):
         return ObservationSpec(terms=(ObservationTerm(name="observation", size=size),))
     joints = tuple(model.joint(index).name for index in range(model.njnt))
     return ObservationSpec(

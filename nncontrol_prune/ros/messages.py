@@ -24,6 +24,9 @@ NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 """For measurements: takes them from reliable and unreliable publishers alike, and keeps none but the newest."""
 COMMAND = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 
+NOT_MEASURED = -1.0
+"""What the first entry of a covariance is where an IMU does not measure the quantity; see `sensor_msgs/Imu`."""
+
 DIGEST, VERDICT = "digest", "verdict.json"
 """What a parcel holds beside the files of a bundle."""
 

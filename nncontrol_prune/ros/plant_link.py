@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import Twist
@@ -17,7 +18,7 @@ from std_msgs.msg import Float64MultiArray
 
 from nncontrol_prune.controllers.specs import Manifest
 from nncontrol_prune.ros.callbacks import guarded
-from nncontrol_prune.ros.messages import COMMAND, NEWEST, MessageError, labelled, seconds
+from nncontrol_prune.ros.messages import COMMAND, NEWEST, NOT_MEASURED, MessageError, labelled, seconds
 from nncontrol_prune.ros.serialized import ArrayWriter, Joints, JointStateReader
 from nncontrol_prune.runtime.inputs import Arrival, InputMonitor
 from nncontrol_prune.runtime.observation import ObservationAssembler, projected_gravity, rotation_problem
@@ -26,8 +27,9 @@ SAME = 1e-6
 """Stamps that are closer than this, in seconds, are of the same instant; messages round them to nanoseconds."""
 WAITING = 10
 """Joint states that may wait: their topic may be shared, and with room for one another's would replace ours."""
-NOT_MEASURED = -1.0
-"""What the first entry of a covariance is where an IMU does not measure the quantity; see `sensor_msgs/Imu`."""
+
+_Input = tuple[Any, type, Callable[..., None]]
+"""A subscription, the type of its messages, and what takes them."""
 
 
 class PlantLink:
@@ -66,6 +68,7 @@ class PlantLink:
         self._arrived = threading.Event()
         self._vector_times = dict.fromkeys(self._assembler.vectors, -math.inf)
         self._vector_problems = dict.fromkeys(self._assembler.vectors, "")
+        self._vector_inputs: list[_Input] = []
         self._other_stamp = self._pending = self._stamp = math.nan
         self._reader = JointStateReader()
         self._foreign: tuple[str, ...] | None = None
@@ -124,8 +127,9 @@ class PlantLink:
         self.last_state = -math.inf
 
     def _subscribe(self, node: Node, resolve: Callable[[str], str]) -> None:
-        def listen(message_type: type, topic: str, callback: Callable[..., None]) -> None:
-            node.create_subscription(message_type, resolve(topic), guarded(node, topic, callback), NEWEST)
+        def listen(message_type: type, topic: str, callback: Callable[..., None]) -> _Input:
+            safe = guarded(node, topic, callback)
+            return node.create_subscription(message_type, resolve(topic), safe, NEWEST), message_type, safe
 
         self._joint_subscription = node.create_subscription(
             JointState,
@@ -135,9 +139,9 @@ class PlantLink:
             raw=True,
         )
         if set(self._assembler.vectors) - {"velocity_command"}:
-            listen(Imu, "imu", self._imu)
+            self._vector_inputs.append(listen(Imu, "imu", self._imu))
         if "velocity_command" in self._assembler.vectors:
-            listen(Twist, "cmd_vel", self._velocity_command)
+            self._vector_inputs.append(listen(Twist, "cmd_vel", self._velocity_command))
         if self._assembler.others:
             listen(Float64MultiArray, "observation", self._others)
 
@@ -232,6 +236,11 @@ class PlantLink:
 
     def _take(self, stamp: float) -> None:
         """Act on the state of a stamp, unless something else that is observed is missing."""
+        for subscription, message_type, callback in self._vector_inputs:
+            # Executors may hand over what waits in any order: what was sent before the joint states is of their time.
+            waiting = subscription.handle.take_message(message_type, False)
+            if waiting is not None:
+                callback(waiting[0])
         now = time.perf_counter()
         for quantity, at in self._vector_times.items():
             if now - at <= self._timeout:

@@ -29,6 +29,7 @@ from nncontrol_prune.ros.messages import COMMAND, doubles, time_of
 from nncontrol_prune.ros.parameters import NodeParameters, ParameterNode
 from nncontrol_prune.ros.running import spin
 from nncontrol_prune.ros.serialized import ArrayWriter
+from nncontrol_prune.ros.vector_publisher import VectorPublisher
 from nncontrol_prune.runtime.scheduling import run_in_real_time, running_threads
 
 
@@ -44,9 +45,10 @@ class SimulatorLink:
         self._clock = node.create_publisher(ClockMessage, "/clock", 10)
         self._steps = ArrayWriter(node.create_publisher(Float64MultiArray, "~/step", 50), STEP_LAYOUT)
         self._state = JointState(name=list(joints.names))
+        self._vectors = VectorPublisher(node, joints.vectors)
         self._others: ArrayWriter | None = None
         if joints.others:
-            layout = (("stamp", 1), *((term.name, term.size) for term, _ in joints.others))
+            layout = (("stamp", 1), *((name, len(values)) for name, values in joints.others.items()))
             self._others = ArrayWriter(node.create_publisher(Float64MultiArray, "observation", 10), layout)
         self._command = np.full(action_size, math.nan)
         self._answered = self._stamp = math.nan
@@ -70,10 +72,9 @@ class SimulatorLink:
             return answered
 
     def publish(self, state: NDArray[np.float64]) -> None:
-        """Send joint states, the step that led to them, and the time."""
+        """Send joint states, what other sensors say, the step that led to them, and the time."""
         stamp = float(state[0])
-        observation = state[len(HEADER) :]
-        self._joints.read(observation)
+        self._joints.read(state[len(HEADER) :])
         with self._lock:
             self._stamp, self._answered = stamp, math.nan
         self._arrived.clear()
@@ -82,8 +83,8 @@ class SimulatorLink:
         if not math.isnan(state[1]):  # no step led to the first state
             self._steps.publish(state[1 : len(HEADER)])
         if self._others is not None:
-            values = [state[:1], *(observation[place] for _, place in self._joints.others)]
-            self._others.publish(np.concatenate(values))
+            self._others.publish(np.concatenate([state[:1], *self._joints.others.values()]))
+        self._vectors.publish(time_now)  # before the joint states, since those are acted on
         self._state.header.stamp = time_now
         self._state.position = doubles(self._joints.position)
         self._state.velocity = doubles(self._joints.velocity)

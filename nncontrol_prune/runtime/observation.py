@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nncontrol_prune.controllers.errors import ControllerError
-from nncontrol_prune.controllers.specs import JOINT_QUANTITIES, VECTOR_SIZES, ObservationSpec, ObservationTerm
+from nncontrol_prune.controllers.observations import JOINT_QUANTITIES, VECTOR_SIZES, ObservationSpec, ObservationTerm
 
 Vector = NDArray[np.float64]
 NORM_TOLERANCE = 0.01
@@ -26,16 +27,27 @@ def _sin(angle: float) -> float:
     return math.sin(angle) if math.isfinite(angle) else math.nan
 
 
-SOURCES: dict[str, tuple[int, Callable[[float], float]]] = {
-    "position": (0, float),
+SOURCES: dict[str, tuple[int, Callable[[float], float] | None]] = {
+    "position": (0, None),
     "cos": (0, _cos),
     "sin": (0, _sin),
-    "velocity": (1, float),
-    "effort": (2, float),
+    "velocity": (1, None),
+    "effort": (2, None),
 }
-"""Which measured value, of `MEASURED`, each quantity of a joint comes from, and how."""
-_JointEntry = tuple[int, int, Callable[[float], float], float]
-"""An entry of the observation: number of the measured value, number of the joint, what is made of it, scale."""
+"""Which measured value, of `MEASURED`, each quantity of a joint comes from, and what is made of it, if anything."""
+
+
+class _Place(NamedTuple):
+    """A term, where it is in the observation, and what brings measured values (size,) into its units."""
+
+    term: ObservationTerm
+    entries: slice
+    offset: Vector
+    scale: Vector
+
+
+_JointEntry = tuple[int, int, Callable[[float], float] | None, float, float]
+"""Of an entry that is a joint's: number of the measured value and of the joint, what is made of it, offset, scale."""
 
 
 class ObservationAssembler:
@@ -50,12 +62,13 @@ class ObservationAssembler:
     """
 
     def __init__(self, spec: ObservationSpec, action_size: int) -> None:
-        self._places: list[tuple[ObservationTerm, slice]] = []
+        self._places: list[_Place] = []
         start = 0
         for term in spec.terms:
             if term.quantity == "previous_action" and term.size != action_size:
                 raise ControllerError(f"term {term.name!r} has size {term.size}, and the action has {action_size}")
-            self._places.append((term, slice(start, start + term.size)))
+            offset, scale = np.array(term.offsets), np.array(term.scales)
+            self._places.append(_Place(term, slice(start, start + term.size), offset, scale))
             start += term.size
         self.joints: tuple[str, ...] = tuple(
             dict.fromkeys(joint for term in spec.terms if term.quantity in JOINT_QUANTITIES for joint in term.joints)
@@ -64,15 +77,17 @@ class ObservationAssembler:
         self.vectors: tuple[str, ...] = tuple(
             dict.fromkeys(term.quantity for term in spec.terms if term.quantity in VECTOR_SIZES)
         )
-        """The quantities observed that are no joint's: see `controllers.specs.VECTOR_SIZES`."""
+        """The quantities observed that are no joint's: see `controllers.observations.VECTOR_SIZES`."""
         self.others: tuple[ObservationTerm, ...] = tuple(term for term in spec.terms if term.quantity == "other")
         """The terms that only their plant can tell."""
         self._values = np.full(spec.size, math.nan)
-        self.previous_action(np.zeros(action_size))  # nothing was commanded yet, as when an episode begins
+        for place in self._places:
+            if place.term.quantity == "previous_action":  # in the controller's units: as when an episode begins
+                self._values[place.entries] = 0.0
         self._names: tuple[str, ...] = ()
         self._measured: tuple[int, ...] = ()
         self._entries: list[_JointEntry] = []
-        self._joint_places = np.zeros(0, dtype=np.intp)
+        self._joint_places: slice | NDArray[np.intp] = slice(0)
 
     @property
     def observation(self) -> Vector:
@@ -103,23 +118,23 @@ class ObservationAssembler:
             if len(sources[source]) != count:
                 return f"the joint states have {len(sources[source])} values of {MEASURED[source]} for {count} joints"
         self._values[self._joint_places] = [
-            scale * convert(sources[source][column]) for source, column, convert, scale in self._entries
+            ((sources[source][column] if convert is None else convert(sources[source][column])) - offset) * scale
+            for source, column, convert, offset, scale in self._entries
         ]
         return None
 
     def vector(self, quantity: str, values: Sequence[float]) -> None:
         """Take a quantity that is no joint's, such as `angular_velocity`."""
-        for term, place in self._places:
-            if term.quantity == quantity:
-                self._values[place] = values
-                self._values[place] *= term.scale
+        for place in self._places:
+            if place.term.quantity == quantity:
+                self._take(place, values)
 
     def other(self, name: str, values: Sequence[float]) -> bool:
         """Take a term that only its plant can tell; return whether it is observed and has that size."""
-        for term, place in self._places:
+        for place in self._places:
+            term = place.term
             if term.quantity == "other" and term.name == name and term.size == len(values):
-                self._values[place] = values
-                self._values[place] *= term.scale
+                self._take(place, values)
                 return True
         return False
 
@@ -127,17 +142,25 @@ class ObservationAssembler:
         """Take the action (m,) that was commanded last."""
         self.vector("previous_action", action)  # type: ignore[arg-type] # an array is as good as a sequence
 
+    def _take(self, place: _Place, values: Sequence[float]) -> None:
+        entries = self._values[place.entries]
+        np.subtract(values, place.offset, out=entries)
+        entries *= place.scale
+
     def _find_joints(self, names: tuple[str, ...]) -> str | None:
         """Find the joints in a message; return which are missing, as a sentence."""
         missing = [joint for joint in self.joints if joint not in names]
         if missing:
             return f"the joint states lack {', '.join(missing)}; they have {', '.join(names) or 'none'}"
-        observed = [(term, place) for term, place in self._places if term.quantity in JOINT_QUANTITIES]
+        observed = [place for place in self._places if place.term.quantity in JOINT_QUANTITIES]
         self._entries = []
-        for term, _ in observed:
+        for term, *_ in observed:
             source, convert = SOURCES[term.quantity]
-            self._entries += [(source, names.index(joint), convert, term.scale) for joint in term.joints]
-        self._joint_places = np.array([at for _, place in observed for at in range(place.start, place.stop)], np.intp)
+            for joint, offset, scale in zip(term.joints, term.offsets, term.scales, strict=True):
+                self._entries.append((source, names.index(joint), convert, offset, scale))
+        places = np.array([at for p in observed for at in range(p.entries.start, p.entries.stop)], np.intp)
+        together = len(places) > 0 and places[-1] - places[0] + 1 == len(places)
+        self._joint_places = slice(int(places[0]), int(places[-1]) + 1) if together else places
         self._measured = tuple(sorted({source for source, *_ in self._entries}))
         self._names = names
         return None
@@ -151,6 +174,20 @@ def projected_gravity(quaternion: Sequence[float]) -> tuple[float, float, float]
     """
     x, y, z, w = quaternion
     return -2.0 * (x * z - w * y), -2.0 * (y * z + w * x), -(1.0 - 2.0 * (x * x + y * y))
+
+
+def level_orientation(gravity: Sequence[float]) -> tuple[float, float, float, float]:
+    """Return an orientation without yaw, x, y, z, w, of a body that sees gravity in a direction; zeros if in none.
+
+    Args:
+        gravity: Its direction in the body's frame; the length does not matter.
+    """
+    x, y, z = gravity
+    if not math.hypot(x, y, z) > 0.0:
+        return 0.0, 0.0, 0.0, 0.0
+    half_roll, half_pitch = 0.5 * math.atan2(-y, -z), 0.5 * math.atan2(x, math.hypot(y, z))
+    roll, pitch = (math.sin(half_roll), math.cos(half_roll)), (math.sin(half_pitch), math.cos(half_pitch))
+    return roll[0] * pitch[1], roll[1] * pitch[0], -roll[0] * pitch[0], roll[1] * pitch[1]
 
 
 def rotation_problem(quaternion: Sequence[float]) -> str:

@@ -15,7 +15,8 @@ import torch
 
 from nncontrol_prune.controllers.bundle import MANIFEST, Bundle, load_bundle
 from nncontrol_prune.controllers.errors import BundleError
-from nncontrol_prune.controllers.specs import POLICY, REFERENCE, WEIGHTS, ObservationTerm
+from nncontrol_prune.controllers.observations import ObservationTerm
+from nncontrol_prune.controllers.specs import POLICY, REFERENCE, WEIGHTS
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@ from __future__ import annotations
 import torch
 
 from nncontrol_prune.controllers.mlp import Mlp, parameter_count
-from nncontrol_prune.controllers.specs import ActionSpec, MlpArchitecture, ObservationSpec
+from nncontrol_prune.controllers.observations import ObservationSpec
+from nncontrol_prune.controllers.specs import ActionSpec, MlpArchitecture
 
 
 def test_output_stays_within_the_action_limits(two_joint_specs: tuple[ObservationSpec, ActionSpec]) -> None:

@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from nncontrol_prune.controllers.specs import JOINT_QUANTITIES, ObservationTerm, problem_of
+from nncontrol_prune.controllers.observations import JOINT_QUANTITIES, ObservationTerm
+from nncontrol_prune.controllers.specs import problem_of
 
 
 @pytest.mark.parametrize("quantity", JOINT_QUANTITIES)

@@ -9,7 +9,8 @@ import gymnasium
 import pytest
 
 from nncontrol_prune.controllers.bundle import Bundle
-from nncontrol_prune.controllers.specs import ActionSpec, ObservationSpec, ObservationTerm
+from nncontrol_prune.controllers.observations import ObservationSpec, ObservationTerm
+from nncontrol_prune.controllers.specs import ActionSpec
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.environments import (
     PlantError,

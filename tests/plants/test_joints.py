@@ -23,7 +23,7 @@ def test_observation_put_together_from_joint_states_is_the_environments(environm
         assert (observation == 10.0).any(), "velocities are clipped"
     readout.read(observation)
     assert assembler.joint_states(readout.names, readout.position, readout.velocity, readout.effort) is None
-    for term, place in readout.others:
-        assert assembler.other(term.name, observation[place])
+    for name, values in readout.others.items():
+        assert assembler.other(name, values)
     np.testing.assert_allclose(assembler.observation, observation)
     env.close()

@@ -9,13 +9,8 @@ import torch
 
 from nncontrol_prune.controllers.bundle import Bundle, load_bundle, make_bundle
 from nncontrol_prune.controllers.mlp import parameter_count
-from nncontrol_prune.controllers.specs import (
-    ActionSpec,
-    ObservationSpec,
-    ObservationTerm,
-    PlannerSpec,
-    TdMpcArchitecture,
-)
+from nncontrol_prune.controllers.observations import ObservationSpec, ObservationTerm
+from nncontrol_prune.controllers.specs import ActionSpec, PlannerSpec, TdMpcArchitecture
 from nncontrol_prune.controllers.tdmpc import TdMpc
 from nncontrol_prune.pruning.architectures import recipe_for, sample_batch
 from nncontrol_prune.pruning.calibration import Calibration

@@ -19,7 +19,8 @@ from std_msgs.msg import Float64MultiArray
 
 from nncontrol_prune.controllers.bundle import Bundle, make_bundle
 from nncontrol_prune.controllers.mlp import Mlp
-from nncontrol_prune.controllers.specs import ActionSpec, MlpArchitecture, ObservationSpec, ObservationTerm
+from nncontrol_prune.controllers.observations import ObservationSpec, ObservationTerm
+from nncontrol_prune.controllers.specs import ActionSpec, MlpArchitecture
 from nncontrol_prune.ros.messages import labelled
 from nncontrol_prune.runtime.store import BundleStore
 from tests.ros.graph import Graph, Robot, commanding, wait_until

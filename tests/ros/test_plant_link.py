@@ -17,7 +17,8 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 
 from nncontrol_prune.controllers.bundle import Bundle
-from nncontrol_prune.controllers.specs import Manifest, ObservationSpec, ObservationTerm
+from nncontrol_prune.controllers.observations import ObservationSpec, ObservationTerm
+from nncontrol_prune.controllers.specs import Manifest
 from nncontrol_prune.ros.messages import COMMAND, array_of, time_of
 from nncontrol_prune.ros.plant_link import PlantLink
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nncontrol_prune.controllers.errors import ControllerError
-from nncontrol_prune.controllers.specs import ObservationSpec, ObservationTerm
+from nncontrol_prune.controllers.observations import ObservationSpec, ObservationTerm
 from nncontrol_prune.runtime.observation import ObservationAssembler, projected_gravity, rotation_problem
 
 CARTPOLE = ObservationSpec(

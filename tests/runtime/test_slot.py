@@ -11,7 +11,8 @@ import pytest
 
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.errors import ControllerError
-from nncontrol_prune.controllers.specs import ActionSpec, ObservationSpec, ObservationTerm
+from nncontrol_prune.controllers.observations import ObservationSpec, ObservationTerm
+from nncontrol_prune.controllers.specs import ActionSpec
 from nncontrol_prune.files import write_atomically
 from nncontrol_prune.runtime.slot import LONGEST_PATIENCE, PATIENCE, ControllerSlot, StagingError
 from nncontrol_prune.runtime.store import HISTORY_LENGTH, BundleStore, NotAcceptedError, SlotRecord, StoreError

@@ -1,0 +1,131 @@
+"""What a controller observes: terms, and how each follows from what is measured."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from nncontrol_prune.controllers.model import Spec
+
+VECTOR_SIZES = {
+    "orientation": 4,  # quaternion x, y, z, w of the body in the world
+    "angular_velocity": 3,  # of the body, in its own frame
+    "linear_acceleration": 3,  # likewise, as an IMU measures it: at rest it points up, away from gravity
+    "projected_gravity": 3,  # direction of gravity in the body's frame
+    "velocity_command": 3,  # wanted velocity: forward, to the left, and turn rate
+}
+"""Sizes of quantities that an IMU or a velocity command gives."""
+
+JOINT_QUANTITIES = ("position", "velocity", "effort", "cos", "sin")
+"""Quantities of a joint, by its name; `cos` and `sin` are of its position."""
+
+Quantity = Literal[
+    "position",
+    "velocity",
+    "effort",
+    "cos",
+    "sin",
+    "orientation",
+    "angular_velocity",
+    "linear_acceleration",
+    "projected_gravity",
+    "velocity_command",
+    "previous_action",
+    "other",
+]
+
+
+class ObservationTerm(Spec):
+    """Consecutive entries of the observation vector that measure one quantity."""
+
+    name: str
+    size: Annotated[int, Field(ge=1, le=100_000)]
+    quantity: Quantity = "other"
+    """What is measured: of joints, `JOINT_QUANTITIES`; `other` is what only the plant can tell."""
+    joints: tuple[str, ...] = ()
+    """The joints measured, in order; empty for quantities that are no joint's."""
+    unit: str = ""
+    """SI unit, such as `rad` or `m/s`."""
+    scale: float | tuple[float, ...] = 1.0
+    """An entry is (measured value in `unit` - offset) * scale: one number for all, or one for each; none is 0."""
+    offset: tuple[float, ...] = ()
+    """In `unit`, such as the default pose of the joints: one number for each entry, or empty for none."""
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The scale of each entry."""
+        return self.scale if isinstance(self.scale, tuple) else (self.scale,) * self.size
+
+    @property
+    def offsets(self) -> tuple[float, ...]:
+        """The offset of each entry."""
+        return self.offset or (0.0,) * self.size
+
+    # Both are brought into one form, so that terms that say the same are equal.
+    @field_validator("scale", mode="before")
+    @classmethod
+    def _one_or_each(cls, value: Any, info: ValidationInfo) -> float | tuple[float, ...]:
+        size = info.data.get("size")
+        scales = _finite([value] * (size or 1) if isinstance(value, Real) else value, size, "one for all")
+        return scales[0] if len(set(scales)) == 1 else scales
+
+    @field_validator("offset", mode="before")
+    @classmethod
+    def _each_or_none(cls, value: Any, info: ValidationInfo) -> tuple[float, ...]:
+        empty = isinstance(value, (tuple, list)) and not value
+        offsets = () if empty else _finite(value, info.data.get("size"), "none")
+        return offsets if any(offsets) else ()
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> ObservationTerm:
+        if 0.0 in self.scales:
+            raise ValueError(f"term {self.name!r} has the scale 0, by which nothing is measured")
+        if self.quantity in JOINT_QUANTITIES and not self.joints:
+            raise ValueError(f"term {self.name!r} measures the {self.quantity} of no joint: name its joints")
+        if self.joints and len(self.joints) != self.size:
+            raise ValueError(f"term {self.name!r} has size {self.size} but names {len(self.joints)} joints")
+        wanted = VECTOR_SIZES.get(self.quantity, self.size)
+        if self.size != wanted:
+            raise ValueError(f"term {self.name!r} has size {self.size}, and {self.quantity} has {wanted}")
+        return self
+
+
+def _finite(values: Any, size: int | None, otherwise: str) -> tuple[float, ...]:
+    """Return a finite number for each entry of a term, from whatever lists them, such as an array.
+
+    Args:
+        values: What was given.
+        size: Of the term; None if that is wrong itself.
+        otherwise: What else is allowed.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    try:
+        numbers = () if isinstance(values, (str, bytes, dict)) else tuple(map(float, values))
+    except (TypeError, ValueError, OverflowError):
+        numbers = ()
+    if not numbers or len(numbers) != (size or len(numbers)) or not all(map(math.isfinite, numbers)):
+        entries = "entry" if size is None else f"of the {size} entries"
+        raise ValueError(f"allowed are finite numbers, one for each {entries}, or {otherwise}")
+    return numbers
+
+
+class ObservationSpec(Spec):
+    """The observation vector, as ordered terms."""
+
+    terms: Annotated[tuple[ObservationTerm, ...], Field(min_length=1)]
+
+    @property
+    def size(self) -> int:
+        """Length of the observation vector."""
+        return sum(term.size for term in self.terms)
+
+
+def term_difference(ours: ObservationTerm, theirs: ObservationTerm) -> str:
+    """Return the first thing in which two different terms differ, such as `scale 0.5, not 1.0`."""
+    field = next(name for name in ObservationTerm.model_fields if getattr(ours, name) != getattr(theirs, name))
+    return f"{field} {getattr(ours, field)!r}, not {getattr(theirs, field)!r}"
