@@ -27,7 +27,7 @@ def terms_of(given: Any, *, size: int, joints: Collection[str], action_size: int
         ValueError: That is not what it observes, or no terms at all; the message names the term and what is allowed.
     """
     if isinstance(given, (str, dict)) or not isinstance(given, Iterable):
-        raise ValueError(f"a {type(given).__name__} is no sequence of terms")
+        raise ValueError(f"allowed is a sequence of terms, which {type(given).__name__} is not")
     terms: list[ObservationTerm] = []
     for number, one in enumerate(given, 1):
         term = _term_of(number, one)

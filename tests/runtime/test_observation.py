@@ -7,7 +7,12 @@ import pytest
 
 from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.controllers.observations import ObservationSpec, ObservationTerm
-from nncontrol_prune.runtime.observation import ObservationAssembler, projected_gravity, rotation_problem
+from nncontrol_prune.runtime.observation import (
+    ObservationAssembler,
+    level_orientation,
+    projected_gravity,
+    rotation_problem,
+)
 
 CARTPOLE = ObservationSpec(
     terms=(
@@ -61,6 +66,26 @@ def test_imu_command_and_previous_action_have_their_places() -> None:
     assert assembler.observation.tolist() == [1.0, 2.0, 3.0, 1.0, 0.0, 0.5, 7.0, 8.0, 1.0]
 
 
+def test_entries_are_measured_values_without_their_offset_scaled() -> None:
+    spec = ObservationSpec(
+        terms=(
+            ObservationTerm(name="pose", size=2, quantity="position", joints=("b", "a"), offset=(0.5, -1.0), scale=2.0),
+            ObservationTerm(name="gyro", size=3, quantity="angular_velocity", scale=(1.0, 2.0, -0.5), offset=(0, 0, 1)),
+            ObservationTerm(name="cos", size=1, quantity="cos", joints=("a",), offset=(1.0,), scale=10.0),
+            ObservationTerm(name="last", size=2, quantity="previous_action", offset=(0.5, -1.0), scale=4.0),
+            ObservationTerm(name="height", size=1, offset=(0.3,), scale=10.0),
+        )
+    )
+    assembler = ObservationAssembler(spec, 2)
+    assert assembler.observation[6:8].tolist() == [0.0, 0.0], "the policy has given nothing yet"
+    assert assembler.joint_states(["a", "b"], [3.0, 1.0], [], []) is None
+    assembler.vector("angular_velocity", [4.0, 8.0, 12.0])
+    assembler.previous_action(np.array([0.75, -2.0]))
+    assert assembler.other("height", [0.5])
+    expected = [1.0, 8.0, 4.0, 16.0, -5.5, 10 * (math.cos(3.0) - 1.0), 1.0, -4.0, 2.0]
+    np.testing.assert_allclose(assembler.observation, expected)
+
+
 def test_previous_action_of_another_size_is_refused() -> None:
     spec = ObservationSpec(terms=(ObservationTerm(name="last", size=2, quantity="previous_action"),))
     with pytest.raises(ControllerError, match="'last' has size 2, and the action has 1"):
@@ -71,6 +96,19 @@ def test_gravity_points_down_in_the_bodys_frame() -> None:
     assert projected_gravity((0.0, 0.0, 0.0, 1.0)) == (0.0, 0.0, -1.0)
     half = math.sqrt(0.5)  # rolled by 90 degrees: the body's y axis points up
     np.testing.assert_allclose(projected_gravity((half, 0.0, 0.0, half)), (0.0, -1.0, 0.0), atol=1e-12)
+
+
+@pytest.mark.parametrize("gravity", [(0.0, 0.0, -1.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (1, 2, 3)])
+def test_level_orientation_has_its_gravity_and_no_yaw(gravity: tuple[float, float, float]) -> None:
+    quaternion = level_orientation(gravity)
+    assert rotation_problem(quaternion) == ""
+    np.testing.assert_allclose(projected_gravity(quaternion), gravity / np.linalg.norm(gravity), atol=1e-15)
+    x, y, z, w = quaternion
+    assert math.isclose(2 * (w * z + x * y), 0.0, abs_tol=1e-15), "x of the body does not point to a side"
+
+
+def test_no_gravity_gives_no_rotation() -> None:
+    assert "norm 0" in rotation_problem(level_orientation((0.0, 0.0, 0.0)))
 
 
 def test_quaternion_that_is_no_rotation_is_told() -> None:
