@@ -11,9 +11,10 @@ import pytest
 
 rclpy = pytest.importorskip("rclpy", reason="rclpy cannot be imported: no ROS 2 here, or it is not sourced")
 
+from geometry_msgs.msg import Twist, Vector3
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from sensor_msgs.msg import JointState
+from sensor_msgs.msg import Imu, JointState
 from std_msgs.msg import Float64MultiArray
 
 from nncontrol_prune.controllers.bundle import Bundle
@@ -25,6 +26,11 @@ from nncontrol_prune.ros.plant_link import PlantLink
 TERMS = (
     ObservationTerm(name="angle", size=1, quantity="position", joints=("hinge",)),
     ObservationTerm(name="contact", size=1),
+)
+WALKER = (
+    TERMS[0],
+    ObservationTerm(name="gyro", size=3, quantity="angular_velocity"),
+    ObservationTerm(name="command", size=3, quantity="velocity_command"),
 )
 LIMIT = 100.0
 
@@ -48,10 +54,15 @@ class Plant:
         )
         self._joints = self.node.create_publisher(JointState, "/plant_link/joint_states", 10)
         self._others = self.node.create_publisher(Float64MultiArray, "/plant_link/observation", COMMAND)
+        self._imu = self.node.create_publisher(Imu, "/plant_link/imu", 10)
+        self._twist = self.node.create_publisher(Twist, "/plant_link/cmd_vel", 10)
+        self._size = manifest.observation.size
         self._other = array_of((("stamp", 1), ("contact", 1)))
         self._executor = SingleThreadedExecutor(context=context)
         self._executor.add_node(self.node)
-        self.until(lambda: self._joints.get_subscription_count() and self._others.get_subscription_count())
+        walks = manifest.observation.terms == WALKER
+        needed = (self._joints, self._imu, self._twist) if walks else (self._joints, self._others)
+        self.until(lambda: all(publisher.get_subscription_count() for publisher in needed))
 
     def until(self, condition: Callable[[], object], seconds: float = 10.0) -> None:
         deadline = time.monotonic() + seconds
@@ -77,8 +88,14 @@ class Plant:
         self._other.data = array.array("d", [stamp, value])
         self._others.publish(self._other)
 
+    def walk(self, stamp: float, rate: float, forward: float) -> None:
+        message = Imu(angular_velocity=Vector3(x=rate))
+        message.header.stamp = time_of(stamp)
+        self._imu.publish(message)
+        self._twist.publish(Twist(linear=Vector3(x=forward)))
+
     def observation(self) -> list[float]:
-        observation = np.zeros(2)
+        observation = np.zeros(self._size)
         self.link.read(observation)
         return observation.tolist()
 
@@ -90,8 +107,13 @@ class Plant:
 
 
 @pytest.fixture
-def plant(shipped_bundle: Bundle) -> Iterator[Plant]:
-    plant = Plant(shipped_bundle.manifest.model_copy(update={"observation": ObservationSpec(terms=TERMS)}))
+def terms() -> tuple[ObservationTerm, ...]:
+    return TERMS
+
+
+@pytest.fixture
+def plant(shipped_bundle: Bundle, terms: tuple[ObservationTerm, ...]) -> Iterator[Plant]:
+    plant = Plant(shipped_bundle.manifest.model_copy(update={"observation": ObservationSpec(terms=terms)}))
     yield plant
     plant.close()
 
@@ -138,3 +160,14 @@ def test_of_states_that_wait_only_the_newest_is_acted_on(plant: Plant) -> None:
     plant.spin()
     assert len(plant.states) == 1
     assert plant.observation() == [5.0, 1.0]
+
+
+@pytest.mark.parametrize("terms", [WALKER])
+def test_imu_and_wanted_velocity_that_wait_are_taken_before_the_joint_states(plant: Plant) -> None:
+    for number in range(5):
+        stamp = -0.5 + 0.05 * number
+        plant.walk(stamp, 10.0 + number, 20.0 + number)
+        plant.joint_states(stamp, 1.0 + number)
+        time.sleep(0.02)  # all wait now, and the executor asks the joint states' subscription first
+        plant.until_states(number + 1)
+        assert plant.observation() == [1.0 + number, 10.0 + number, 0.0, 0.0, 20.0 + number, 0.0, 0.0]

@@ -1,0 +1,72 @@
+"""A robot that says what it observes, simulated: the controller node sees what the environment observes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+rclpy = pytest.importorskip("rclpy", reason="rclpy cannot be imported: no ROS 2 here, or it is not sourced")
+
+from geometry_msgs.msg import Twist
+from sensor_msgs.msg import Imu
+from std_msgs.msg import Float64MultiArray
+
+from nncontrol_prune.plants.environments import make_environment
+from nncontrol_prune.ros.messages import labelled
+from nncontrol_prune.runtime.store import BundleStore
+from nncontrol_prune.service.imports import bundle_from_state_dict
+from tests.legged_robot import LEGGED, STEPS
+from tests.ros.graph import TIMEOUT, Graph, wait_until
+
+SEED = 3
+COMMAND, LAST = slice(6, 9), slice(13, 15)
+
+
+@pytest.fixture
+def reference(graph: Graph, tmp_path: Path) -> str:
+    """A controller with random weights, imported as a user's is."""
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.ELU(), torch.nn.Linear(8, 2))
+    torch.save(layers.state_dict(), tmp_path / "walker.pt")
+    bundle = bundle_from_state_dict(tmp_path / "walker.pt", LEGGED, activation="elu")
+    BundleStore(graph.store_path).add(bundle)
+    return bundle.reference
+
+
+def test_controller_observes_what_the_environment_does(
+    graph: Graph, controller: Callable[..., Any], reference: str
+) -> None:
+    transitions = graph.watch("/nn_controller/transition", Float64MultiArray, 500)
+    imus, twists = graph.watch("/imu", Imu, 500), graph.watch("/cmd_vel", Twist, 500)
+    graph.start("simulator_node", env=LEGGED, lockstep=True, seed=SEED, real_time_factor=5.0, realtime_priority=0)
+    # On a busy machine the first command may come before the plant listens; then no safe one may take its place.
+    controller(controller=reference, use_sim_time=True, observation_timeout=TIMEOUT)
+    wait_until(lambda: len(transitions) > STEPS + 10, what="transitions")
+    parts = [labelled(message) for message in transitions[: STEPS + 10]]
+    seen = np.array([part["observation"] for part in parts])
+    actions = np.array([part["action"] for part in parts])
+
+    env = make_environment(LEGGED)
+    observation, _ = env.reset(seed=SEED)
+    expected = []
+    for number, action in enumerate(actions, 1):
+        expected.append(observation)
+        observation, *_ = env.step(action)
+        if number == STEPS:
+            observation, _ = env.reset()
+    env.close()
+    assert (np.ptp(expected, axis=0) > 0.01).all(), "otherwise this would show little"
+    # Nobody tells the controller that an episode has ended.
+    np.testing.assert_allclose(seen[STEPS, LAST], (actions[STEPS - 1] - (0.4, -0.8)) * 4.0, atol=1e-12)
+    expected[STEPS][LAST] = seen[STEPS, LAST]
+    np.testing.assert_allclose(seen, expected, rtol=0, atol=1e-6)
+
+    assert {message.angular_velocity_covariance[0] for message in imus} == {0.0}
+    assert {message.orientation_covariance[0] for message in imus} == {0.0}
+    assert {message.linear_acceleration_covariance[0] for message in imus} == {-1.0}, "it is not observed"
+    assert twists[-1].linear.z == twists[-1].angular.x == 0.0
