@@ -33,12 +33,14 @@ class LeggedEnv(MujocoEnv):
         self._last = self._pose
         self._command = np.zeros(3)
 
-    def step(self, action: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], np.float64, bool, bool, dict[str, np.float64]]:
         self.do_simulation(action, self.frame_skip)
-        self._last = np.array(action)
+        self._last = np.array(action, dtype=np.float64)
         if self.np_random.random() < 0.1:
             self._command = self.np_random.uniform(-1.0, 1.0, 3)
-        return self._observe(), 0.0, False, False, {}
+        return self._observe(), np.float64(0.0), False, False, {}
 
     def reset_model(self) -> NDArray[np.float64]:
         position, velocity = np.array(self.init_qpos), self.np_random.normal(size=self.model.nv)
