@@ -7,7 +7,7 @@ import ast
 import inspect
 import textwrap
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 
@@ -34,6 +34,7 @@ class Key:
         kind: `bool`, `int`, `float`, `str`, or `list[float]`.
         default: What it is if nothing is said; None for what stands for None, or for nothing.
         none: The value that stands for None, which leaves the choice to us; None if the field always has a value.
+        ends: The lowest and the highest value that a slider offers; None if it gets none.
     """
 
     def __init__(self, name: str, annotation: Any, metadata: Sequence[Any], default: Any, description: str) -> None:
@@ -67,22 +68,36 @@ class Key:
             notes.append(f"at least {self.lower:g}")
         if below:
             notes.append(f"less than {self.upper:g}")
+        self.ends = _ends(self.kind, self.lower, self.upper, above=exclusive and not optional, below=below)
         self.default = self.none if default is None else self.to_ros(default)
         self.description, self.constraints = description, "; ".join(notes)
 
-    def descriptor(self, *, dynamic_typing: bool) -> ParameterDescriptor:
-        """Describe it to those who set it."""
+    def descriptor(self, value: Any, *, fixed: bool, dynamic_typing: bool) -> ParameterDescriptor:
+        """Describe it to those who set it.
+
+        Args:
+            value: What it is at first. If that is allowed but no slider offers it, it has to be typed.
+            fixed: Whether it can be set only when the node is started.
+            dynamic_typing: Whether rclpy leaves it to us which types are taken.
+        """
+        notes = [self.constraints] if self.constraints else []
+        notes += ["can be set only when the node is started"] if fixed else []
         descriptor = ParameterDescriptor(
-            name=self.name, description=self.description, additional_constraints=self.constraints
+            name=self.name, description=self.description, additional_constraints="; ".join(notes), read_only=fixed
         )
-        bounded = self.lower is not None and self.upper is not None
         if self.kind is float:
             descriptor.dynamic_typing = dynamic_typing  # otherwise rclpy refuses 100 for 100.0
-            if bounded:
-                descriptor.floating_point_range = [FloatingPointRange(from_value=self.lower, to_value=self.upper)]
-        elif self.kind is int and bounded:
-            descriptor.integer_range = [IntegerRange(from_value=int(self.lower or 0), to_value=int(self.upper or 0))]
+        if self.ends is not None and self.offers(value):
+            lowest, highest = self.ends
+            if self.kind is float:  # no step: rclpy would refuse what lies between two
+                descriptor.floating_point_range = [FloatingPointRange(from_value=lowest, to_value=highest)]
+            else:
+                descriptor.integer_range = [IntegerRange(from_value=int(lowest), to_value=int(highest), step=1)]
         return descriptor
+
+    def offers(self, value: Any) -> bool:
+        """Return whether a slider, if there is one, offers a value."""
+        return self.ends is None or not isinstance(value, (int, float)) or self.ends[0] <= value <= self.ends[1]
 
     def to_ros(self, value: Any) -> Any:
         """Convert a value for a parameter; one that does not fit is left for the validation to refuse."""
@@ -164,14 +179,16 @@ class NodeParameters(Generic[Model]):
     Args:
         node: The node, made with `automatically_declare_parameters_from_overrides`.
         model: The configuration's class.
+        fixed: Parameters that can be set only when the node is started; rclpy refuses to set them later.
 
     Raises:
         ConfigError: A parameter that was given does not exist, or its value is not allowed.
     """
 
-    def __init__(self, node: Node, model: type[Model]) -> None:
+    def __init__(self, node: Node, model: type[Model], fixed: Container[str] = ()) -> None:
         self._node = node
         self._model = model
+        self._fixed = fixed
         self._where = node.get_name()
         self._keys = {key.name: key for key in keys_of(model)}
         self._open = [name for name, field in model.model_fields.items() if is_open(field.annotation)]
@@ -199,9 +216,13 @@ class NodeParameters(Generic[Model]):
         return self._validated({**self._values, **self._own(parameters)})
 
     def accept(self, parameters: Iterable[Parameter]) -> None:
-        """Take over parameters that were changed."""
+        """Take over parameters that were changed.
+
+        Raises:
+            ConfigError: A value is not allowed; then none is taken over.
+        """
+        self.config = self.changed(parameters)
         self._values.update(self._own(parameters))
-        self.config = self._validated(self._values)
 
     def names(self, parameters: Iterable[Parameter]) -> set[str]:
         """Return which of the node's own parameters would get another value."""
@@ -246,7 +267,11 @@ class NodeParameters(Generic[Model]):
         convert = hasattr(self._node, "add_pre_set_parameters_callback")  # not on Humble
         for name, value in self._values.items():
             key = self._keys.get(name)
-            descriptor = ParameterDescriptor(name=name) if key is None else key.descriptor(dynamic_typing=not convert)
+            descriptor = (
+                ParameterDescriptor(name=name)
+                if key is None
+                else key.descriptor(value, fixed=name in self._fixed, dynamic_typing=not convert)
+            )
             if key is not None and value == []:  # from which rclpy would not tell the type
                 self._node.declare_parameter(name, Parameter.Type.DOUBLE_ARRAY, descriptor, ignore_override=True)
                 self._node.set_parameters([key.parameter(value)])
@@ -256,21 +281,62 @@ class NodeParameters(Generic[Model]):
             self._node.add_pre_set_parameters_callback(self._converted)
 
     def _converted(self, parameters: list[Parameter]) -> list[Parameter]:
-        """Make floating-point numbers of whole ones where the parameter is one, before rclpy looks at the type."""
-        return [
+        """Make whole numbers floating-point ones where the parameter is one, before rclpy looks at type and range."""
+        converted = [
             self._keys[parameter.name].parameter(parameter.value)
             if parameter.name in self._keys and parameter.type_ is not Parameter.Type.NOT_SET
             else parameter
             for parameter in parameters
         ]
+        self._take_away_sliders(converted)
+        return converted
+
+    def _take_away_sliders(self, parameters: list[Parameter]) -> None:
+        """Let rclpy take values that are allowed, although no slider offers them."""
+        beyond = [
+            parameter.name
+            for parameter in parameters
+            if parameter.name in self._keys
+            and parameter.name not in self._fixed
+            and not self._keys[parameter.name].offers(parameter.value)
+        ]
+        if not beyond:
+            return
+        try:
+            self.changed(parameters)
+        except ConfigError:
+            return
+        for name in beyond:
+            descriptor = self._node.describe_parameter(name)
+            descriptor.floating_point_range, descriptor.integer_range = [], []
+            self._node.set_descriptor(name, descriptor)
+
+
+def _ends(
+    kind: type | str, lower: float | None, upper: float | None, *, above: bool, below: bool
+) -> tuple[float, float] | None:
+    """Return the ends of the range that a slider offers, all of which is allowed; None if there is no such range.
+
+    Args:
+        kind: The type of the values.
+        lower: Lower limit.
+        upper: Upper limit.
+        above: Whether the lower limit is itself not allowed.
+        below: Whether the upper limit is itself not allowed.
+    """
+    if kind not in (int, float) or lower is None or upper is None:
+        return None
+    if kind is int:
+        return lower + above, upper - below
+    if not above:
+        return lower, upper - below * (upper - lower) / 1000
+    # rqt's sliders move by hundredths of the range, counted from 0: both ends have to be such places, or what it
+    # offers there lies beyond them.
+    return (round(0.0099 * upper, 9), round(0.9999 * upper, 9)) if lower == 0 else None
 
 
 def _limits(metadata: Sequence[Any]) -> tuple[float | None, float | None, bool, bool]:
-    """Return lower and upper limit, and of each whether it is itself not allowed.
-
-    A range has no way to leave out its ends. They are round all the same, since sliders have steps of a hundredth of
-    it; it is left to the validation to refuse them.
-    """
+    """Return lower and upper limit, and of each whether it is itself not allowed."""
     lower, upper, above, below = None, None, False, False
     for entry in metadata:
         for part in (entry, *getattr(entry, "metadata", ())):

@@ -13,7 +13,7 @@ from rclpy.parameter import Parameter
 from std_msgs.msg import Float64, String
 from std_srvs.srv import Trigger
 
-from nncontrol_prune.config import ConfigError, PruningServiceConfig
+from nncontrol_prune.config import PruningServiceConfig
 from nncontrol_prune.ros.callbacks import EXPECTED, answering, setting, steady_timer
 from nncontrol_prune.ros.claim import Claim
 from nncontrol_prune.ros.diagnostics import Problem, tell_diagnostics
@@ -43,7 +43,7 @@ class PruningNode(ParameterNode):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__("pruning_service", automatically_declare_parameters_from_overrides=True, **arguments)
-        self._settings = NodeParameters(self, PruningServiceConfig)
+        self._settings = NodeParameters(self, PruningServiceConfig, FIXED)
         config = self._settings.config
         store = BundleStore(default_root(config.store))
         name = self.get_fully_qualified_name().strip("/").replace("/", ".")
@@ -121,13 +121,8 @@ class PruningNode(ParameterNode):
                 self.get_logger().info(self._deployment)
 
     def _set(self, parameters: list[Parameter]) -> None:
-        names = self._settings.names(parameters)
-        config = self._settings.changed(parameters)
-        fixed = sorted(names & FIXED)
-        if fixed:
-            raise ConfigError(f"{self.get_name()}: {', '.join(fixed)} can be set only when the node is started")
         self._settings.accept(parameters)
-        self._coordinator.config = config
+        self._coordinator.config = self._settings.config
 
     def _tell(self) -> None:
         status = self._coordinator.status

@@ -11,19 +11,18 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from numpy.typing import NDArray
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import SetBool, Trigger
 
-from nncontrol_prune.config import ConfigError, PlantConfig
+from nncontrol_prune.config import PlantConfig
 from nncontrol_prune.plants.environments import PlantError, environment_specs
 from nncontrol_prune.plants.joints import JointReadout
 from nncontrol_prune.plants.live import LivePlant
 from nncontrol_prune.plants.state import HEADER
 from nncontrol_prune.rollouts.schema import STEP_LAYOUT
-from nncontrol_prune.ros.callbacks import answering, guarded, setting
+from nncontrol_prune.ros.callbacks import answering, guarded
 from nncontrol_prune.ros.diagnostics import Problem, tell_diagnostics
 from nncontrol_prune.ros.messages import COMMAND, doubles, time_of
 from nncontrol_prune.ros.parameters import NodeParameters, ParameterNode
@@ -119,7 +118,7 @@ class SimulatorNode(ParameterNode):
     def __init__(self, **arguments: Any) -> None:
         before = running_threads()
         super().__init__("mujoco_sim", automatically_declare_parameters_from_overrides=True, **arguments)
-        self._settings = NodeParameters(self, PlantConfig)
+        self._settings = NodeParameters(self, PlantConfig, fixed=PlantConfig.model_fields)
         # The middleware's threads hand commands to the plant, and must not wait for the processor either.
         run_in_real_time(self._settings.config.realtime_priority, running_threads() - before)
         config = self._settings.config
@@ -139,7 +138,6 @@ class SimulatorNode(ParameterNode):
         self.create_service(Trigger, "~/reset", answering(self, "reset", self._reset))
         self.create_service(SetBool, "~/pause", answering(self, "pause", self._pause))
         tell_diagnostics(self, self._diagnose, lambda: time_of(self._link.time))
-        self.add_on_set_parameters_callback(setting(self, self._refuse))
         self._thread = threading.Thread(target=self._run, name="plant", daemon=True)
         self._thread.start()
         self.get_logger().info(f"{config.env}: joints {', '.join(joints.names)}; commands: {specs.action}")
@@ -163,12 +161,6 @@ class SimulatorNode(ParameterNode):
             return "time stands still"
         self._plant.paused.clear()
         return "time goes on"
-
-    def _refuse(self, parameters: list[Parameter]) -> None:
-        names = sorted(self._settings.names(parameters))
-        self._settings.changed(parameters)
-        if names:
-            raise ConfigError(f"{self.get_name()}: {', '.join(names)} can be set only when the node is started")
 
     def _diagnose(self) -> tuple[list[Problem], dict[str, object]]:
         plant = self._plant

@@ -177,7 +177,8 @@ def test_jobs_that_cannot_start_are_refused_with_the_reason(graph, controller, s
     assert "min_episodes 700 is more than max_episodes 600" in reason
     assert "sparsity" in graph.set(SERVICE, sparsity=1.5)[1]
     assert "method" in graph.set(SERVICE, method="magic")[1]
-    assert "controller_node can be set only when the node is started" in graph.set(SERVICE, controller_node="x")[1]
+    assert "read-only parameter: controller_node" in graph.set(SERVICE, controller_node="x")[1]
+    assert graph.get(SERVICE, "min_episodes") == 50
     assert not graph.set(SERVICE, sparsty=0.5)[0]
     assert graph.set(SERVICE, sparsity=0) == (True, ""), "a whole number for a float"
 

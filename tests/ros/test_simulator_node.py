@@ -151,4 +151,4 @@ def test_what_is_wrong_ends_the_node_with_one_sentence(graph: Graph, monkeypatch
 
 def test_its_parameters_are_fixed(graph: Graph) -> None:
     graph.start("simulator_node", realtime_priority=0)
-    assert "seed can be set only when the node is started" in graph.set("/mujoco_sim", seed=3)[1]
+    assert graph.set("/mujoco_sim", seed=3) == (False, "Trying to set a read-only parameter: seed.")
