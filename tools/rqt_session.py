@@ -24,7 +24,6 @@ from python_qt_binding.QtTest import QTest
 from python_qt_binding.QtWidgets import (
     QApplication,
     QComboBox,
-    QDockWidget,
     QMainWindow,
     QPushButton,
     QScrollArea,
@@ -40,8 +39,6 @@ from rqt_reconfigure.param_editors import EditorWidget
 from std_msgs.msg import String
 
 PERSPECTIVE = Path(__file__).resolve().parents[1] / "config" / "nncontrol_prune.perspective"
-SIZE = (1900, 950)
-WIDTHS = [640, 820, 440]
 SERVICE = "/pruning_service"
 SPARSITY = 0.6
 PATIENCE = 300.0
@@ -88,7 +85,6 @@ class Session:
     def _session(self) -> Iterator[Callable[[], object]]:
         """Take the steps; yield what each has to wait for."""
         yield lambda: editor("sparsity") is not None and services().findText(f"{SERVICE}/prune") >= 0
-        arrange()
         yield self._after(15.0)  # the plot needs something to show
         drag(editor("sparsity"), SPARSITY)
         yield self._after(2.0)
@@ -119,15 +115,6 @@ def window() -> Any:
     return next(widget for widget in QApplication.topLevelWidgets() if isinstance(widget, QMainWindow))
 
 
-def arrange() -> None:
-    """Make room for the plot and the sliders."""
-    main_window = window()
-    main_window.resize(*SIZE)
-    docks = [dock for dock in main_window.findChildren(QDockWidget) if dock.isVisible()]
-    docks.sort(key=lambda dock: dock.x())
-    main_window.resizeDocks(docks, WIDTHS[: len(docks)], Qt.Horizontal)
-
-
 def editor(parameter: str) -> Any:
     """Return the parameter editor's row of a parameter; None before it is there."""
     rows = window().findChildren(EditorWidget)
@@ -151,7 +138,7 @@ def drag(row: Any, value: float) -> None:
     groove = style.subControlRect(QStyle.CC_Slider, option, QStyle.SC_SliderGroove, slider)
     handle = style.subControlRect(QStyle.CC_Slider, option, QStyle.SC_SliderHandle, slider)
     way = groove.width() - handle.width()
-    wanted = round(slider.minimum() + (slider.maximum() - slider.minimum()) * value)
+    wanted = round(value * row.scale)
     x = groove.x() + style.sliderPositionFromValue(slider.minimum(), slider.maximum(), wanted, way)
     start, end = handle.center(), QPoint(x + handle.width() // 2, handle.center().y())
     for kind, place in (
