@@ -281,9 +281,9 @@ class NodeParameters(Generic[Model]):
             self._node.add_pre_set_parameters_callback(self._converted)
 
     def _converted(self, parameters: list[Parameter]) -> list[Parameter]:
-        """Make whole numbers floating-point ones where the parameter is one, before rclpy looks at type and range."""
+        """Make neat floating-point numbers where the parameter is one, before rclpy looks at type and range."""
         converted = [
-            self._keys[parameter.name].parameter(parameter.value)
+            self._keys[parameter.name].parameter(neat(parameter.value))
             if parameter.name in self._keys and parameter.type_ is not Parameter.Type.NOT_SET
             else parameter
             for parameter in parameters
@@ -310,6 +310,11 @@ class NodeParameters(Generic[Model]):
             descriptor = self._node.describe_parameter(name)
             descriptor.floating_point_range, descriptor.integer_range = [], []
             self._node.set_descriptor(name, descriptor)
+
+
+def neat(value: Any) -> Any:
+    """Return a number without what computing it has left in its last digits: 0.3 for a slider's 0.30000000000000004."""
+    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def _ends(

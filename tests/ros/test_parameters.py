@@ -74,6 +74,8 @@ def test_value_that_no_slider_offers_is_taken_if_it_is_allowed(graph: Graph) -> 
     assert graph.set("/pruning_service", return_ratio=0.002) == (True, "")
     assert graph.set("/pruning_service", latency_share=1) == (True, "")
     assert not graph.set("/pruning_service", success_margin=0.0)[0]
+    assert graph.set("/pruning_service", sparsity=0.1 + 0.2) == (True, "")
+    assert graph.get("/pruning_service", "sparsity") == 0.3
     assert graph.get("/pruning_service", "latency_share") == 1.0
     assert [len(one.floating_point_range) for one in described(graph, "/pruning_service", names)] == [0, 0, 1]
 
