@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,3 +90,13 @@ def test_robot_is_launched(launch: Launch, graph: Graph) -> None:
 def test_rqt_finds_its_perspective(terminal) -> None:
     (command,) = commands(PAGE, "tests/ros/test_docs.py looks for the perspective")
     assert '"mainwindow"' in terminal(f'rqt() {{ cat "${{@: -1}}"; }}; {command}')
+
+
+def test_perspective_opens_on_screens_of_any_width_with_its_docks_arranged() -> None:
+    keys = json.loads((DOCS.parent / "config" / "nncontrol_prune.perspective").read_text())["groups"]["mainwindow"][
+        "keys"
+    ]
+    geometry, state = (bytes.fromhex(keys[key]["repr(QByteArray.hex)"][2:-1]) for key in ("geometry", "state"))
+    assert geometry[46:50] == bytes(4), "Qt restores no geometry that was saved on a screen of another width"
+    for plugin in ("rqt_plot__Plot", "rqt_service_caller__ServiceCaller", "rqt_reconfigure__Param"):
+        assert plugin.encode("utf-16-be") in state
