@@ -24,7 +24,7 @@ from nncontrol_prune.ros.callbacks import answering, guarded, setting, steady_ti
 from nncontrol_prune.ros.command_joints import CommandJoints
 from nncontrol_prune.ros.command_log import CommandLog
 from nncontrol_prune.ros.controller_health import health
-from nncontrol_prune.ros.diagnostics import Problem, publishers_of, rival_clocks, tell_diagnostics
+from nncontrol_prune.ros.diagnostics import Problem, Rivals, publishers_of, rival_clocks, tell_diagnostics
 from nncontrol_prune.ros.loop_runner import LoopRunner
 from nncontrol_prune.ros.messages import LATCHED, contents_of, parcel_of, step_of
 from nncontrol_prune.ros.parameters import NodeParameters, ParameterNode
@@ -64,7 +64,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
         self._command_log: CommandLog | None = None
         self._told_swaps = -1
         self._told_problem: str | None = None
-        self._told_rivals: list[str] = []
+        self._rivals = Rivals(self)
         self._recording_problem = ""
         self._sent_dense = ""
         self._received: dict[str, str] = {"digest": "", "error": ""}
@@ -393,15 +393,9 @@ class ControllerNode(ParameterNode, LifecycleNode):
             problems.append((level, self._joints.problem))
         if self._active and self._recording_problem:
             problems.append((DiagnosticStatus.ERROR, self._recording_problem))
-        rivals = self._rivals()
-        problems += [(DiagnosticStatus.WARN, rival) for rival in rivals]
-        for rival in rivals:
-            if rival not in self._told_rivals:
-                self.get_logger().warning(rival)
-        self._told_rivals = rivals
-        return problems, values
+        return problems + self._rivals.problems(self._find_rivals()), values
 
-    def _rivals(self) -> list[str]:
+    def _find_rivals(self) -> list[str]:
         """Return that others may command the plant, or tell the time, as well, as sentences."""
         if self._runner is None or not self._active:
             return []

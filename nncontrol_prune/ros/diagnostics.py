@@ -49,6 +49,26 @@ def tell_diagnostics(
     steady_timer(node, PERIOD, "diagnostics", tell, group)
 
 
+class Rivals:
+    """Problems with other nodes, each of which is logged, too, when it comes up.
+
+    Args:
+        node: The node that has them.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._told: list[str] = []
+
+    def problems(self, rivals: list[str]) -> list[Problem]:
+        """Return sentences as problems; those that were not among the last ones are logged."""
+        for rival in rivals:
+            if rival not in self._told:
+                self._node.get_logger().warning(rival)
+        self._told = rivals
+        return [(DiagnosticStatus.WARN, rival) for rival in rivals]
+
+
 def publishers_of(node: Node, topic: str) -> list[str]:
     """Return the full names of the nodes that publish on a topic; one that does so twice is named twice."""
     return sorted(

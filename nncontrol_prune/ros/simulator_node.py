@@ -23,7 +23,7 @@ from nncontrol_prune.plants.live import LivePlant
 from nncontrol_prune.plants.state import HEADER
 from nncontrol_prune.rollouts.schema import STEP_LAYOUT
 from nncontrol_prune.ros.callbacks import answering, guarded
-from nncontrol_prune.ros.diagnostics import Problem, tell_diagnostics
+from nncontrol_prune.ros.diagnostics import Problem, Rivals, rival_clocks, tell_diagnostics
 from nncontrol_prune.ros.messages import COMMAND, doubles, time_of
 from nncontrol_prune.ros.parameters import NodeParameters, ParameterNode
 from nncontrol_prune.ros.running import spin
@@ -137,6 +137,7 @@ class SimulatorNode(ParameterNode):
         self._link = SimulatorLink(self, joints, specs.action.size)
         self.create_service(Trigger, "~/reset", answering(self, "reset", self._reset))
         self.create_service(SetBool, "~/pause", answering(self, "pause", self._pause))
+        self._rivals = Rivals(self)
         tell_diagnostics(self, self._diagnose, lambda: time_of(self._link.time))
         self._thread = threading.Thread(target=self._run, name="plant", daemon=True)
         self._thread.start()
@@ -171,7 +172,7 @@ class SimulatorNode(ParameterNode):
             problems.append((DiagnosticStatus.ERROR, self._link.refused))
         if plant.steps == 0:
             problems.append((DiagnosticStatus.WARN, "time stands still until the first command comes"))
-        return problems, {
+        return problems + self._rivals.problems(rival_clocks(self)), {
             "environment": self._environment,
             "steps": plant.steps,
             "steps without a fresh command": plant.missed_commands,

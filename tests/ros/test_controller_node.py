@@ -14,6 +14,7 @@ import pytest
 rclpy = pytest.importorskip("rclpy", reason="rclpy cannot be imported: no ROS 2 here, or it is not sourced")
 
 from lifecycle_msgs.msg import Transition
+from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Float64MultiArray, String
 
 from nncontrol_prune.controllers.bundle import Bundle
@@ -604,6 +605,15 @@ def test_another_that_commands_the_same_plant_is_told(controller, graph, robot, 
     wait_until(lambda: newest().message == "OK")
     controller(store=str(tmp_path / "other"))  # one of the same name
     wait_until(lambda: "/_nn_controller_loop may send commands on /commands, too" in newest().message)
+
+
+def test_two_clocks_are_told_where_the_time_is_a_simulators(controller, graph, robot) -> None:
+    for _ in range(2):
+        graph.node.create_publisher(Clock, "/clock", 10)
+    newest = graph.diagnostics()
+    node = controller(use_sim_time=True)
+    wait_until(lambda: "publish /clock, so two simulations are mixed up" in node.log)
+    assert "publish /clock" in newest().message
 
 
 def test_staging_while_the_loop_runs_leaves_no_gap(controller, graph, shipped_bundle, pruned) -> None:

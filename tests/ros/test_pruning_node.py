@@ -112,6 +112,8 @@ def test_deploying_is_left_to_the_user_and_refused_before_anything_is_accepted(g
     wait_until(lambda: graph.status()["active"] == status(graph)["candidate"])
     assert graph.trigger(f"{SERVICE}/validate") == (True, "job 2 has started")
     wait_until(lambda: status(graph)["job"] == 2 and status(graph)["state"] == "accepted", 60)
+    assert graph.trigger(f"{SERVICE}/cancel") == (True, "job 2 was accepted already; its report is not written")
+    wait_until(lambda: "job 2: there is no report: cancelled" in node.log)
 
 
 def test_rejected_controller_is_never_deployed(graph, controller, service) -> None:
@@ -193,6 +195,25 @@ def test_second_service_for_the_same_controller_refuses_to_work(graph, controlle
     wait_until(lambda: graph.trigger(f"{SERVICE}/prune")[0])  # once it has heard that the other one came later
     first.kill()
     wait_until(lambda: graph.trigger("/other_service/prune")[0], what="the second service to take over")
+
+
+def test_second_controller_node_that_was_refused_does_not_speak_for_the_first(graph, controller, service) -> None:
+    controller()
+    service()
+    ready(graph)
+    states: list[str] = []
+    graph.node.create_subscription(
+        String, f"{CONTROLLER}/status", lambda message: states.append(json.loads(message.data)["state"]), LATCHED
+    )
+    second = controller()
+    wait_until(lambda: "another loop has slot nn_controller" in second.log)
+    wait_until(lambda: "unconfigured" in states)
+    assert graph.trigger(f"{SERVICE}/prune") == (True, "job 1 has started")
+    graph.trigger(f"{SERVICE}/cancel")
+    second.kill()  # what it said last is all that is left of it
+    states.clear()
+    wait_until(lambda: "active" in states, what="the first one, once more")
+    assert graph.trigger(f"{SERVICE}/prune") == (True, "job 2 has started")
 
 
 def test_killed_service_leaves_no_worker_and_the_loop_undisturbed(graph, controller, robot, service) -> None:

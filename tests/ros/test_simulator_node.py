@@ -108,6 +108,17 @@ def test_diagnostics_have_the_plants_time(graph: Graph) -> None:
     assert seconds(messages[-1].header.stamp) > 0.0
 
 
+def test_two_simulations_at_once_are_told_of_each_other(graph: Graph) -> None:
+    found = graph.diagnostics("mujoco_sim")
+    first, second = (graph.start("simulator_node", realtime_priority=0) for _ in range(2))
+    problem = "/mujoco_sim and /mujoco_sim publish /clock, so two simulations are mixed up"
+    wait_until(lambda: problem in first.log and problem in second.log)
+    assert problem in found().message
+    second.kill()
+    wait_until(lambda: problem not in found().message)
+    assert first.log.count(problem) == 1
+
+
 def test_commands_that_do_not_fit_are_told_and_not_carried_out(graph: Graph) -> None:
     commander = Commander(graph, [1.0, 2.0])
     newest = graph.diagnostics("mujoco_sim")
