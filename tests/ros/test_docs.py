@@ -93,9 +93,8 @@ def test_rqt_finds_its_perspective(terminal) -> None:
 
 
 def test_perspective_opens_on_screens_of_any_width_with_its_docks_arranged() -> None:
-    keys = json.loads((DOCS.parent / "config" / "nncontrol_prune.perspective").read_text())["groups"]["mainwindow"][
-        "keys"
-    ]
+    perspective = json.loads((DOCS.parent / "config" / "nncontrol_prune.perspective").read_text())
+    keys = perspective["groups"]["mainwindow"]["keys"]
     geometry, state = (bytes.fromhex(keys[key]["repr(QByteArray.hex)"][2:-1]) for key in ("geometry", "state"))
     assert geometry[46:50] == bytes(4), "Qt restores no geometry that was saved on a screen of another width"
     for plugin in ("rqt_plot__Plot", "rqt_service_caller__ServiceCaller", "rqt_reconfigure__Param"):
