@@ -30,7 +30,6 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import bisect
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calls import hooked, taken_in
@@ -46,6 +46,7 @@ from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import TRANSPOSED, Group
 from nncontrol_prune.pruning.layers import (
     NORMS,
+    channel_dimension,
     places_in,
     responses,
     run_solution,
@@ -232,7 +233,7 @@ def _mask_of(rank: Tensor, coefficient: Tensor, temperature: float) -> Tensor:
 
 
 class _SoftLayers:
-    """Layers that give out their reconstruction from softly masked inputs.
+    """Layers that give out their reconstruction from softly masked inputs, or, where they are not fitted, what they do.
 
     Args:
         network: The dense network.
@@ -249,19 +250,23 @@ class _SoftLayers:
         self._targets = targets
         self._weights = fit_weights
         self._places: dict[str, tuple[Tensor, Tensor]] = {}
+        self._unfitted: dict[str, tuple[Tensor, Tensor]] = {}
         for name in fitted_layers(module, groups):
             layer = module.get_submodule(name)
-            regression = not isinstance(layer, NORMS)
+            regression, plain = not isinstance(layer, NORMS), targets[name].plain
+            if not regression and not plain:
+                continue
             dim = int(regression and not isinstance(layer, TRANSPOSED))
             weight: Any = layer.weight
             # A norm gives out as many channels as it takes in, and may have no weight.
             size = weight.shape[dim] if regression else responses(layer, targets[name].output).shape[1]
             group, channel = places_in(groups, f"{name}.weight", dim, size)
-            if regression:
+            if plain and regression:
                 group, channel = group.repeat_interleave(taps(layer)), channel.repeat_interleave(taps(layer))
-            self._places[name] = group, channel
+            (self._places if plain else self._unfitted)[name] = group, channel
 
-    def masked(self, masks: Sequence[Tensor]) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def masked(self, masks: Sequence[Tensor]) -> Iterator[None]:
         """Within the block the module computes what the masks, one for each group, leave of it.
 
         Layers are fitted as they are run first, which has to be on the rows to fit.
@@ -271,15 +276,22 @@ class _SoftLayers:
         def leave(name: str, layer: nn.Module, call: int, arguments: Any, named: Any, output: Tensor) -> Tensor:
             if call < self._targets[name].call:
                 return output  # to what is the same in all rows
-            held, mask = taken_in(arguments, named), self._mask(name, masks)
+            held, mask = taken_in(arguments, named), self._mask(*self._places[name], masks)
             if isinstance(layer, NORMS):
                 return self._norm(name, layer, held, output, mask, fitted)
             return self._regression(name, layer, held, mask, fitted)
 
-        return hooked(self._module, self._places, leave)
+        def scale(name: str, layer: nn.Module, call: int, arguments: Any, named: Any) -> Any:
+            held, mask = taken_in(arguments, named), self._mask(*self._unfitted[name], masks)
+            shape = [-1 if dim == channel_dimension(layer, held) else 1 for dim in range(held.dim())]
+            scaled = held * mask.to(held.dtype).view(shape)
+            return tree_map(lambda value: scaled if value is held else value, (arguments, named))
 
-    def _mask(self, name: str, masks: Sequence[Tensor]) -> Tensor:
-        group, channel = self._places[name]
+        with hooked(self._module, self._places, leave), hooked(self._module, self._unfitted, scale, before=True):
+            yield
+
+    @staticmethod
+    def _mask(group: Tensor, channel: Tensor, masks: Sequence[Tensor]) -> Tensor:
         mask = torch.ones(len(group))
         for number in group.unique().tolist():
             if number >= 0:

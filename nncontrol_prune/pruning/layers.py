@@ -19,6 +19,9 @@ CONVOLVE_TRANSPOSED: Any = {
     3: functional.conv_transpose3d,
 }
 
+PLAIN = 1e-4
+"""By how much, as a share of what is summed up for it, an output may be off by rounding."""
+
 
 def taps(layer: nn.Module) -> int:
     """Return how many regressors belong to one input channel: the size of the kernel."""
@@ -72,7 +75,7 @@ def load_solution(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
         offset.copy_(bias)
 
 
-def run_solution(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def run_solution(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return what a layer would give out with a regression's solution as its weights; differentiable in both."""
     kernel = weight_from(layer, weight)
     if isinstance(layer, nn.Linear):
@@ -85,6 +88,37 @@ def run_solution(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor)
     else:
         found = CONVOLVE[dimensions](_padded(conv, inputs), kernel, bias, conv.stride, dilation=conv.dilation)
     return found
+
+
+@torch.no_grad()
+def is_plain(layer: nn.Module, held: Tensor, output: Tensor) -> bool:
+    """Return whether a layer gives out what its weight and bias say, with no part in it of a `forward` of its own.
+
+    Args:
+        layer: A layer that can be fitted.
+        held: What it took in.
+        output: What it gave out for that.
+    """
+    try:
+        said, reach = _said(layer, held)
+    except (RuntimeError, TypeError, ValueError):  # it makes something else of what it takes in before all that
+        return False
+    if output.shape != said.shape:
+        return False
+    difference = (output - said).abs()
+    within = difference <= max(PLAIN, 8 * torch.finfo(said.dtype).eps) * reach
+    return bool((within | ~torch.isfinite(difference)).all())
+
+
+def _said(layer: Any, held: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a layer's weight and bias make of inputs, and how large what is summed up for that is."""
+    if isinstance(layer, NORMS):
+        kind: Any = next(kind for kind in NORMS if isinstance(layer, kind))
+        said: Tensor = kind.forward(layer, held)
+        return said, said.abs().nan_to_num(0.0, 0.0).max()
+    weight, bias = solution_of(layer), layer.bias
+    sizes = run_solution(layer, held.abs(), weight.abs(), None if bias is None else bias.abs())
+    return run_solution(layer, held, weight, bias), sizes
 
 
 def channel_dimension(layer: nn.Module, values: Tensor) -> int:

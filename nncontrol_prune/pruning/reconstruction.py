@@ -11,7 +11,9 @@ left and a larger λ: what the rows do not tell stays as it was. A convolution i
 channels has other statistics now; its affine part is fitted channel by channel, (γ, β) → (aγ, aβ + b) with (a, b) =
 argmin Σ_i ω_i (a n_i + b - m_i)² for what it gives out, n, and gave out, m. A layer that runs several times, as when
 dynamics are unrolled, is fitted the first time, where its inputs are logged states and not yet its own predictions; or,
-where these are the same in all rows, as a state that starts at zero is, the first time that they are not.
+where these are the same in all rows, as a state that starts at zero is, the first time that they are not. A layer
+that gives out something else than its weight and bias say, by a `forward` of its own, is no such regression and is
+left as it is.
 
 What the last layers give out matters more in some rows than in others: not at all where a squashed action is at its
 limit or a softmax has settled. So they are fitted once more, output k with the row weights ω_i (½ + ½ s_k(i)), where
@@ -39,6 +41,7 @@ from nncontrol_prune.pruning.groups import TRANSPOSED, Group, leaving_entries
 from nncontrol_prune.pruning.layers import (
     NORMS,
     channel_dimension,
+    is_plain,
     load_solution,
     regressors,
     responses,
@@ -59,6 +62,9 @@ LAST_LAYER_ROWS = 4096
 REGRESSION_ROWS = 20_000
 """Of what a layer is fitted on, at the most."""
 
+COMPARED_ROWS = 32
+"""Rows that tell whether a layer gives out what its weight and bias say."""
+
 
 class Target(NamedTuple):
     """What a layer is fitted to.
@@ -66,10 +72,12 @@ class Target(NamedTuple):
     Attributes:
         call: In which of its calls, from 0.
         output: What it gave out in that call in the dense network.
+        plain: Whether that is what its weight and bias say; others are not fitted.
     """
 
     call: int
     output: Tensor
+    plain: bool = True
 
 
 def fitted_layers(module: nn.Module, groups: Sequence[Group]) -> list[str]:
@@ -86,7 +94,9 @@ def dense_targets(network: Network[Any], groups: Sequence[Group], batch: Batch) 
     targets: dict[str, Target] = {}
 
     def note(name: str, layer: nn.Module, call: int, held: Tensor, output: Tensor) -> None:
-        targets[name] = Target(call, output.clone())  # what comes after may work in place
+        some = spread_rows(len(held), COMPARED_ROWS)
+        plain = is_plain(layer, held[some], output[some])
+        targets[name] = Target(call, output.clone(), plain)  # what comes after may work in place
 
     with telling_calls(network.module, fitted_layers(network.module, groups), rows_of(batch), note):
         network.run(network.module, network.once(batch))
@@ -124,7 +134,7 @@ def reconstruct(
     """
     targets = dense_targets(network, groups, batch) if targets is None else targets
     leaving = leaving_entries(groups, keep)
-    warnings = _not_refitted(groups)
+    warnings = _not_refitted(groups, targets)
 
     def refit(name: str, layer: nn.Module, held: Tensor) -> None:
         target = targets[name].output
@@ -156,7 +166,7 @@ def reconstruct(
         )
         load_solution(layer, weight, bias)
 
-    with _before_calls(pruned, targets, refit):
+    with _before_calls(pruned, {name: target for name, target in targets.items() if target.plain}, refit):
         network.run(pruned, network.once(batch))
     if terms and last_layers(network.module, groups):
         if sensitivity is None:
@@ -165,15 +175,22 @@ def reconstruct(
     return warnings
 
 
-def _not_refitted(groups: Sequence[Group]) -> list[str]:
-    """Return a warning that names the parameters that take a group in and belong to no layer that is run by itself.
+def _not_refitted(groups: Sequence[Group], targets: Mapping[str, Target]) -> list[str]:
+    """Return warnings that name what takes a group in, or norms it, and cannot be fitted.
 
-    Such are an ensemble's whose members are in one tensor, and a layer's that only its weights are taken of.
+    Such are parameters that belong to no layer that is run by itself, as an ensemble's whose members are in one tensor
+    or a layer's that only its weights are taken of, and layers that give out something else than these say.
     """
-    left = dict.fromkeys(name for group in groups for name in group.multiplied)
-    if not left:
-        return []
-    return [f"reconstruction cannot refit {', '.join(left)}; distillation can make up for what they lose"]
+    made_up = "distillation can make up for what they lose"
+    warnings = list[str]()
+    if left := dict.fromkeys(name for group in groups for name in group.multiplied):
+        warnings.append(f"reconstruction cannot refit {', '.join(left)}; {made_up}")
+    if others := [name for name, target in targets.items() if not target.plain]:
+        warnings.append(
+            f"reconstruction cannot refit {', '.join(others)}: what is given out there is not what weight and bias "
+            f"say, since a forward method of its own, or a hook, makes something else of it; {made_up}"
+        )
+    return warnings
 
 
 def last_layers(module: nn.Module, groups: Sequence[Group]) -> list[str]:
@@ -227,7 +244,7 @@ def _refit_last_layers(
         ]
         load_solution(layer, torch.cat([w for w, _ in solutions], dim=1), torch.cat([b for _, b in solutions]))
 
-    with _before_calls(pruned, {name: targets[name] for name in found}, refit):
+    with _before_calls(pruned, {name: targets[name] for name in found if targets[name].plain}, refit):
         network.run(pruned, network.once(batch))
 
 

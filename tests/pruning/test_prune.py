@@ -280,6 +280,23 @@ def test_a_model_in_double_precision_stays_so(importance: Any) -> None:
     assert result.chosen.errors["output"] < 0.5
 
 
+@pytest.mark.parametrize("method", ["uniform", "gradient"])
+def test_layers_with_a_forward_of_their_own_lose_channels_and_are_not_wrecked(method: Any) -> None:
+    class Halved(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.linear(inputs, 0.5 * self.weight, self.bias)
+
+    class Scaled(nn.LayerNorm):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return 2.0 * torch.tanh(super().forward(inputs))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Halved(8, 32), nn.Tanh(), Halved(32, 24), Scaled(24), nn.Linear(24, 2))
+    result = prune(model, data=torch.randn(2000, 8), budget=0.4, components={"all": [""]}, method=method)
+    assert result.chosen.objective < 0.3
+    assert [warning[:33] for warning in result.warnings] == ["reconstruction cannot refit 2, 3:"]
+
+
 def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
     data = torch.randn(600, 6)
     sizes = {

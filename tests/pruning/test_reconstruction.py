@@ -216,6 +216,105 @@ def test_matrices_that_cannot_be_refitted_are_named() -> None:
     assert pruned(batch["x"]).shape == (100, 2)
 
 
+class _Halved(nn.Linear):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return functional.linear(inputs, 0.5 * self.weight, self.bias)
+
+
+class _Adapted(nn.Linear):
+    """A layer with a correction of low rank, as LoRA has it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.down, self.up = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.randn(outputs, 2))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs) + inputs @ self.down.T @ self.up.T
+
+
+class _Normed(nn.Linear):
+    """As TD-MPC2 has it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.norm = nn.LayerNorm(outputs)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return nn.functional.mish(self.norm(super().forward(inputs)))
+
+
+class _Padding(nn.Conv2d):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(functional.pad(inputs, [1] * 4))
+
+
+class _Standardized(nn.Conv2d):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self._conv_forward(inputs, self.weight / self.weight.std(), self.bias)
+
+
+class _Above(nn.Linear):
+    """Does what its weight and bias say, and says so in its own words."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ self.weight.T + self.bias
+
+
+class _ChannelsFirst(nn.LayerNorm):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs.movedim(1, -1)).movedim(-1, 1)
+
+
+def _reconstructed(module: nn.Module, inputs: Tensor) -> tuple[Any, list[str]]:
+    network = Network(module, {"all": [""]}, lambda m, b: {"y": m(b["x"])})
+    groups = network.groups({"x": inputs})
+    keep = [torch.arange(group.channels // 2) for group in groups]
+    pruned = remove_channels(module, groups, keep)
+    return pruned, reconstruct(pruned, network, groups, keep, {"x": inputs}, torch.ones(len(inputs)), terms=[Term("y")])
+
+
+@pytest.mark.parametrize("kind", [_Halved, _Adapted, _Normed, _Padding, _Standardized])
+def test_a_layer_whose_forward_is_its_own_is_left_as_it_is_and_named(kind: Any) -> None:
+    torch.manual_seed(0)
+    if issubclass(kind, nn.Conv2d):
+        first, own, last, inputs = nn.Conv2d(1, 8, 3), kind(8, 8, 3), nn.Conv2d(8, 2, 3), torch.randn(200, 1, 9, 9)
+    else:
+        first, own, last, inputs = nn.Linear(4, 8), kind(8, 8), nn.Linear(8, 2), torch.randn(200, 4)
+    pruned, warnings = _reconstructed(nn.Sequential(first, nn.ReLU(), own, nn.ReLU(), last), inputs)
+    torch.testing.assert_close(pruned[2].weight, own.weight[:4, :4])
+    assert not torch.allclose(pruned[4].weight, last.weight[:, :4])
+    (warning,) = [warning for warning in warnings if "weight and bias" in warning]
+    assert warning.startswith("reconstruction cannot refit 2: what is given out there is not what weight and bias say")
+
+
+def test_a_hook_that_makes_something_else_of_an_output_counts_as_a_forward_of_its_own() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    module[2].register_forward_hook(lambda layer, inputs, output: torch.tanh(output))
+    pruned, warnings = _reconstructed(module, torch.randn(200, 4))
+    torch.testing.assert_close(pruned[2].weight, module[2].weight[:, :4])
+    assert "cannot refit 2:" in warnings[0]
+
+
+def test_a_norm_whose_forward_is_its_own_is_left_as_it_is_and_named() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 8, 3), _ChannelsFirst(8), nn.ReLU(), nn.Conv2d(8, 2, 3))
+    pruned, warnings = _reconstructed(module, torch.randn(200, 1, 9, 9))
+    assert torch.equal(pruned[1].weight, torch.ones(4))
+    assert "cannot refit 1:" in warnings[0]
+
+
+def test_a_subclass_that_gives_out_what_its_weight_and_bias_say_is_fitted() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), _Above(8, 2))
+    plain = copy.deepcopy(module)
+    plain[2].__class__ = nn.Linear
+    inputs = torch.randn(200, 4)
+    (pruned, warnings), (other, _) = _reconstructed(module, inputs), _reconstructed(plain, inputs)
+    assert warnings == []
+    torch.testing.assert_close(pruned[2].weight, other[2].weight)
+
+
 def test_nothing_is_said_of_tensors_that_are_only_added_or_scaled() -> None:
     class Tokens(nn.Module):
         def __init__(self) -> None:
