@@ -6,7 +6,6 @@ looked at whether other rows take the same path, whether gradients get through, 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -18,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from nncontrol_prune.pruning.calls import TakenTensors, hooked
+from nncontrol_prune.pruning.copying import copied
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.network import TRACED_ROWS, Batch, Network, Outputs, rows_of, spread_rows, take
@@ -53,7 +53,7 @@ def check_conduct(network: Network[Any], groups: Sequence[Group], batch: Batch, 
 
 
 def _check_gradients(network: Network[Any], groups: Sequence[Group], few: Batch, terms: Sequence[Term]) -> list[str]:
-    module = copy.deepcopy(network.module)
+    module = copied(network.module)
     tensors = dict(module.named_parameters())
     members = [tensors[m.tensor] for m in (m for group in groups for m in group.members) if m.tensor in tensors]
     for parameter in members:
@@ -213,7 +213,7 @@ def _deciding(network: Network[Any], few: Batch) -> list[str]:
 def _matters(network: Network[Any], few: Batch, seen: _Decisions, number: int) -> bool:
     """Return whether the forward pass goes on in another way where a decision is the other one."""
     try:
-        other = _watched(network, copy.deepcopy(network.module), few, turned=number)
+        other = _watched(network, copied(network.module), few, turned=number)
     except Exception:  # an assertion, which goes no other way
         return False
     return other.operations != seen.operations
@@ -287,7 +287,7 @@ def steady(network: Network[Module], model: Module) -> Network[Module]:
         with _copied_buffers(module):
             return run(module, batch)
 
-    return replace(network, module=copy.deepcopy(model).eval(), run=run_with_copies)
+    return replace(network, module=copied(model).eval(), run=run_with_copies)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration
+from nncontrol_prune.pruning.copying import copied
 from nncontrol_prune.pruning.network import Batch, Network, rows_of, take
 from nncontrol_prune.pruning.surgery import Module
 from nncontrol_prune.pruning.terms import Term, weighted_sum
@@ -51,7 +52,7 @@ def distill(
         rounds: How often the student is run so on the way, at even distances.
         learning_rate: Of the first step; it falls to zero along a cosine.
     """
-    student = copy.deepcopy(pruned)
+    student = copied(pruned)
     frozen = not any(parameter.requires_grad for parameter in student.parameters())
     if frozen:  # as one that is only run may be; so it is returned
         student.requires_grad_(True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +14,7 @@ from nncontrol_prune.controllers.specs import problem_of
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import HELD_OUT_SHARE, MIN_ROWS, Calibration
 from nncontrol_prune.pruning.conduct import steady
+from nncontrol_prune.pruning.copying import copied
 from nncontrol_prune.pruning.engine import Choose, Enough, Pruned, prune_network
 from nncontrol_prune.pruning.errors import PruningError, Unreachable
 from nncontrol_prune.pruning.groups import Components
@@ -135,7 +135,7 @@ def prune(
         found = module(given) if trace is None else trace(module, given)
         return {"output": found} if isinstance(found, Tensor) else found
 
-    dense = copy.deepcopy(model).eval()
+    dense = copied(model).eval()
     network = Network(dense, components, run, ties)
     with without_fast_path():  # it passes over layers that have to be seen
         outputs = _dense_outputs(network, batch)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from nncontrol_prune.pruning.copying import copied
 from nncontrol_prune.pruning.groups import CHANNEL_NORMS, LINEAR, TRANSPOSED, Group, leaving_entries, weighted_norms
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -43,7 +43,7 @@ def with_entries(
         leaving: Indices of the entries that leave, by (tensor, dimension).
         repeated: Indices of those that are there once more, behind all others.
     """
-    changed = copy.deepcopy(module)
+    changed = copied(module)
     with weighted_norms(changed):
         tensors = {**dict(changed.named_parameters()), **dict(changed.named_buffers())}
         replacements: dict[int, Tensor] = {}
