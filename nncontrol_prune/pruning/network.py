@@ -68,20 +68,25 @@ class Network(Generic[Module]):
         return lambda module: dict(self.run(module, few))
 
     def tied(self, groups: Sequence[Group]) -> list[list[int]]:
-        """Return the groups' indices, those that are tied together.
+        """Return the groups' indices, those that are tied together; ties that share a group are one.
 
         Raises:
-            PruningError: A tie names a group that there is not, or groups of different numbers of channels.
+            PruningError: A tie names no group, one that there is not, or groups of different numbers of channels.
         """
         index = {group.name: number for number, group in enumerate(groups)}
         tied: list[list[int]] = []
-        for names in self.ties:
+        for number, names in enumerate(self.ties):
+            if not names:
+                raise PruningError(f"ties[{number}] names no group; allowed are {', '.join(index)}")
             for name in names:
                 if name not in index:
                     raise PruningError(f"a tie names the group {name!r}; there are {', '.join(index)}")
-            members = [index[name] for name in names]
+            members = list(dict.fromkeys(index[name] for name in names))
             if len({groups[member].channels for member in members}) > 1:
                 raise PruningError(f"groups of different numbers of channels cannot be tied: {', '.join(names)}")
+            for other in [other for other in tied if not set(other).isdisjoint(members)]:
+                tied.remove(other)
+                members = list(dict.fromkeys([*other, *members]))
             tied.append(members)
         taken = {member for members in tied for member in members}
         return sorted([*tied, *([number] for number in range(len(groups)) if number not in taken)])

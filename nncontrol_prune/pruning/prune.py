@@ -80,7 +80,7 @@ def prune(
         method: How the coefficients are found.
         importance: How the channels of a group are ranked.
         component_weights: How much more the channels of a component matter, for the method `threshold`.
-        ties: Groups, by name, that keep as many channels as each other.
+        ties: Groups, by name, that keep as many channels as each other; ties that share a group are one.
         weights: Weights (rows,) of the rows; equal by default.
         held_out: Which rows (rows,), as booleans, are held out for judging; by default every fourth.
         rounds: Surgery and reconstruction in so many steps.

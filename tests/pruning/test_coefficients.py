@@ -198,10 +198,26 @@ def test_ties_of_unlike_groups_are_refused() -> None:
     for ties, message in (
         ([("q.0.0", "reward.0")], "different numbers of channels cannot be tied: q.0.0, reward.0"),
         ([("q.0.0", "q.9.0")], "a tie names the group 'q.9.0'"),
+        ([("q.0.0", "q.1.0"), ()], r"ties\[1\] names no group; allowed are encoder\.0, encoder\.3, "),
     ):
         network = Network(module, module.components, lambda m, b: m(b["o"], b["a"]), ties)
         with pytest.raises(PruningError, match=message):
             network.tied(network.groups(batch))
+
+
+@pytest.mark.parametrize(
+    ("ties", "tied"),
+    [
+        ([["0", "2"], ["2", "4"]], [[0, 1, 2], [3]]),
+        ([["2", "4"], ["6", "0"], ["4", "0"]], [[3, 0, 1, 2]]),
+        ([["4", "4"], ["2", "0"]], [[1, 0], [2], [3]]),
+        ([["0", "2"], ["4", "6"]], [[0, 1], [2, 3]]),
+    ],
+)
+def test_ties_that_share_a_group_are_one(ties: list[list[str]], tied: list[list[int]]) -> None:
+    layers = [layer for _ in range(4) for layer in (nn.Linear(8, 8), nn.ReLU())]
+    network = Network(nn.Sequential(*layers, nn.Linear(8, 2)), {"all": [""]}, lambda m, b: {"y": m(b["x"])}, ties)
+    assert network.tied(network.groups({"x": torch.randn(8, 8)})) == tied
 
 
 class TwoHeads(nn.Module):

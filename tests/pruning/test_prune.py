@@ -280,6 +280,21 @@ def test_a_model_in_double_precision_stays_so(importance: Any) -> None:
     assert result.chosen.errors["output"] < 0.5
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_groups_that_are_tied_by_way_of_another_keep_as_many_channels(rounds: int) -> None:
+    torch.manual_seed(0)
+    layers = [layer for _ in range(3) for layer in (nn.Linear(32, 32), nn.ReLU())]
+    result = prune(
+        nn.Sequential(*layers, nn.Linear(32, 2)),
+        data=torch.randn(300, 32),
+        budget=Budget(0.6, tolerance=0.05),
+        components={"all": [""]},
+        ties=[["0", "2"], ["2", "4"]],
+        rounds=rounds,
+    )
+    assert len({outcome.kept for outcome in result.chosen.groups}) == 1
+
+
 @pytest.mark.parametrize("method", ["uniform", "gradient"])
 def test_layers_with_a_forward_of_their_own_lose_channels_and_are_not_wrecked(method: Any) -> None:
     class Halved(nn.Linear):
@@ -360,6 +375,7 @@ def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
         ({"components": {"all": [0, 1]}}, r"components\['all'\] is \[0, 1\]; it needs to be a list of names"),
         ({"ties": "0"}, "ties is of type str; it needs to be a list of lists of groups' names"),
         ({"ties": ["0", "2"]}, r"ties\[0\] is '0'; it needs to be a list of names"),
+        ({"ties": [[]]}, r"ties\[0\] names no group; allowed are 0, 2"),
         ({"terms": Term("output")}, r"terms is of type Term; it needs to be a list, such as \[Term"),
         ({"terms": ["output"]}, r"terms\[0\] is 'output'; it needs to be a Term, such as Term"),
         ({"terms": [Term("output", scale=torch.ones(2))]}, r"a scale of shape \(2,\); allowed .* of 'output', \(3,\)"),
