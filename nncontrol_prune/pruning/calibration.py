@@ -23,6 +23,8 @@ START_STEPS = 5
 """Steps that belong to the start itself; after it, weights fall like one over the time."""
 PERTURBED_WEIGHT = 0.1
 """Weight of a perturbed row, relative to the logged row it comes from."""
+LARGEST = 1e18
+"""Squares of larger numbers are infinite in single precision, and no sensor gives any."""
 
 
 @dataclass(frozen=True)
@@ -134,20 +136,22 @@ def calibration_from(
 
 def _usable(rollouts: Rollouts, *, actions: bool, rewards: bool) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
     """Return which transitions (rows,) hold numbers where they are needed, and what to say of the others."""
-    finite: NDArray[np.bool_] = np.all(np.isfinite(rollouts.observation), axis=1)
-    if actions:
-        finite &= np.all(np.isfinite(rollouts.action), axis=1)
-    if rewards:
-        if not rollouts.has_rewards:
-            raise PruningError(
-                "a term compares rewards with those logged, and the rollouts hold none (a robot logs none); record "
-                "them in a simulator, or use the term reward, which compares with what the dense model expects"
-            )
-        finite &= np.isfinite(rollouts.reward)
-    skipped = int((~finite).sum())
-    if skipped > len(finite) / 2:
-        raise PruningError(f"{skipped} of {len(finite)} transitions hold NaN or infinity; record new rollouts")
-    return finite, (f"skipped {skipped} transitions that hold NaN or infinity",) if skipped else ()
+    if rewards and not rollouts.has_rewards:
+        raise PruningError(
+            "a term compares rewards with those logged, and the rollouts hold none (a robot logs none); record "
+            "them in a simulator, or use the term reward, which compares with what the dense model expects"
+        )
+    needed = [rollouts.observation]
+    needed += [rollouts.action] if actions else []
+    needed += [rollouts.reward[:, None]] if rewards else []
+    values = np.concatenate(needed, axis=1)
+    finite: NDArray[np.bool_] = np.all(np.isfinite(values), axis=1)
+    usable: NDArray[np.bool_] = finite & np.all(np.abs(values) <= LARGEST, axis=1)
+    skipped = int((~usable).sum())
+    kind = "NaN or infinity" if usable.sum() == finite.sum() else f"NaN, infinity or numbers beyond {LARGEST:g}"
+    if skipped > len(usable) / 2:
+        raise PruningError(f"{skipped} of {len(usable)} transitions hold {kind}; record new rollouts")
+    return usable, (f"skipped {skipped} transitions that hold {kind}",) if skipped else ()
 
 
 def _with_noise(

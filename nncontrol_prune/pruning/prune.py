@@ -124,7 +124,8 @@ def prune(
         variations=variations,
         seed=seed,
     )
-    batch: Batch = {"data": data} if isinstance(data, Tensor) else data
+    named = {"data": data} if isinstance(data, Tensor) else data
+    batch: Batch = {name: values.detach() for name, values in named.items()}
     calibration = _calibration(batch, weights, held_out)
     if components is None:
         components = {name: (name,) for name, _ in model.named_children()} or {"all": ("",)}
@@ -137,7 +138,8 @@ def prune(
 
     dense = copied(model).eval()
     network = Network(dense, components, run, ties)
-    with without_fast_path():  # it passes over layers that have to be seen
+    # The one passes over layers that have to be seen, the other over weights, of which it caches copies.
+    with without_fast_path(), torch.autocast("cpu", enabled=False, cache_enabled=False):
         outputs = _dense_outputs(network, batch)
         network = steady(network, model)
         if terms is None:
@@ -176,6 +178,10 @@ def _check_types(model: Any, data: Any, **by_row: Any) -> None:
             )
         if value is not None and value.dim() == 0:
             raise PruningError(f"{name} is a single number; it needs a row for every example")
+        if value is not None and value.is_meta:
+            raise PruningError(f"{name} is on the device meta, where tensors hold no values; it needs to hold some")
+        if value is not None and value.layout != torch.strided:
+            raise PruningError(f"{name} is of the layout {value.layout}; it needs to be dense, as to_dense() makes it")
 
 
 def _check_names(components: Any, terms: Any, ties: Any) -> None:
@@ -229,7 +235,7 @@ def _settings(**values: Any) -> PruningSettings:
 def _calibration(batch: Batch, weights: Tensor | None, held_out: Tensor | None) -> Calibration:
     rows = _checked_rows(batch, weights, held_out)
     judge = torch.arange(rows) % round(1 / HELD_OUT_SHARE) == 0 if held_out is None else held_out
-    row_weights = torch.ones(rows) if weights is None else weights.float()
+    row_weights = torch.ones(rows) if weights is None else weights.detach().float()
     parts: list[tuple[Batch, Tensor]] = []
     for what, chosen in (("to fit", ~judge), ("held out", judge)):
         weight = row_weights[chosen]

@@ -16,6 +16,8 @@ from nncontrol_prune.pruning.network import Batch, Outputs
 
 SMALLEST_SCALE = 1e-6
 """Scale of an output that never changes."""
+WINDOW = 11
+"""Pixels of each side of the window that structural similarity compares images through."""
 
 Error = Callable[[Tensor, Tensor], Tensor]
 """Takes what the pruned network gives (rows, ...) and what it should give; returns an error a row, (rows,)."""
@@ -37,7 +39,16 @@ def dissimilarity(found: Tensor, wanted: Tensor) -> Tensor:
 
 
 def structural_similarity(found: Tensor, wanted: Tensor) -> Tensor:
-    """SSIM of images (rows, channels, height, width) in 0..1, by row."""
+    """SSIM of images (rows, channels, height, width) in 0..1, by row.
+
+    Raises:
+        PruningError: They are no images, or smaller than the window.
+    """
+    if found.dim() != 4 or min(found.shape[2:]) < WINDOW:
+        raise PruningError(
+            f"structural similarity compares images (rows, channels, height, width) through a window of {WINDOW} "
+            f"pixels, so each side needs at least as many; these are {tuple(found.shape)}"
+        )
     # The window is separable; with so few pixels a product with a banded matrix takes a fifth of a convolution's time.
     rows, columns = (_gaussian_bands(size).to(found) for size in found.shape[2:])
 
@@ -57,8 +68,9 @@ def structural_similarity(found: Tensor, wanted: Tensor) -> Tensor:
 
 def _gaussian_bands(size: int) -> Tensor:
     """Return the matrix (size - 10, size) that averages eleven neighbours, with Gaussian weights."""
-    offsets = torch.arange(size) - torch.arange(5, size - 5)[:, None]
-    weights = torch.exp(-(offsets**2) / (2 * 1.5**2)).where(offsets.abs() <= 5, 0.0)
+    reach = WINDOW // 2
+    offsets = torch.arange(size) - torch.arange(reach, size - reach)[:, None]
+    weights = torch.exp(-(offsets**2) / (2 * 1.5**2)).where(offsets.abs() <= reach, 0.0)
     return weights / weights.sum(dim=1, keepdim=True)
 
 
@@ -130,7 +142,8 @@ def scaled_terms(terms: Sequence[Term], dense: Outputs, weights: Tensor) -> list
 
 
 def _spread(output: Tensor, weights: Tensor) -> float:
-    rows = output.detach().flatten(1) if output.dim() > 1 else output.detach()[:, None]
+    output = output.float() if output.dtype == torch.bool else output.detach()
+    rows = output.flatten(1) if output.dim() > 1 else output[:, None]
     share = (weights / weights.sum())[:, None]
     mean = (share * rows).sum(dim=0)
     return float((share * (rows - mean).square()).sum().sqrt())
@@ -214,6 +227,8 @@ def check_errors(terms: Sequence[Term], dense: Outputs, batch: Batch) -> None:
         output = dense[term.output]
         try:
             errors: Any = term.errors(dense, dense, batch)
+        except PruningError as error:
+            raise PruningError(f"the term {term.label!r} fails: {error}") from error
         except Exception as error:
             wanted = batch[term.target].shape if term.target in batch else output.shape
             raise PruningError(

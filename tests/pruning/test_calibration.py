@@ -85,6 +85,28 @@ def test_nan_rows_are_skipped_and_counted(make_rollouts) -> None:
     assert data.warnings == ("skipped 40 transitions that hold NaN or infinity",)
 
 
+@pytest.mark.parametrize("value", [1e300, -1e300, 1e38, -2e19])
+def test_numbers_whose_squares_are_infinite_in_single_precision_are_skipped_and_counted(
+    make_rollouts, value: float
+) -> None:
+    observation = np.random.default_rng(0).normal(size=(400, 2))
+    observation[5::10, 1] = value
+    observation[0] = np.nan
+    data = calibration_from(make_rollouts(observation))
+    assert data.fit["observation"].square().isfinite().all()
+    assert data.held_out["observation"].square().isfinite().all()
+    assert data.warnings == ("skipped 41 transitions that hold NaN, infinity or numbers beyond 1e+18",)
+
+
+def test_actions_that_are_too_large_are_skipped_where_they_are_needed(make_rollouts) -> None:
+    rollouts = make_rollouts(np.random.default_rng(0).normal(size=(400, 2)))
+    rollouts.action[::10] = 1e38
+    assert calibration_from(rollouts, horizon=1).warnings == (
+        "skipped 40 transitions that hold NaN, infinity or numbers beyond 1e+18",
+    )
+    assert calibration_from(rollouts).warnings == ()
+
+
 def test_one_infinite_row_does_not_switch_the_weighting_off(make_rollouts) -> None:
     time = np.arange(1000) * 0.01
     observation = np.where(time < 2, np.sin(5 * time), 0.0)[:, None] * np.ones((1, 2))

@@ -18,7 +18,7 @@ from nncontrol_prune.progress import Cancelled, Progress
 from nncontrol_prune.pruning import problem
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.prune import Budget, prune
-from nncontrol_prune.pruning.terms import Term, mean_squared
+from nncontrol_prune.pruning.terms import Term, dissimilarity, mean_squared
 from tests.pruning.networks import ConvNet, Mixer, WorldModel
 
 
@@ -351,6 +351,12 @@ def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
             r"data\['x'\] is of type ndarray; it needs to be a tensor, such as torch",
         ),
         ({"data": torch.zeros(())}, "data is a single number; it needs a row for every example"),
+        (
+            {"data": torch.zeros(200, 6).to_sparse()},
+            r"data is of the layout torch.sparse_coo; .* as to_dense\(\) makes",
+        ),
+        ({"data": {"x": torch.zeros(200, 6).to_sparse_csc()}}, r"data\['x'\] is of the layout torch.sparse_csc"),
+        ({"data": torch.zeros(200, 6, device="meta")}, "data is on the device meta, where tensors hold no values"),
         ({"weights": np.ones(200)}, "weights is of type ndarray; it needs to be a tensor"),
         ({"held_out": np.arange(200) % 4 == 0}, "held_out is of type ndarray; it needs to be a tensor"),
         (
@@ -380,6 +386,12 @@ def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
         ({"terms": ["output"]}, r"terms\[0\] is 'output'; it needs to be a Term, such as Term"),
         ({"terms": [Term("output", scale=torch.ones(2))]}, r"a scale of shape \(2,\); allowed .* of 'output', \(3,\)"),
         ({"terms": [Term("output", transform=torch.log)]}, "the term 'output' gives NaN or infinity for the dense"),
+        (
+            {"trace": lambda m, rows: m(rows)[:, :, None, None].expand(-1, -1, 10, 30)}
+            | {"terms": [Term("output", error=dissimilarity)]},
+            r"the term 'output' fails: .* a window of 11 pixels, so each side .* these are \(150, 3, 10, 30\)",
+        ),
+        ({"terms": [Term("output", error=dissimilarity)]}, r"window of 11 pixels, .* these are \(150, 3\)"),
         ({"trace": 1}, "trace is of type int; it needs to be a function"),
         ({"latency": 0.1}, "latency is of type float; it needs to be a function"),
         ({"choose": "best"}, "choose is of type str; it needs to be a function"),
@@ -825,6 +837,62 @@ def test_a_pruned_network_that_gives_out_nan_is_refused() -> None:
     assert prune(model, budget=Budget(0.3, tolerance=0.05), **arguments).chosen.errors["output"] < 1
     with pytest.raises(PruningError, match="gives out NaN or infinity on held-out rows, so output cannot be judged"):
         prune(model, budget=Budget(0.7, tolerance=0.05), **arguments)
+
+
+@pytest.mark.parametrize("terms", [None, [Term("action"), Term("near", scale=None)], [Term("action")]])
+def test_an_output_of_booleans_is_one_like_any_other(classifier: nn.Module, terms: Any) -> None:
+    def outputs(module: nn.Module, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        action = module(rows)
+        return {"action": action, "near": action[:, 0] > 0}
+
+    result = prune(
+        classifier, data=torch.randn(300, 6), budget=0.5, components={"all": [""]}, terms=terms, trace=outputs
+    )
+    assert 0 < result.chosen.objective < 1.0
+    assert len(result.warnings) == (0 if terms and len(terms) == 1 else 1)  # it has no gradient
+
+
+@pytest.mark.parametrize("method", ["uniform", "gradient"])
+def test_data_that_gradients_lead_to_are_as_good_as_other_data(classifier: nn.Module, method: Any) -> None:
+    data = torch.randn(300, 6)
+    computed = (data / 2).requires_grad_(True) * 2.0
+    first, second = (
+        prune(classifier, data={"x": rows}, budget=0.5, components={"all": [""]}, method=method, trace=_on_x)
+        for rows in (data, computed)
+    )
+    assert first.chosen.objective == pytest.approx(second.chosen.objective)
+
+
+def _on_x(module: nn.Module, rows: dict[str, torch.Tensor]) -> torch.Tensor:
+    return module(rows["x"])
+
+
+def test_autocast_makes_no_difference(classifier: nn.Module) -> None:
+    def pruned() -> Any:
+        return prune(classifier, data=data, budget=0.5, components={"all": [""]}).chosen
+
+    data = torch.randn(300, 6)
+    plain = pruned()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        classifier(data)  # leaves weights of half precision behind
+        cast = pruned()
+        assert torch.is_autocast_enabled("cpu")
+    assert cast.objective == pytest.approx(plain.objective)
+    assert [outcome.kept for outcome in cast.groups] == [outcome.kept for outcome in plain.groups]
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_forward_pass_under_autocast_of_its_own_is_pruned(classifier: nn.Module, outside: bool) -> None:
+    def cast(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return module(rows).float()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outside):
+        cast(classifier, torch.randn(3, 6))
+        result = prune(classifier, data=torch.randn(300, 6), budget=0.5, components={"all": [""]}, trace=cast)
+    assert result.chosen.objective < 0.5
+    assert result.warnings == ()
+    assert result.chosen.module[0].weight.dtype == torch.float32
 
 
 def test_a_model_without_children_is_one_component() -> None:
