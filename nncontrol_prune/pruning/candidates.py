@@ -59,7 +59,7 @@ class Candidate(Generic[Module]):
     Attributes:
         module: The network.
         method: How the coefficients were found.
-        rebuild: Builds it anew, without gradient steps, from other data.
+        rebuild: Builds it anew, without gradient steps, from other data; returns the network and its warnings.
         vary: Builds another one, with its number and coefficients near these; raises `PruningError` where no whole
             number of channels meets the budget.
         rerank: Builds another one, with these coefficients and channels ranked by another importance.
@@ -72,11 +72,12 @@ class Candidate(Generic[Module]):
         ranking: What its channels were ranked by, if not by what the settings say.
         on_policy: Whether it was rebuilt, or learned, with states that a pruned network gets into itself.
         distilled: Whether gradient steps followed.
+        warnings: What the user should know of how it was built, as sentences.
     """
 
     module: Module
     method: Method
-    rebuild: Callable[[Calibration], Module]
+    rebuild: Callable[[Calibration], tuple[Module, tuple[str, ...]]]
     vary: Callable[[int, np.random.Generator], Candidate[Module]]
     rerank: Callable[[ImportanceName], Candidate[Module]]
     groups: list[GroupOutcome]
@@ -88,6 +89,7 @@ class Candidate(Generic[Module]):
     ranking: ImportanceName | None = None
     on_policy: bool = False
     distilled: bool = False
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -117,14 +119,14 @@ def candidate_of(
         variation: Number of the variation of the coefficients.
         ranking: Importance by which the channels were ranked anew.
     """
-    module = problem.build(kept)
+    module, warnings = problem.built(kept)
     found = {group.places: count for group, count in zip(problem.groups, problem.by_group(kept), strict=True)}
     left = [found.get(group.places, count) for group, count in zip(first.groups, before, strict=True)]
     prices = [group.parameters_per_channel(first.network.module) for group in first.groups]
     objective, errors = first.errors(module)
 
-    def rebuild(data: Calibration) -> Module:
-        return replace(problem, calibration=data, warnings=[]).build(kept)
+    def rebuild(data: Calibration) -> tuple[Module, tuple[str, ...]]:
+        return replace(problem, calibration=data).built(kept)
 
     def vary(number: int, rng: np.random.Generator) -> Candidate[Module]:
         return candidate_of(first, problem, problem.near(kept, VARIATION, rng), before, settings, number, ranking)
@@ -146,6 +148,7 @@ def candidate_of(
         exceeded=first.violated(errors),
         variation=variation,
         ranking=ranking,
+        warnings=warnings,
     )
 
 

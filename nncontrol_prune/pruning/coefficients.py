@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -68,7 +68,6 @@ class CoefficientProblem(Generic[Module]):
         reconstructed: Whether the layers are refitted after surgery; only comparisons turn it off.
         twice_fitted: Whether the last layers are then fitted once more, to what matters of them (reconstruction.py).
         teacher: Whose outputs to keep, where that is not the network itself, as in a later round.
-        warnings: What the user should know of what was built, as sentences.
     """
 
     network: Network[Module]
@@ -83,7 +82,6 @@ class CoefficientProblem(Generic[Module]):
     reconstructed: bool = True
     twice_fitted: bool = True
     teacher: Network[Module] | None = None
-    warnings: list[str] = field(default_factory=list)
 
     @cached_property
     def ties(self) -> list[list[int]]:
@@ -195,10 +193,17 @@ class CoefficientProblem(Generic[Module]):
         """Return the problem on few rows and without the second fit: choices cost a tenth to judge."""
         parts = rows_of(self.calibration.fit), rows_of(self.calibration.held_out)
         few = [max(FEWEST_DRAFT_ROWS, round(share * rows)) for share, rows in zip(DRAFT_SHARES, parts, strict=True)]
-        return replace(self, calibration=self.calibration.spread(*few), twice_fitted=False, warnings=[])
+        return replace(self, calibration=self.calibration.spread(*few), twice_fitted=False)
 
     def build(self, kept: Sequence[int]) -> Module:
+        """Return the network that `built` returns."""
+        return self.built(kept)[0]
+
+    def built(self, kept: Sequence[int]) -> tuple[Module, tuple[str, ...]]:
         """Return the pruned and reconstructed network that keeps this many channels of each variable's groups.
+
+        Returns:
+            The network, and what the user should know of it, as sentences.
 
         Raises:
             PruningError: It does not run.
@@ -211,20 +216,20 @@ class CoefficientProblem(Generic[Module]):
                 self.network.run(pruned, take(data.fit, torch.arange(2)))
         except Exception as error:
             raise failing("the pruned network", error) from error
-        if self.reconstructed:
-            warnings = reconstruct(
-                pruned,
-                self.network,
-                self.groups,
-                keep,
-                data.fit,
-                data.fit_weights,
-                terms=self.terms if self.twice_fitted else (),
-                targets=self.targets,
-                sensitivity=self.sensitivity if self.twice_fitted else None,
-            )
-            self.warnings.extend(warning for warning in warnings if warning not in self.warnings)
-        return pruned
+        if not self.reconstructed:
+            return pruned, ()
+        warnings = reconstruct(
+            pruned,
+            self.network,
+            self.groups,
+            keep,
+            data.fit,
+            data.fit_weights,
+            terms=self.terms if self.twice_fitted else (),
+            targets=self.targets,
+            sensitivity=self.sensitivity if self.twice_fitted else None,
+        )
+        return pruned, tuple(warnings)
 
     @torch.no_grad()
     def errors(self, pruned: Module) -> tuple[float, dict[str, float]]:

@@ -40,7 +40,7 @@ class Pruned(Generic[Module]):
     Attributes:
         candidates: All that there were, by name; of those with varied coefficients only what was for the better.
         chosen: The one that was chosen.
-        warnings: What the user should know, as sentences.
+        warnings: What the user should know of the chosen one, as sentences.
         search_seconds: Time that finding the coefficients took, over all rounds.
     """
 
@@ -134,12 +134,11 @@ def prune_network(
     methods: list[Method] = [settings.method]
     if choose is not None and settings.method != "uniform":
         methods.append("uniform")
-    candidates, warnings, search_seconds = list[Candidate[Module]](), list[str](), 0.0
+    candidates, search_seconds = list[Candidate[Module]](), 0.0
     for method in methods:
-        candidate, notes, seconds = shrunk(problem, settings.model_copy(update={"method": method}), progress, latency)
+        candidate, seconds = shrunk(problem, settings.model_copy(update={"method": method}), progress, latency)
         if all(candidate.groups != other.groups for other in candidates):
             candidates.append(candidate)
-        warnings += notes
         search_seconds += seconds
     contest = _Contest(problem, candidates, settings, progress, more_data=more_data, choose=choose, enough=enough)
     if settings.on_policy_rounds:
@@ -155,14 +154,9 @@ def prune_network(
             f"the pruned network gives out NaN or infinity on held-out rows, so {broken} cannot be judged; "
             "ask for less sparsity"
         )
+    warnings = list(chosen.warnings)
     if settings.cost == "latency" and latency is not None:
-        found = latency_removed(latency, network.module, chosen.module)
-        if abs(found - settings.sparsity) > settings.tolerance:
-            warnings.append(
-                f"measured again, the result takes {found:.0%} less time than the dense network, where "
-                f"{settings.sparsity:.0%} ± {settings.tolerance:.0%} were asked for; measure on a quieter machine, or "
-                "allow a larger tolerance"
-            )
+        warnings += _latency_missed(latency_removed(latency, network.module, chosen.module), settings)
     if chosen.exceeded:
         warnings.append(f"the limit on {', '.join(chosen.exceeded)} is exceeded by every choice that was tried")
     return Pruned(
@@ -171,6 +165,17 @@ def prune_network(
         warnings=tuple(dict.fromkeys(warnings)),
         search_seconds=search_seconds,
     )
+
+
+def _latency_missed(removed: float, settings: PruningSettings) -> list[str]:
+    """Return a warning if so large a share of the latency is not what was asked for."""
+    if abs(removed - settings.sparsity) <= settings.tolerance:
+        return []
+    return [
+        f"measured again, the result takes {removed:.0%} less time than the dense network, where "
+        f"{settings.sparsity:.0%} ± {settings.tolerance:.0%} were asked for; measure on a quieter machine, or allow a "
+        "larger tolerance"
+    ]
 
 
 class _Contest(Generic[Module]):
@@ -213,10 +218,17 @@ class _Contest(Generic[Module]):
         if self._more_data is None:
             return
         best, rounds = self.best, self._settings.on_policy_rounds or 0
+        warnings = best.warnings
+
+        def rebuild(data: Calibration) -> Module:
+            nonlocal warnings
+            module, warnings = best.rebuild(data)
+            return module
+
         module, data = refitted_on_policy(
-            best.module, self._problem.calibration, best.rebuild, self._more_data, rounds, self._progress
+            best.module, self._problem.calibration, rebuild, self._more_data, rounds, self._progress
         )
-        self._contend(judged(self._problem, replace(best, module=module, on_policy=True)))
+        self._contend(judged(self._problem, replace(best, module=module, on_policy=True, warnings=warnings)))
         self._met = data if self.best.on_policy else None
 
     def distil(self) -> None:
@@ -263,7 +275,8 @@ class _Contest(Generic[Module]):
         """Do to a candidate, as it is after surgery and reconstruction, what is done to the others."""
         problem, settings = self._problem, self._settings
         if self._met is not None and not candidate.on_policy:
-            candidate = judged(problem, replace(candidate, module=candidate.rebuild(self._met), on_policy=True))
+            module, warnings = candidate.rebuild(self._met)
+            candidate = judged(problem, replace(candidate, module=module, on_policy=True, warnings=warnings))
         if not settings.distill_steps:
             return candidate
         rounds = settings.on_policy_rounds or 0 if self._more_data is not None else 0

@@ -22,7 +22,7 @@ def sparsity_by(number: int, settings: PruningSettings) -> float:
 
 def shrunk(
     first: CoefficientProblem[Module], settings: PruningSettings, progress: Progress, latency: Latency | None
-) -> tuple[Candidate[Module], list[str], float]:
+) -> tuple[Candidate[Module], float]:
     """Prune and reconstruct in as many rounds as the settings say.
 
     Args:
@@ -32,11 +32,11 @@ def shrunk(
         latency: Measures latency, where the budget is one.
 
     Returns:
-        The candidate, what the user should know, and the seconds that finding coefficients took.
+        The candidate, and the seconds that finding coefficients took.
     """
     problem, module, left = first, first.network.module, [group.channels for group in first.groups]
     candidate: Candidate[Module] | None = None
-    warnings, seconds = list[str](), 0.0
+    seconds = 0.0
     for number in range(1, settings.rounds + 1):
         try:
             if number > 1:
@@ -59,9 +59,8 @@ def shrunk(
                 ) from error
         else:
             module, left = candidate.module, [outcome.kept for outcome in candidate.groups]
-            warnings += problem.warnings
     assert candidate is not None
-    return candidate, warnings, seconds
+    return candidate, seconds
 
 
 def _next_problem(

@@ -881,6 +881,18 @@ def test_autocast_makes_no_difference(classifier: nn.Module) -> None:
     assert [outcome.kept for outcome in cast.groups] == [outcome.kept for outcome in plain.groups]
 
 
+@pytest.mark.parametrize(("method", "rounds"), [("grid", 1), ("gradient", 1), ("uniform", 2)])
+def test_warnings_are_of_the_result_and_not_of_what_was_tried(classifier: nn.Module, method: Any, rounds: int) -> None:
+    result = prune(
+        classifier, data=torch.randn(64, 6), budget=0.3, components={"all": [""]}, method=method, rounds=rounds
+    )
+    sizes = dict(zip(("2", "4"), (outcome.kept for outcome in result.chosen.groups), strict=True))
+    found = dict(re.findall(r"(\d) has (\d+) inputs and is fitted on", " ".join(result.warnings)))
+    assert 1 <= len(result.warnings) == len(found)
+    assert {name: int(inputs) for name, inputs in found.items()}.items() <= sizes.items()
+    assert result.warnings == result.chosen.warnings
+
+
 @pytest.mark.parametrize("outside", [False, True])
 def test_a_forward_pass_under_autocast_of_its_own_is_pruned(classifier: nn.Module, outside: bool) -> None:
     def cast(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:
