@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from nncontrol_prune.pruning.layers import (
+    is_plain,
     load_solution,
     regressors,
     responses,
@@ -51,3 +54,36 @@ def test_a_solution_does_the_same_before_and_after_it_is_loaded(layer: nn.Module
     load_solution(layer, solution, bias)
     torch.testing.assert_close(found, layer(inputs))
     torch.testing.assert_close(solution_of(layer), solution)
+
+
+NORMED = [
+    (nn.LayerNorm(6), (9, 6)),
+    (nn.LayerNorm((4, 6)), (9, 4, 6)),
+    (nn.RMSNorm(6), (9, 5, 6)),
+    (nn.LayerNorm(6, elementwise_affine=False), (9, 6)),
+    (nn.BatchNorm1d(6), (9, 6)),
+    (nn.BatchNorm2d(6), (9, 6, 4, 4)),
+    (nn.InstanceNorm2d(6, affine=True), (9, 6, 4, 4)),
+    (nn.GroupNorm(3, 6), (9, 6, 4)),
+]
+
+
+@pytest.mark.parametrize(("offset", "dtype"), [(0.0, torch.float32), (1e4, torch.float32), (1.0, torch.bfloat16)])
+@pytest.mark.parametrize(("layer", "shape"), [*LAYERS, *NORMED], ids=[str(layer) for layer, _ in [*LAYERS, *NORMED]])
+@torch.no_grad()
+def test_a_layer_of_torchs_own_gives_out_what_its_weight_and_bias_say(
+    layer: nn.Module, shape: tuple[int, ...], offset: float, dtype: torch.dtype
+) -> None:
+    layer = copy.deepcopy(layer).to(dtype).eval()
+    inputs = torch.randn(100, *shape[1:], dtype=dtype) + offset
+    inputs[0], inputs[1] = torch.nan, torch.inf
+    output = layer(inputs)
+    assert is_plain(layer, inputs[:9], output[:9])
+    assert not is_plain(layer, inputs[:9], 1.1 * output[:9])
+    assert not is_plain(layer, inputs[:9], output[:9, ..., :1])
+
+
+def test_a_layer_that_tells_nothing_is_plain() -> None:
+    layer = nn.Linear(3, 2)
+    nn.init.zeros_(layer.weight)
+    assert is_plain(layer, torch.zeros(5, 3), layer(torch.zeros(5, 3)))
