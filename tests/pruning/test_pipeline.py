@@ -432,3 +432,20 @@ def test_it_can_be_cancelled_in_every_stage(small_bundle: Bundle, rollouts, stag
     settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="grid", distill_steps=200)
     with pytest.raises(Cancelled, match=f"during {stage}"):
         prune_bundle(small_bundle, rollouts, settings, progress=progress)
+
+
+@pytest.mark.parametrize("stage", ["on-policy rounds", "closed-loop search"])
+def test_it_can_be_cancelled_while_it_works_in_closed_loop(small_bundle: Bundle, rollouts, stage: str) -> None:
+    reached = []
+    progress = Progress(lambda name, _: reached.append(name), lambda: stage in reached)
+    settings = PruningSettings(sparsity=0.5, tolerance=0.03, method="uniform", on_policy_rounds=1, variations=2)
+    with pytest.raises(Cancelled, match=f"during {stage}"):
+        prune_bundle(
+            small_bundle,
+            rollouts,
+            settings,
+            observe=lambda bundle: rollouts.observation[:200],
+            choose=lambda bundles: 0,
+            enough=lambda bundle: False,
+            progress=progress,
+        )

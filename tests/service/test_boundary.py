@@ -12,7 +12,7 @@ from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.tasks import task_of
-from nncontrol_prune.progress import Progress
+from nncontrol_prune.progress import Cancelled, Progress
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.rollouts.reader import Rollouts, read_rollouts
@@ -96,6 +96,30 @@ def test_the_boundary_passes_and_everything_tried_is_reported(
     assert any(stage.startswith("try 2, ") and stage.endswith(": validation") for stage in stages)
     kept = cache.read(shipped_bundle, CARTPOLE, Conditions(), task_of(CARTPOLE))
     assert {SELECTION_SEED, SEARCH_SEED, GateSettings().first_seed} <= kept.keys()
+
+
+def test_search_ends_where_it_is_cancelled(
+    shipped_bundle: Bundle, small_bundle: Bundle, make_verdict: Callable[..., Verdict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached: list[str] = []
+
+    def prune(*_: Any, progress: Progress, **__: Any) -> tuple[Bundle, Any]:
+        progress("coefficients", 0.5)
+        return small_bundle, SimpleNamespace(sparsity=0.5)
+
+    monkeypatch.setattr("nncontrol_prune.service.boundary.prune", prune)
+    monkeypatch.setattr("nncontrol_prune.service.boundary.judge", lambda *_, **__: make_verdict(small_bundle))
+    progress = Progress(lambda stage, _: reached.append(stage), lambda: len(reached) == 2)
+    with pytest.raises(Cancelled, match=r"cancelled during try 2, .*: coefficients"):
+        prune_to_boundary(
+            shipped_bundle,
+            cast(Rollouts, None),  # not looked at here
+            PruningSettings(),
+            environment=CARTPOLE,
+            gate=GateSettings(),
+            progress=progress,
+        )
+    assert len(reached) == 2
 
 
 def test_all_that_the_gate_asks_bounds_the_search_and_its_own_seeds_have_the_last_word(
