@@ -34,7 +34,6 @@ class Key:
         kind: `bool`, `int`, `float`, `str`, or `list[float]`.
         default: What it is if nothing is said; None for what stands for None, or for nothing.
         none: The value that stands for None, which leaves the choice to us; None if the field always has a value.
-        ends: The lowest and the highest value that a slider offers; None if it gets none.
     """
 
     def __init__(self, name: str, annotation: Any, metadata: Sequence[Any], default: Any, description: str) -> None:
@@ -68,15 +67,13 @@ class Key:
             notes.append(f"at least {self.lower:g}")
         if below:
             notes.append(f"less than {self.upper:g}")
-        self.ends = _ends(self.kind, self.lower, self.upper, above=exclusive and not optional, below=below)
         self.default = self.none if default is None else self.to_ros(default)
         self.description, self.constraints = description, "; ".join(notes)
 
-    def descriptor(self, value: Any, *, fixed: bool, dynamic_typing: bool) -> ParameterDescriptor:
+    def descriptor(self, *, fixed: bool, dynamic_typing: bool) -> ParameterDescriptor:
         """Describe it to those who set it.
 
         Args:
-            value: What it is at first. If that is allowed but no slider offers it, it has to be typed.
             fixed: Whether it can be set only when the node is started.
             dynamic_typing: Whether rclpy leaves it to us which types are taken.
         """
@@ -85,19 +82,14 @@ class Key:
         descriptor = ParameterDescriptor(
             name=self.name, description=self.description, additional_constraints="; ".join(notes), read_only=fixed
         )
+        bounded = self.lower is not None and self.upper is not None
         if self.kind is float:
             descriptor.dynamic_typing = dynamic_typing  # otherwise rclpy refuses 100 for 100.0
-        if self.ends is not None and self.offers(value):
-            lowest, highest = self.ends
-            if self.kind is float:  # no step: rclpy would refuse what lies between two
-                descriptor.floating_point_range = [FloatingPointRange(from_value=lowest, to_value=highest)]
-            else:
-                descriptor.integer_range = [IntegerRange(from_value=int(lowest), to_value=int(highest), step=1)]
+            if bounded:
+                descriptor.floating_point_range = [FloatingPointRange(from_value=self.lower, to_value=self.upper)]
+        elif self.kind is int and bounded:
+            descriptor.integer_range = [IntegerRange(from_value=int(self.lower or 0), to_value=int(self.upper or 0))]
         return descriptor
-
-    def offers(self, value: Any) -> bool:
-        """Return whether a slider, if there is one, offers a value."""
-        return self.ends is None or not isinstance(value, (int, float)) or self.ends[0] <= value <= self.ends[1]
 
     def to_ros(self, value: Any) -> Any:
         """Convert a value for a parameter; one that does not fit is left for the validation to refuse."""
@@ -270,7 +262,7 @@ class NodeParameters(Generic[Model]):
             descriptor = (
                 ParameterDescriptor(name=name)
                 if key is None
-                else key.descriptor(value, fixed=name in self._fixed, dynamic_typing=not convert)
+                else key.descriptor(fixed=name in self._fixed, dynamic_typing=not convert)
             )
             if key is not None and value == []:  # from which rclpy would not tell the type
                 self._node.declare_parameter(name, Parameter.Type.DOUBLE_ARRAY, descriptor, ignore_override=True)
@@ -281,67 +273,21 @@ class NodeParameters(Generic[Model]):
             self._node.add_pre_set_parameters_callback(self._converted)
 
     def _converted(self, parameters: list[Parameter]) -> list[Parameter]:
-        """Make neat floating-point numbers where the parameter is one, before rclpy looks at type and range."""
-        converted = [
-            self._keys[parameter.name].parameter(neat(parameter.value))
+        """Make floating-point numbers of whole ones where the parameter is one, before rclpy looks at the type."""
+        return [
+            self._keys[parameter.name].parameter(parameter.value)
             if parameter.name in self._keys and parameter.type_ is not Parameter.Type.NOT_SET
             else parameter
             for parameter in parameters
         ]
-        self._take_away_sliders(converted)
-        return converted
-
-    def _take_away_sliders(self, parameters: list[Parameter]) -> None:
-        """Let rclpy take values that are allowed, although no slider offers them."""
-        beyond = [
-            parameter.name
-            for parameter in parameters
-            if parameter.name in self._keys
-            and parameter.name not in self._fixed
-            and not self._keys[parameter.name].offers(parameter.value)
-        ]
-        if not beyond:
-            return
-        try:
-            self.changed(parameters)
-        except ConfigError:
-            return
-        for name in beyond:
-            descriptor = self._node.describe_parameter(name)
-            descriptor.floating_point_range, descriptor.integer_range = [], []
-            self._node.set_descriptor(name, descriptor)
-
-
-def neat(value: Any) -> Any:
-    """Return a number without what computing it has left in its last digits: 0.3 for a slider's 0.30000000000000004."""
-    return float(f"{value:.12g}") if isinstance(value, float) else value
-
-
-def _ends(
-    kind: type | str, lower: float | None, upper: float | None, *, above: bool, below: bool
-) -> tuple[float, float] | None:
-    """Return the ends of the range that a slider offers, all of which is allowed; None if there is no such range.
-
-    Args:
-        kind: The type of the values.
-        lower: Lower limit.
-        upper: Upper limit.
-        above: Whether the lower limit is itself not allowed.
-        below: Whether the upper limit is itself not allowed.
-    """
-    if kind not in (int, float) or lower is None or upper is None:
-        return None
-    if kind is int:
-        return lower + above, upper - below
-    if not above:
-        return lower, upper - below * (upper - lower) / 1000
-    # rqt's sliders move by hundredths of the range, counted from 0: both ends have to be such places, or what it
-    # offers there lies beyond them.
-    return (round(0.0099 * upper, 9), round(0.9999 * upper, 9)) if lower == 0 else None
 
 
 def _limits(metadata: Sequence[Any]) -> tuple[float | None, float | None, bool, bool]:
-    """Return lower and upper limit, and of each whether it is itself not allowed."""
+    """Return lower and upper limit, and of each whether it is itself not allowed.
+
+    A range has no way to leave out its ends. They are round all the same, since sliders have steps of a hundredth of
+    it; it is left to the validation to refuse them.
+    """
     lower, upper, above, below = None, None, False, False
     for entry in metadata:
         for part in (entry, *getattr(entry, "metadata", ())):
