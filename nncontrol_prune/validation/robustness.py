@@ -101,10 +101,10 @@ class RobustnessTest:
         for name, pairs in rounds.items():
             self._pairs[name] += pairs
         each = np.array([[_differences(*pair) for pair in pairs] for pairs in rounds.values()])
-        success, lost = each.mean(axis=0).T
+        success, returned = each.mean(axis=0).T
         self._success.add(success.tolist())
         if self._return is not None:
-            self._return.add((lost / abs(self._usual_return)).tolist())
+            self._return.add((returned / abs(self._usual_return)).tolist())
         self.rounds += len(success)
 
     def summaries(self) -> tuple[ConditionSummary, ...]:
