@@ -113,7 +113,7 @@ def test_two_simulations_at_once_are_told_of_each_other(graph: Graph) -> None:
     first, second = (graph.start("simulator_node", realtime_priority=0) for _ in range(2))
     problem = "/mujoco_sim and /mujoco_sim publish /clock, so two simulations are mixed up"
     wait_until(lambda: problem in first.log and problem in second.log)
-    assert problem in found().message
+    wait_until(lambda: found() and problem in found().message)
     second.kill()
     wait_until(lambda: problem not in found().message)
     assert first.log.count(problem) == 1
