@@ -148,22 +148,13 @@ def reconstruct(
             if layer.weight is not None:
                 _refit_norm(layer, layer(held), target, weights)
             return
-        columns = solution_of(layer).shape[0]
         inputs, wanted, by_item = regression(layer, held, target, weights, contrasts=network.contrasts)
-        scarce = len(inputs) < 2 * columns
-        if scarce:
+        if _are_scarce(inputs):
             warnings.append(
-                f"{name} has {columns} inputs and is fitted on {len(inputs)} rows only, so it is regularized strongly; "
-                "record more rollouts"
+                f"{name} has {inputs.shape[1]} inputs and is fitted on {len(inputs)} rows only, so it is regularized "
+                "strongly; record more rollouts"
             )
-        weight, bias = weighted_ridge(
-            inputs,
-            wanted,
-            by_item,
-            ridge=SCARCE_RIDGE if scarce else RIDGE,
-            towards=solution_of(layer).double() if scarce else None,
-            intercept=getattr(layer, "bias", None) is not None,
-        )
+        weight, bias = _fitted(layer, inputs, wanted, by_item, solution_of(layer).double())
         load_solution(layer, weight, bias)
 
     with _before_calls(pruned, {name: target for name, target in targets.items() if target.plain}, refit):
@@ -230,22 +221,32 @@ def _refit_last_layers(
         inputs, wanted, by_output = regression(
             layer, held, target, weights[:, None] * share, contrasts=network.contrasts
         )
-        scarce, left = len(inputs) < 2 * inputs.shape[1], solution_of(layer).double()
+        left = solution_of(layer).double()
         solutions = [
-            weighted_ridge(
-                inputs,
-                wanted[:, [k]],
-                by_output[:, k],
-                ridge=SCARCE_RIDGE if scarce else RIDGE,
-                towards=left[:, [k]] if scarce else None,
-                intercept=getattr(layer, "bias", None) is not None,
-            )
-            for k in range(wanted.shape[1])
+            _fitted(layer, inputs, wanted[:, [k]], by_output[:, k], left[:, [k]]) for k in range(wanted.shape[1])
         ]
         load_solution(layer, torch.cat([w for w, _ in solutions], dim=1), torch.cat([b for _, b in solutions]))
 
     with _before_calls(pruned, {name: targets[name] for name in found if targets[name].plain}, refit):
         network.run(pruned, network.once(batch))
+
+
+def _are_scarce(inputs: Tensor) -> bool:
+    """Return whether there are fewer than two rows for each of a layer's inputs (rows, k)."""
+    return len(inputs) < 2 * inputs.shape[1]
+
+
+def _fitted(layer: nn.Module, inputs: Tensor, wanted: Tensor, weights: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `weighted_ridge` of a layer; near the weights that it has left, (k, m), where rows are scarce."""
+    scarce = _are_scarce(inputs)
+    return weighted_ridge(
+        inputs,
+        wanted,
+        weights,
+        ridge=SCARCE_RIDGE if scarce else RIDGE,
+        towards=left if scarce else None,
+        intercept=getattr(layer, "bias", None) is not None,
+    )
 
 
 def _before_calls(

@@ -103,7 +103,8 @@ def test_candidate_that_does_well_only_as_it_is_is_rejected(
     candidate = changed(shipped_bundle, lambda module: None)
     verdict = judge(candidate, shipped_bundle, CARTPOLE, gate_settings(robustness=levels), cache=cache)
     assert verdict.decision == "reject"
-    assert {name for name, outcome in outcomes(verdict).items() if outcome != "passed"} >= {"robustness"}
+    missed = {name for name, outcome in outcomes(verdict).items() if outcome != "passed"}
+    assert missed - {"robustness of the return"} == {"robustness"}, "of the return it may not be decided by then"
     assert "most often" in verdict.reasons[0]
 
 
