@@ -189,6 +189,23 @@ def test_too_few_rows_are_regularized_and_it_says_so(network: Network[Mlp], obse
     assert torch.isfinite(pruned(observations)).all()
 
 
+@pytest.mark.parametrize(("rows", "kept"), [(20, True), (200, False)])
+@pytest.mark.parametrize("terms", [(), (Term("output"),)], ids=["once", "twice fitted"])
+def test_few_rows_leave_the_weight_of_a_channel_that_they_do_not_excite(
+    terms: tuple[Term, ...], rows: int, kept: bool
+) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 2))
+    with torch.no_grad():
+        module[0].bias[0] = -100.0  # off in all rows
+    network = Network(module, {"all": [""]}, lambda m, b: {"output": m(b["x"])})
+    batch = {"x": torch.randn(rows, 4)}
+    groups, keep = network.groups(batch), [torch.arange(11)]
+    pruned = remove_channels(module, groups, keep)
+    reconstruct(pruned, network, groups, keep, batch, torch.ones(rows), terms=terms)
+    assert torch.allclose(pruned[2].weight[:, 0], module[2].weight[:, 0]) == kept
+
+
 class _MultipliesByItself(nn.Module):
     """Uses a layer's weights without running it, and a matrix that belongs to none."""
 
