@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from nncontrol_prune.pruning.calls import hooked
 from nncontrol_prune.pruning.coupling import OUTPUT, PARTS, Cause, Entry
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.propagation import SPREAD_ENTRIES
 from nncontrol_prune.pruning.tracing import trace
 
 Components = Mapping[str, Sequence[str]]
@@ -28,11 +26,6 @@ CHANNEL_NORMS = (
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
 )
 """Norms of each channel by itself."""
-
-NORMED_ENTRIES: Mapping[type[nn.Module], int] = {nn.LayerNorm: SPREAD_ENTRIES, nn.RMSNorm: 2}
-"""Entries that a norm over channels has to have. Of one less it leaves signs, +1 and -1 whatever the inputs: what comes
-after hangs on rounding, and a planner's choices with it."""
-
 
 NOT_TAKEN_IN = Cause("are taken in by no matrix, which could make up for one that leaves")
 
@@ -361,7 +354,7 @@ def _group(
         producers=tuple(producers),
         consumers=tuple(consumers),
         multiplied=tuple(name for name, _ in module.named_parameters() if name in multiplied),
-        fewest=min(len(channels), max(traced.fewest(channels[0]), *(_needed(module, member) for member in members))),
+        fewest=min(len(channels), traced.fewest(channels[0])),
     )
 
 
@@ -382,13 +375,6 @@ def _takes(module: nn.Module, member: Member) -> bool:
     if isinstance(owner, TRANSPOSED):
         return member.dim == 0 and owner.groups == 1
     return isinstance(owner, LINEAR) and member.dim == 1
-
-
-def _needed(module: nn.Module, member: Member) -> int:
-    """Return how many channels have to stay for the module that holds a member."""
-    owner = module.get_submodule(member.module)
-    entries = next((entries for norm, entries in NORMED_ENTRIES.items() if isinstance(owner, norm)), 1)
-    return math.ceil(entries / member.width)
 
 
 def describe(groups: Sequence[Group], module: nn.Module) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,11 @@ from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.rearranging import REARRANGING, fix_along
 
 SPREAD_ENTRIES = 3
-"""Entries that have to be left of those that a spread is taken of: two differ from their mean by as much."""
+"""Entries that have to be left of those that a spread is taken of: two differ from their mean by as much, and a norm
+leaves of them signs, +1 and -1 whatever the inputs. What comes after hangs on rounding, and a planner's choices too."""
+WHOLE_ENTRIES = 2
+"""Entries that have to be left of those that are put beside what is made of them all, such as their root mean square:
+one is as large as that."""
 
 
 def _same(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
@@ -125,10 +129,20 @@ def _convolution(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> Non
 
 
 def _layer_norm(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+    _norm(coupling, args, result, SPREAD_ENTRIES)
+
+
+def _rms_norm(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
+    _norm(coupling, args, result, WHOLE_ENTRIES)
+
+
+def _norm(coupling: Coupling, args: Any, result: Any, entries: int) -> None:
     """Statistics are over the channels that are kept, so nothing is coupled but the affine part."""
     inputs, shape = args[0], args[1]
     rows = coupling.labels(inputs)
-    if len(shape) != 1:
+    if len(shape) == 1:
+        coupling.need(rows[-1], entries)
+    else:
         for row in rows[-len(shape) :]:
             coupling.fix(row)
     for affine in args[2:4]:
@@ -214,6 +228,8 @@ def _reduction(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
     kept: list[Row] = []
     outputs = [value for value in tree_iter(result) if isinstance(value, Tensor)]
     keepdim = outputs[0].dim() == source.dim()
+    if keepdim:  # it is made to be put beside the entries again
+        _need(coupling, source, gone, WHOLE_ENTRIES)
     for dim, row in enumerate(rows):
         if dim not in gone:
             kept.append(row)
@@ -226,11 +242,15 @@ def _reduction(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
 def _spread(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
     """A variance or a standard deviation, as in a LayerNorm written out, asks for more entries than one."""
     source: Tensor = args[0]
-    gone = _reduced(source, args, kwargs)
+    _need(coupling, source, _reduced(source, args, kwargs), SPREAD_ENTRIES)
+    _reduction(coupling, args, kwargs, result)
+
+
+def _need(coupling: Coupling, source: Tensor, gone: set[int], entries: int) -> None:
+    """Tell that so many entries have to be left of those that a reduction over some dimensions is of."""
     for dim in gone:
         others = math.prod(source.shape[other] for other in gone if other != dim)
-        coupling.need(coupling.labels(source)[dim], math.ceil(SPREAD_ENTRIES / others))
-    _reduction(coupling, args, kwargs, result)
+        coupling.need(coupling.labels(source)[dim], math.ceil(entries / others))
 
 
 def _norm_reduction(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
@@ -346,7 +366,8 @@ RULES: dict[str, Rule] = {
         _attention,
     ),
     **dict.fromkeys(("convolution", "_convolution", "mkldnn_convolution"), _convolution),
-    **dict.fromkeys(("native_layer_norm", "_fused_rms_norm"), _layer_norm),
+    "native_layer_norm": _layer_norm,
+    "_fused_rms_norm": _rms_norm,
     **dict.fromkeys(
         ("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm"),
         _batch_norm,

@@ -96,3 +96,11 @@ def _correct_sizes(module: nn.Module) -> None:
     elif isinstance(module, nn.GroupNorm):
         module.num_groups = module.num_groups * weight.shape[0] // module.num_channels
         module.num_channels = weight.shape[0]
+    elif isinstance(module, nn.Unflatten) and not isinstance(module.dim, str):
+        module.unflattened_size = _freed(module.unflattened_size)
+
+
+def _freed(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Return sizes to unflatten to with the first that is not one left open: it is the channels that lead."""
+    first = next((place for place, size in enumerate(sizes) if size != 1), None)
+    return tuple(sizes) if first is None or -1 in sizes else (*sizes[:first], -1, *sizes[first + 1 :])

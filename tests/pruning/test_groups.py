@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from nncontrol_prune.controllers.mlp import Mlp
 from nncontrol_prune.controllers.specs import MlpArchitecture
@@ -83,6 +84,12 @@ def test_with_one_channel_less_a_norm_would_leave_signs(norm: type[nn.Module], f
         (lambda h: (h - h.mean(-1, keepdim=True)) / (h.std(-1, keepdim=True) + 1e-5), 3),
         (lambda h: (h - h.mean(-1, keepdim=True)) / (h.var(dim=-1, correction=0, keepdim=True) + 1e-5).sqrt(), 3),
         (lambda h: h / torch.var_mean(h, 2, keepdim=True)[0], 3),
+        (lambda h: functional.layer_norm(h, h.shape[-1:]), 3),
+        (lambda h: functional.rms_norm(h, h.shape[-1:]), 2),
+        (lambda h: h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-5), 2),
+        (lambda h: functional.normalize(h, dim=-1), 2),
+        (lambda h: h * h.mean(-1).unsqueeze(-1), 1),
+        (lambda h: h / (1 + h.square().mean(1, keepdim=True)), 1),
         (lambda h: h / h.std(), 1),
         (lambda h: h / (1 + h.var(1, keepdim=True)), 1),
         (lambda h: (h.view(2, 5, 4, 3) / (h.view(2, 5, 4, 3).std((-1, -2), keepdim=True))).flatten(2), 1),

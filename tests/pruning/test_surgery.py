@@ -72,8 +72,11 @@ def test_pruned_network_equals_the_masked_dense_one(network: type[Any], share: f
         [nn.Linear(8, 6), nn.PReLU(6), nn.Dropout(), nn.Linear(6, 2)],
         [nn.Linear(8, 6), nn.RMSNorm(6), nn.GELU(), nn.Linear(6, 6, bias=False), nn.LayerNorm(6, bias=False),
          nn.Hardswish(), nn.Linear(6, 2)],
+        [nn.Linear(8, 54), nn.ReLU(), nn.Unflatten(1, (6, 3, 3)), nn.Conv2d(6, 2, 3)],
+        [nn.Linear(8, 54), nn.ReLU(), nn.Unflatten(-1, [1, 6, 9]), nn.Flatten(1, 2), nn.Conv1d(6, 2, 3)],
     ],
-    ids=["conv1d", "depthwise", "depthwise transposed", "pooled", "instance norm", "prelu", "norms"],
+    ids=["conv1d", "depthwise", "depthwise transposed", "pooled", "instance norm", "prelu", "norms",
+         "unflattened", "unflattened behind a size of one"],
 )  # fmt: skip
 def test_layers_of_all_kinds(layers: list[nn.Module]) -> None:
     torch.manual_seed(3)
@@ -132,6 +135,15 @@ def test_a_depthwise_transposed_convolution_has_a_group_for_each_channel_left() 
     layers = [nn.Conv2d(1, 6, 3), nn.ConvTranspose2d(6, 6, 3, stride=2, groups=6), nn.ReLU(), nn.Conv2d(6, 1, 3)]
     pruned: Any = check_equals_masked(nn.Sequential(*layers), {"all": [""]}, lambda m: m(torch.ones(2, 1, 8, 8)))
     assert (pruned[1].groups, pruned[1].in_channels, pruned[1].out_channels) == (3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "left"), [((6, 3, 3), (-1, 3, 3)), ((1, 6, 9), (1, -1, 9)), ((6, -1), (6, -1)), ((1, 1), (1, 1))]
+)
+def test_of_the_sizes_to_unflatten_to_the_channels_are_left_open(sizes: tuple[int, ...], left: tuple[int, ...]) -> None:
+    module = nn.Sequential(nn.Unflatten(1, sizes))
+    assert remove_channels(module, [], [])[0].unflattened_size == left
+    assert module[0].unflattened_size == sizes
 
 
 def test_an_embedding_loses_channels_and_keeps_its_rows() -> None:
