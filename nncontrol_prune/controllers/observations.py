@@ -19,6 +19,9 @@ VECTOR_SIZES = {
 }
 """Sizes of quantities that an IMU or a velocity command gives."""
 
+TOLD_QUANTITIES = ("velocity_command", "previous_action")
+"""Quantities that nothing measures: the controller is told them as they are."""
+
 JOINT_QUANTITIES = ("position", "velocity", "effort", "cos", "sin")
 """Quantities of a joint, by its name; `cos` and `sin` are of its position."""
 
@@ -123,6 +126,11 @@ class ObservationSpec(Spec):
     def size(self) -> int:
         """Length of the observation vector."""
         return sum(term.size for term in self.terms)
+
+    @property
+    def measured(self) -> tuple[bool, ...]:
+        """Whether each entry is a measurement; what the controller is told is none."""
+        return tuple(term.quantity not in TOLD_QUANTITIES for term in self.terms for _ in range(term.size))
 
 
 def term_difference(ours: ObservationTerm, theirs: ObservationTerm) -> str:

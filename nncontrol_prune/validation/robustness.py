@@ -23,7 +23,7 @@ ROUNDS = 10
 def conditions_of(settings: GateSettings, dense: Bundle) -> dict[str, Conditions]:
     """Return the conditions that settings ask for, by a name for people; those of no size are left out."""
     levels, delay = settings.robustness, settings.delay
-    spread = dense.reference_observations.astype(np.float64).std(axis=0)
+    spread = dense.reference_observations.astype(np.float64).std(axis=0) * dense.manifest.observation.measured
     found: dict[str, Conditions] = {}
     if levels.push:
         found[f"pushes of {levels.push:g} m/s"] = Conditions(delay=delay, push=levels.push)

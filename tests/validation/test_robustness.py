@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.controllers.observations import ObservationSpec, ObservationTerm
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.validation.evaluation import run_episodes
@@ -27,6 +30,19 @@ def test_conditions_are_those_of_the_levels_on_top_of_the_loops_delay(shipped_bu
     assert len(found["noise of 2%"].noise) == 5
     nothing = RobustnessSettings(push=0, noise=0, more_delay=0, mass=0, friction=0)
     assert conditions_of(GateSettings(robustness=nothing), shipped_bundle) == {}
+
+
+def test_what_a_controller_is_told_has_no_noise(shipped_bundle: Bundle) -> None:
+    terms = (
+        ObservationTerm(name="cart", size=1, quantity="other"),
+        ObservationTerm(name="command", size=3, quantity="velocity_command"),
+        ObservationTerm(name="before", size=1, quantity="previous_action"),
+    )
+    manifest = shipped_bundle.manifest.model_copy(update={"observation": ObservationSpec(terms=terms)})
+    usual = conditions_of(GateSettings(), shipped_bundle)["noise of 2%"].noise
+    found = conditions_of(GateSettings(), replace(shipped_bundle, manifest=manifest))["noise of 2%"].noise
+    assert found == (usual[0], 0.0, 0.0, 0.0, 0.0)
+    assert min(usual) > 0.0
 
 
 def test_a_round_counts_its_mean_over_the_conditions(make_episode) -> None:
