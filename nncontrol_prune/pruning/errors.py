@@ -13,5 +13,5 @@ def failing(which: str, error: Exception) -> PruningError:
     """Return what to raise where a network does not run any more with another number of channels."""
     return PruningError(
         f"{which} fails with {type(error).__name__}: {error}; if a size is written into its forward pass as a number, "
-        "write -1 or take it from a tensor's shape"
+        "write -1 (of an image, x.unflatten(1, (-1, 7, 7))) or take it from a tensor's shape"
     )
