@@ -1,4 +1,4 @@
-"""Calls: what layers and operations take in when a network is run, and which calls tell enough to fit a layer."""
+"""Calls: what modules and operations take in when a network is run; of layers, see operations.py."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
-
-Note = Callable[[str, nn.Module, int, Tensor, Tensor], None]
-"""Takes a layer's name, the layer, the number of the call from 0, what it took in, and what it gave out."""
+from torch.utils._pytree import tree_iter, tree_map
 
 
 def taken_in(arguments: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
-    """Return what a layer takes in: the first tensor that it is called with, by position or by keyword."""
-    return next(value for value in (*arguments, *named.values()) if isinstance(value, Tensor))
+    """Return what a module takes in: the first tensor that it is called with, by position or by keyword."""
+    return next(value for value in tree_iter((arguments, named)) if isinstance(value, Tensor))
 
 
 @contextmanager
@@ -49,25 +46,23 @@ def hooked(
         yield
 
 
-def telling_calls(module: nn.Module, names: Iterable[str], rows: int, note: Note) -> AbstractContextManager[None]:
-    """Within the block, note each layer's first call, and the first in which it takes in other values in other rows.
+def with_others_taken_in(
+    module: nn.Module, names: Iterable[str], other: Callable[[str, nn.Module, Tensor], Tensor]
+) -> AbstractContextManager[None]:
+    """Within the block, parts of a module take in another tensor in the place of the first.
 
-    Mostly that is the same one. The state of a recurrent network often starts at zero, and of that nothing is learned.
+    Args:
+        module: The module.
+        names: Of the parts.
+        other: Takes a part's name, the part and the tensor, and returns the one to take in.
     """
-    varied: set[str] = set()
 
-    def tell(name: str, layer: nn.Module, call: int, arguments: Any, named: Any, output: Tensor) -> None:
-        if name in varied:
-            return
+    def exchange(name: str, part: nn.Module, call: int, arguments: Any, named: Any) -> Any:
         held = taken_in(arguments, named)
-        by_row = held.reshape(rows, -1)
-        varies = bool((by_row != by_row[:1]).any())
-        if varies:
-            varied.add(name)
-        if varies or call == 0:
-            note(name, layer, call, held, output)
+        found = other(name, part, held)
+        return tree_map(lambda value: found if value is held else value, (arguments, named))
 
-    return hooked(module, names, tell)
+    return hooked(module, names, exchange, before=True)
 
 
 class TakenTensors(TorchDispatchMode):

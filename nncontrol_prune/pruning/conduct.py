@@ -21,6 +21,7 @@ from nncontrol_prune.pruning.copying import copied
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.network import TRACED_ROWS, Batch, Network, Outputs, rows_of, spread_rows, take
+from nncontrol_prune.pruning.operations import Operation, operations, weight_of
 from nncontrol_prune.pruning.surgery import Module
 from nncontrol_prune.pruning.terms import Term
 
@@ -133,13 +134,13 @@ def _check_parts(network: Network[Any], groups: Sequence[Group], batch: Batch) -
                 f"the forward pass runs other parts for other rows ({', '.join(where)}{missing}): a network has to be "
                 "the same for all rows and any number of them; compute both paths and choose with torch.where"
             )
-    for name in dict.fromkeys(name for group in groups for name in group.consumers):
-        more_often = len(whole[name]) != len(traced[name])
-        if more_often and any(items * few != traced[name][0] * rows for items in whole[name]):
+    consumers = dict.fromkeys((name, name in group.opaque) for group in groups for name in group.consumers)
+    for name, opaque in consumers:
+        calls, before = ((parts[name] if opaque else parts[weight_of(name)]) for parts in (whole, traced))
+        if len(calls) != len(before) and any(items * few != before[0] * rows for items in calls):
             raise PruningError(
-                f"the layer {name} takes in {whole[name][0]} items at once for {rows} rows of data, and "
-                f"{traced[name][0]} for {few}; all rows have to go through it together, so leave minibatches out of "
-                "the forward pass"
+                f"the layer {name} takes in {calls[0]} items at once for {rows} rows of data, and {before[0]} for "
+                f"{few}; all rows have to go through it together, so leave minibatches out of the forward pass"
             )
     return [
         f"the forward pass runs {name} {len(parts[name])} times for {which} and {len(calls)} times for {first}; how "
@@ -162,7 +163,8 @@ def _parts_run_by_one(network: Network[Any], batch: Batch, row: int) -> dict[str
 def _parts_run(network: Network[Any], batch: Batch) -> dict[str, list[int]]:
     """Return the names of the modules that are run, and of the parameters that are used, in a forward pass.
 
-    With each module comes how many items it took in by call, 0 where that is no tensor; with a parameter, nothing.
+    With each module comes how many items it took in by call, 0 where that is no tensor; with the weight of a layer,
+    how many its operation did; and with other parameters, nothing.
     """
     calls: dict[str, list[int]] = {}
 
@@ -170,10 +172,17 @@ def _parts_run(network: Network[Any], batch: Batch) -> dict[str, list[int]]:
         held = next((value for value in (*arguments, *named.values()) if isinstance(value, Tensor)), None)
         calls.setdefault(name, []).append(0 if held is None or held.dim() == 0 else len(held))
 
-    every = dict(network.module.named_modules())
-    with hooked(network.module, every, note, before=True), TakenTensors() as taken:
-        network.run(network.module, batch)
-    return calls | {name: [] for name, parameter in network.module.named_parameters() if id(parameter) in taken.ids}
+    def note_operation(operation: Operation) -> Tensor:
+        calls.setdefault(weight_of(operation.name), []).append(len(operation.held))
+        return operation.run()
+
+    module, every = network.module, dict(network.module.named_modules())
+    with hooked(module, every, note, before=True), operations(module, every, note_operation), TakenTensors() as taken:
+        network.run(module, batch)
+    for name, parameter in module.named_parameters():
+        if id(parameter) in taken.ids:
+            calls.setdefault(name, [])
+    return calls
 
 
 def _outermost(names: Collection[str]) -> str:

@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
 
 from nncontrol_prune.pruning.calls import hooked, taken_in
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import LINEAR, TRANSPOSED, Group
+from nncontrol_prune.pruning.operations import Operation, operations, weight_of
 
 Number = TypeVar("Number", float, Tensor)
 
@@ -77,20 +79,30 @@ def parameter_cost(module: nn.Module, groups: Sequence[Group]) -> Cost:
 def multiplication_cost(module: nn.Module, groups: Sequence[Group], run: Callable[[nn.Module], Any]) -> Cost:
     """A weight of a linear layer or a convolution costs one for every time that it is multiplied in a run."""
     weights: dict[str, float] = {}
+    operated: set[str] = set()
 
-    def count(name: str, layer: nn.Module, call: int, arguments: Any, named: Any, output: Tensor) -> None:
+    def count(name: str, layer: nn.Module, held: Tensor, output: Tensor) -> None:
         if isinstance(layer, nn.Linear):
             positions = output.numel() / layer.out_features
         elif isinstance(layer, TRANSPOSED):
-            held = taken_in(arguments, named)
             positions = held.numel() / held.shape[1]
         else:
             positions = output.numel() / output.shape[1]
-        weight = f"{name}.weight".lstrip(".")
-        weights[weight] = weights.get(weight, 0.0) + positions
+        weights[weight_of(name)] = weights.get(weight_of(name), 0.0) + positions
+
+    def count_operation(operation: Operation) -> Tensor:
+        output = operation.run()
+        operated.add(operation.name)
+        count(operation.name, operation.layer, operation.held, output)
+        return output
+
+    def count_module(name: str, layer: nn.Module, call: int, arguments: Any, named: Any, output: Any) -> None:
+        if name not in operated:  # it makes something else of its weight first, as a standardized convolution does
+            given = next(value for value in tree_iter(output) if isinstance(value, Tensor))
+            count(name, layer, taken_in(arguments, named), given)
 
     layers = [name for name, layer in module.named_modules() if isinstance(layer, (*LINEAR, *TRANSPOSED))]
-    with torch.no_grad(), hooked(module, layers, count):
+    with torch.no_grad(), operations(module, layers, count_operation), hooked(module, layers, count_module):
         run(module)
     return Cost(module, groups, weights)
 

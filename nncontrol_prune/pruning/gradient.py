@@ -37,15 +37,15 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import bisect
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from nncontrol_prune.progress import Progress
-from nncontrol_prune.pruning.calls import hooked, taken_in
+from nncontrol_prune.pruning.calls import with_others_taken_in
 from nncontrol_prune.pruning.coefficients import CoefficientProblem, uniform
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.groups import TRANSPOSED, Group
+from nncontrol_prune.pruning.groups import TRANSPOSED, Group, weighted_norms
 from nncontrol_prune.pruning.layers import (
     NORMS,
+    OVER_CHANNELS,
     channel_dimension,
     places_in,
     responses,
@@ -53,11 +53,11 @@ from nncontrol_prune.pruning.layers import (
     taps,
 )
 from nncontrol_prune.pruning.network import Network, rows_of, spread_rows, take
+from nncontrol_prune.pruning.operations import Operation, operations, weight_of
 from nncontrol_prune.pruning.reconstruction import (
     Target,
     affine_fit,
     dense_targets,
-    fitted_layers,
     regression,
     weighted_ridge,
 )
@@ -250,20 +250,26 @@ class _SoftLayers:
         self._targets = targets
         self._weights = fit_weights
         self._places: dict[str, tuple[Tensor, Tensor]] = {}
-        self._unfitted: dict[str, tuple[Tensor, Tensor]] = {}
-        for name in fitted_layers(module, groups):
+        self._opaque: dict[str, tuple[Tensor, Tensor]] = {}
+        self._bare: set[str] = set()
+        for name, target in targets.items():
             layer = module.get_submodule(name)
-            regression, plain = not isinstance(layer, NORMS), targets[name].plain
-            if not regression and not plain:
-                continue
-            dim = int(regression and not isinstance(layer, TRANSPOSED))
-            weight: Any = layer.weight
-            # A norm gives out as many channels as it takes in, and may have no weight.
-            size = weight.shape[dim] if regression else responses(layer, targets[name].output).shape[1]
-            group, channel = places_in(groups, f"{name}.weight", dim, size)
-            if plain and regression:
-                group, channel = group.repeat_interleave(taps(layer)), channel.repeat_interleave(taps(layer))
-            (self._places if plain else self._unfitted)[name] = group, channel
+            if isinstance(layer, NORMS):  # it gives out as many channels as it takes in
+                size = responses(layer, target.output).shape[1]
+                self._places[name] = places_in(groups, weight_of(name), 0, size)
+                if layer.weight is None:
+                    self._bare.add(name)
+            else:
+                group, channel = self._inputs(groups, name, layer)
+                self._places[name] = group.repeat_interleave(taps(layer)), channel.repeat_interleave(taps(layer))
+        for name in dict.fromkeys(name for group in groups for name in group.consumers if name in group.opaque):
+            self._opaque[name] = self._inputs(groups, name, module.get_submodule(name))
+
+    @staticmethod
+    def _inputs(groups: list[Group], name: str, layer: nn.Module) -> tuple[Tensor, Tensor]:
+        weight: Any = layer.weight
+        dim = 0 if isinstance(layer, TRANSPOSED) else 1
+        return places_in(groups, weight_of(name), dim, weight.shape[dim])
 
     @contextlib.contextmanager
     def masked(self, masks: Sequence[Tensor]) -> Iterator[None]:
@@ -273,21 +279,26 @@ class _SoftLayers:
         """
         fitted: dict[str, tuple[Tensor, Tensor]] = {}
 
-        def leave(name: str, layer: nn.Module, call: int, arguments: Any, named: Any, output: Tensor) -> Tensor:
-            if call < self._targets[name].call:
-                return output  # to what is the same in all rows
-            held, mask = taken_in(arguments, named), self._mask(*self._places[name], masks)
-            if isinstance(layer, NORMS):
-                return self._norm(name, layer, held, output, mask, fitted)
-            return self._regression(name, layer, held, mask, fitted)
+        def leave(operation: Operation) -> Tensor:
+            name = operation.name
+            if operation.call < self._targets[name].call:
+                return operation.run()  # what is the same in all rows
+            mask = self._mask(*self._places[name], masks)
+            if isinstance(operation.layer, NORMS):
+                return self._norm(operation, mask, fitted)
+            return self._regression(operation, mask, fitted)
 
-        def scale(name: str, layer: nn.Module, call: int, arguments: Any, named: Any) -> Any:
-            held, mask = taken_in(arguments, named), self._mask(*self._unfitted[name], masks)
+        def scale(name: str, layer: nn.Module, held: Tensor) -> Tensor:
+            mask = self._mask(*self._opaque[name], masks)
             shape = [-1 if dim == channel_dimension(layer, held) else 1 for dim in range(held.dim())]
-            scaled = held * mask.to(held.dtype).view(shape)
-            return tree_map(lambda value: scaled if value is held else value, (arguments, named))
+            return held * mask.to(held.dtype).view(shape)
 
-        with hooked(self._module, self._places, leave), hooked(self._module, self._unfitted, scale, before=True):
+        module = self._module
+        with (
+            weighted_norms(module, OVER_CHANNELS),  # whose statistics are masked, too
+            operations(module, self._places, leave),
+            with_others_taken_in(module, self._opaque, scale),
+        ):
             yield
 
     @staticmethod
@@ -298,17 +309,11 @@ class _SoftLayers:
                 mask = torch.where(group == number, masks[number][channel * (group == number)], mask)
         return mask
 
-    def _regression(
-        self,
-        name: str,
-        layer: nn.Module,
-        inputs: Tensor,
-        mask: Tensor,
-        fitted: dict[str, tuple[Tensor, Tensor]],
-    ) -> Tensor:
+    def _regression(self, operation: Operation, mask: Tensor, fitted: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        name, inputs = operation.name, operation.held
         if name not in fitted:
             held, wanted, weights = regression(
-                layer, inputs, self._targets[name].output, self._weights, contrasts=self._contrasts, limit=FIT_POSITIONS
+                operation, self._targets[name].output, self._weights, contrasts=self._contrasts, limit=FIT_POSITIONS
             )
             group, channel = self._places[name]
             same = (group[:, None] == group) & (channel[:, None] == channel) & (group[:, None] >= 0)
@@ -318,40 +323,32 @@ class _SoftLayers:
                 wanted,
                 weights,
                 same * doubt[:, None],
-                intercept=getattr(layer, "bias", None) is not None,
+                intercept=getattr(operation.layer, "bias", None) is not None,
             )
         weight, bias = fitted[name]
-        return run_solution(layer, inputs, weight.to(inputs.dtype), bias.to(inputs.dtype))
+        return run_solution(operation, inputs, weight.to(inputs.dtype), bias.to(inputs.dtype))
 
-    def _norm(
-        self,
-        name: str,
-        layer: nn.Module,
-        inputs: Tensor,
-        output: Tensor,
-        mask: Tensor,
-        fitted: dict[str, tuple[Tensor, Tensor]],
-    ) -> Tensor:
-        weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
-        if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
+    def _norm(self, operation: Operation, mask: Tensor, fitted: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        name, layer, inputs = operation.name, operation.layer, operation.held
+        if isinstance(layer, OVER_CHANNELS):
+            weight, bias = operation.arguments["weight"], operation.arguments.get("bias")
             share = (mask / mask.sum()).to(inputs.dtype)
             centred = inputs - (inputs @ share)[..., None] if isinstance(layer, nn.LayerNorm) else inputs
-            eps = layer.eps if layer.eps is not None else torch.finfo(inputs.dtype).eps
-            output = centred * torch.rsqrt(centred.square() @ share + eps)[..., None]
-            output = output if weight is None else output * weight
+            eps = operation.arguments.get("eps", 1e-5 if isinstance(layer, nn.LayerNorm) else None)  # torch's defaults
+            eps = torch.finfo(inputs.dtype).eps if eps is None else eps
+            output = centred * torch.rsqrt(centred.square() @ share + eps)[..., None] * weight
             output = output if bias is None else output + bias
-        if weight is None:
+        else:
+            output = operation.run()
+        if name in self._bare:
             return output
         if name not in fitted:
             fitted[name] = affine_fit(
                 responses(layer, output),
                 responses(layer, self._targets[name].output),
                 self._weights,
-                intercept=bias is not None,
+                intercept=getattr(layer, "bias", None) is not None,
             )
         scale, offset = fitted[name]
-        shape = [
-            -1 if dim == (output.dim() - 1 if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)) else 1) else 1
-            for dim in range(output.dim())
-        ]
+        shape = [-1 if dim == channel_dimension(layer, output) else 1 for dim in range(output.dim())]
         return output * scale.view(shape) + offset.view(shape)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nncontrol_prune.pruning.calls import hooked
 from nncontrol_prune.pruning.coupling import OUTPUT, PARTS, Cause, Entry
 from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.operations import Operation, operations
 from nncontrol_prune.pruning.tracing import trace
 
 Components = Mapping[str, Sequence[str]]
@@ -69,7 +70,9 @@ class Group:
         channels: How many channels there are.
         members: Where they lie.
         producers: Names of the modules that lose outputs, in the order they are run.
-        consumers: Names of the layers that are run and lose inputs, in the order they are run.
+        consumers: Names of the layers that lose inputs, in the order in which they, or their operations, are run.
+        opaque: Names of those of them, and of the norms that it passes through, whose weight and bias no operation
+            takes as they are: their `forward` makes something else of them first, and they cannot be fitted.
         multiplied: Names of other parameters that products sum over it with, such as an ensemble's in one tensor.
         fewest: How many channels have to stay: one, or as many as a norm over them needs to tell inputs apart.
     """
@@ -80,6 +83,7 @@ class Group:
     members: tuple[Member, ...]
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
+    opaque: tuple[str, ...] = ()
     multiplied: tuple[str, ...] = ()
     fewest: int = 1
 
@@ -148,12 +152,19 @@ def kept_channels(module: nn.Module, run: Callable[[nn.Module], Any], *, needles
 
 
 class _Trace:
-    """A traced module: how it is coupled, and in which order its parts are run."""
+    """A traced module: how it is coupled, in which order its parts are run, and whose weights operations use."""
 
     def __init__(self, module: nn.Module, run: Callable[[nn.Module], Any]) -> None:
         order: list[str] = []
         every = dict(module.named_modules())
-        with hooked(module, every, lambda name, *_: order.append(name), before=True):
+        self.operated: set[str] = set()
+
+        def note(operation: Operation) -> Tensor:
+            order.append(operation.name)  # a layer's weights may be used without running it
+            self.operated.add(operation.name)
+            return operation.run()
+
+        with hooked(module, every, lambda name, *_: order.append(name), before=True), operations(module, every, note):
             self.coupling = trace(module, lambda: run(module))
         self._module = module
         self.position = {name: index for index, name in enumerate(dict.fromkeys(order))}
@@ -246,9 +257,14 @@ def _find_groups(module: nn.Module, components: Components, run: Callable[[nn.Mo
 
 
 @contextmanager
-def weighted_norms(module: nn.Module) -> Iterator[None]:
-    """Within the block, norms without parameters have a weight of ones: it tells how many channels they norm."""
-    norms: list[Any] = [norm for norm in module.modules() if _size_of_norm(norm)]
+def weighted_norms(module: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Module,)) -> Iterator[None]:
+    """Within the block, norms without parameters have a weight of ones: it tells how many channels they norm.
+
+    Args:
+        module: The module that they are in.
+        kinds: Of norms; others stay without.
+    """
+    norms: list[Any] = [norm for norm in module.modules() if _size_of_norm(norm) and isinstance(norm, kinds)]
     bare = [norm for norm in norms if norm.weight is None]
     like = next(module.parameters(), torch.ones(()))
     for norm in bare:
@@ -331,9 +347,14 @@ def _group(
     ]
     modules = sorted({member.module for member in members}, key=lambda name: position.get(name, len(position)))
     producers = [name for name in modules if any(produces(module, m) for m in members if m.module == name)]
-    # One whose weights alone are used is not run, and nobody sees what it takes in.
+    # Of one that neither is run nor has its weights used as they are, nobody sees what it takes in.
     consumers = [
         name for name in modules if name in position and any(_takes(module, m) for m in members if m.module == name)
+    ]
+    opaque = [
+        name
+        for name in modules
+        if name not in traced.operated and (name in consumers or _size_of_norm(module.get_submodule(name)))
     ]
     multiplied = {
         tensor
@@ -353,6 +374,7 @@ def _group(
         members=tuple(members),
         producers=tuple(producers),
         consumers=tuple(consumers),
+        opaque=tuple(opaque),
         multiplied=tuple(name for name, _ in module.named_parameters() if name in multiplied),
         fewest=min(len(channels), traced.fewest(channels[0])),
     )

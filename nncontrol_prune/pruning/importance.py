@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from nncontrol_prune.pruning.calls import hooked, taken_in, telling_calls
+from nncontrol_prune.pruning.calls import with_others_taken_in
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import TRANSPOSED, Group
 from nncontrol_prune.pruning.layers import by_channel, solution_of, taps
 from nncontrol_prune.pruning.network import Batch, Network, rows_of, spread_rows, take
+from nncontrol_prune.pruning.operations import Operation, operations, telling_calls
 from nncontrol_prune.pruning.reconstruction import moments, regression
 from nncontrol_prune.pruning.sensitivity import MINIBATCH, directions, squared_gradients
 from nncontrol_prune.pruning.terms import Term
@@ -152,15 +152,20 @@ def obs(evidence: Evidence) -> list[Tensor]:
         Σ_c tr( (G_c⁻¹[B, B])⁻¹ · W_c[B] diag(s_c) W_c[B]ᵀ )
 
     (Hassibi and Stork 1993; for whole columns Frantar and Alistarh 2022). The cheapest channel leaves, W and G⁻¹
-    are updated, and so on; a channel's score is the total error at the time it leaves.
+    are updated, and so on; a channel's score is the total error at the time it leaves. A group that a layer takes in
+    which cannot be refitted has the scores of `taylor`.
     """
     groups, module = evidence.groups, evidence.network.module
     if not any(group.consumers for group in groups):
         return magnitude(evidence)
+    without_refit = taylor(evidence) if any(_taken_in_opaquely(group) for group in groups) else ()
     sensitivity = _output_sensitivity(evidence)
     grams = _gram_matrices(evidence, list(sensitivity))
     scores: list[Tensor | None] = []
-    for group in groups:
+    for number, group in enumerate(groups):
+        if _taken_in_opaquely(group):
+            scores.append(without_refit[number])
+            continue
         problems = [
             _regression(module, group, name, grams[name], sensitivity[name])
             for name in group.consumers
@@ -168,6 +173,11 @@ def obs(evidence: Evidence) -> list[Tensor]:
         ]
         scores.append(_greedy_removal(problems, group.channels) if problems else None)
     return _with_fallback(evidence, scores)
+
+
+def _taken_in_opaquely(group: Group) -> bool:
+    """Return whether a layer that cannot be refitted takes a group in."""
+    return not set(group.consumers).isdisjoint(group.opaque)
 
 
 def _greedy_removal(problems: list[tuple[Tensor, Tensor, Tensor]], channels: int) -> Tensor:
@@ -207,10 +217,10 @@ def _gram_matrices(evidence: Evidence, names: Sequence[str]) -> dict[str, Tensor
     module = evidence.network.module
     grams: dict[str, Tensor] = {}
 
-    def note(name: str, layer: nn.Module, call: int, held: Tensor, output: Tensor) -> None:
-        inputs, _, weights = regression(layer, held, output, evidence.weights, contrasts=evidence.network.contrasts)
-        intercept = getattr(layer, "bias", None) is not None
-        grams[name] = moments(inputs, inputs[:, :1], weights, intercept=intercept)[0]
+    def note(operation: Operation, output: Tensor) -> None:
+        inputs, _, weights = regression(operation, output, evidence.weights, contrasts=evidence.network.contrasts)
+        intercept = getattr(operation.layer, "bias", None) is not None
+        grams[operation.name] = moments(inputs, inputs[:, :1], weights, intercept=intercept)[0]
 
     with torch.no_grad(), telling_calls(module, names, rows_of(evidence.batch), note):
         evidence.network.run(module, evidence.network.once(evidence.batch))
@@ -236,26 +246,32 @@ def _output_sensitivity(evidence: Evidence) -> dict[str, Tensor]:
     """Return, for each consumer, the mean over rows of how much the outputs change with each of its own."""
     rows = spread_rows(rows_of(evidence.batch), GRADIENT_ROWS)
     share = (evidence.weights[rows] / evidence.weights[rows].sum()).double()
-    names = list(dict.fromkeys(name for group in evidence.groups for name in group.consumers))
+    names = list(dict.fromkeys(n for group in evidence.groups for n in group.consumers if n not in group.opaque))
     squares = squared_gradients(evidence.network, names, take(evidence.batch, rows), evidence.terms, evidence.seed)
     return {name: share @ values.double() for name, values in squares.items()}
 
 
 @contextmanager
 def inputs_of(module: nn.Module, groups: Sequence[Group]) -> Iterator[dict[str, list[Tensor]]]:
-    """Collect what each consumer takes in, call by call; each a tensor of its own that only this consumer uses."""
+    """Collect what each consumer takes in, call by call; each a tensor of its own that only this consumer uses.
+
+    Of one whose operation is not seen it is what its module takes in.
+    """
     inputs: dict[str, list[Tensor]] = {}
 
-    def note(name: str, layer: nn.Module, call: int, arguments: Any, named: Any) -> Any:
-        given = taken_in(arguments, named)
+    def note(name: str, layer: nn.Module, given: Tensor) -> Tensor:
         held = given.clone()  # others may work in place on what this one takes in
         if torch.is_grad_enabled() and not held.requires_grad:
             held = held.detach().requires_grad_(True)
         inputs.setdefault(name, []).append(held)
-        return tree_map(lambda value: held if value is given else value, (arguments, named))
+        return held
 
-    consumers = dict.fromkeys(name for group in groups for name in group.consumers)
-    with hooked(module, consumers, note, before=True):
+    def note_operation(operation: Operation) -> Tensor:
+        return operation.run(input=note(operation.name, operation.layer, operation.held))
+
+    consumers = dict.fromkeys((name, name in group.opaque) for group in groups for name in group.consumers)
+    seen, opaque = ([name for name, hidden in consumers if hidden == kind] for kind in (False, True))
+    with operations(module, seen, note_operation), with_others_taken_in(module, opaque, note):
         yield inputs
 
 

@@ -1,4 +1,7 @@
-"""Layers as linear regressions: what a linear layer or a convolution (of one group) sees, gives out, and is made of."""
+"""Layers as linear regressions: what a linear layer or a convolution (of one group) sees, gives out, and is made of.
+
+How a convolution runs over what it takes in is what its operation is called with: a `forward` may pad in its own way.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nncontrol_prune.pruning.groups import CHANNEL_NORMS, LINEAR, TRANSPOSED, Group
+from nncontrol_prune.pruning.operations import Operation
 
-NORMS = (nn.LayerNorm, nn.RMSNorm, *CHANNEL_NORMS, nn.GroupNorm)
-CONVOLVE: Any = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
-CONVOLVE_TRANSPOSED: Any = {
-    1: functional.conv_transpose1d,
-    2: functional.conv_transpose2d,
-    3: functional.conv_transpose3d,
-}
-
-PLAIN = 1e-4
-"""By how much, as a share of what is summed up for it, an output may be off by rounding."""
+OVER_CHANNELS = (nn.LayerNorm, nn.RMSNorm)
+"""Norms over the last dimension."""
+NORMS = (*OVER_CHANNELS, *CHANNEL_NORMS, nn.GroupNorm)
 
 
 def taps(layer: nn.Module) -> int:
@@ -28,17 +25,20 @@ def taps(layer: nn.Module) -> int:
     return 1 if isinstance(layer, nn.Linear) else torch.Size(_conv(layer).kernel_size).numel()
 
 
-def regressors(layer: nn.Module, inputs: Tensor) -> Tensor:
+def regressors(operation: Operation, inputs: Tensor) -> Tensor:
     """Return what each output is a linear function of: (rows · positions, input channels · taps)."""
+    layer = operation.layer
     if isinstance(layer, nn.Linear):
-        return inputs.reshape(-1, layer.in_features)
-    conv = _conv(layer)
-    transposed = isinstance(conv, TRANSPOSED)
-    windows = _spread(conv, inputs) if transposed else _padded(conv, inputs)
-    for dim, (size, dilation, stride) in enumerate(zip(conv.kernel_size, conv.dilation, conv.stride, strict=True)):
-        windows = windows.unfold(dim + 2, dilation * (size - 1) + 1, 1 if transposed else stride)[..., ::dilation]
+        return inputs.reshape(-1, inputs.shape[-1])
+    sizes = _conv(layer).kernel_size
+    transposed = isinstance(layer, TRANSPOSED)
+    windows = _spread(operation, inputs) if transposed else _padded(operation, inputs)
+    dilations = _by_dimension(operation, "dilation", 1)
+    strides = [1] * len(sizes) if transposed else _by_dimension(operation, "stride", 1)
+    for dim, (size, dilation, stride) in enumerate(zip(sizes, dilations, strides, strict=True)):
+        windows = windows.unfold(dim + 2, dilation * (size - 1) + 1, stride)[..., ::dilation]
     # (rows, channels, positions ..., taps ...)
-    return windows.movedim(1, 1 + len(conv.kernel_size)).reshape(-1, inputs.shape[1] * taps(conv))
+    return windows.movedim(1, 1 + len(sizes)).reshape(-1, inputs.shape[1] * taps(layer))
 
 
 def responses(layer: nn.Module, outputs: Tensor) -> Tensor:
@@ -75,55 +75,14 @@ def load_solution(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
         offset.copy_(bias)
 
 
-def run_solution(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def run_solution(operation: Operation, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return what a layer would give out with a regression's solution as its weights; differentiable in both."""
-    kernel = weight_from(layer, weight)
-    if isinstance(layer, nn.Linear):
-        return functional.linear(inputs, kernel, bias)
-    conv, dimensions = _conv(layer), inputs.dim() - 2
-    found: Tensor
-    if isinstance(conv, TRANSPOSED):
-        edges = conv.padding, conv.output_padding
-        found = CONVOLVE_TRANSPOSED[dimensions](inputs, kernel, bias, conv.stride, *edges, dilation=conv.dilation)
-    else:
-        found = CONVOLVE[dimensions](_padded(conv, inputs), kernel, bias, conv.stride, dilation=conv.dilation)
-    return found
-
-
-@torch.no_grad()
-def is_plain(layer: nn.Module, held: Tensor, output: Tensor) -> bool:
-    """Return whether a layer gives out what its weight and bias say, with no part in it of a `forward` of its own.
-
-    Args:
-        layer: A layer that can be fitted.
-        held: What it took in.
-        output: What it gave out for that.
-    """
-    try:
-        said, reach = _said(layer, held)
-    except (RuntimeError, TypeError, ValueError):  # it makes something else of what it takes in before all that
-        return False
-    if output.shape != said.shape:
-        return False
-    difference = (output - said).abs()
-    within = difference <= max(PLAIN, 8 * torch.finfo(said.dtype).eps) * reach
-    return bool((within | ~torch.isfinite(difference)).all())
-
-
-def _said(layer: Any, held: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what a layer's weight and bias make of inputs, and how large what is summed up for that is."""
-    if isinstance(layer, NORMS):
-        kind: Any = next(kind for kind in NORMS if isinstance(layer, kind))
-        said: Tensor = kind.forward(layer, held)
-        return said, said.abs().nan_to_num(0.0, 0.0).max()
-    weight, bias = solution_of(layer), layer.bias
-    sizes = run_solution(layer, held.abs(), weight.abs(), None if bias is None else bias.abs())
-    return run_solution(layer, held, weight, bias), sizes
+    return operation.run(input=inputs, weight=weight_from(operation.layer, weight), bias=bias)
 
 
 def channel_dimension(layer: nn.Module, values: Tensor) -> int:
     """Return the dimension of a layer's inputs or outputs that holds its channels."""
-    return values.dim() - 1 if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.RMSNorm)) else 1
+    return values.dim() - 1 if isinstance(layer, (nn.Linear, *OVER_CHANNELS)) else 1
 
 
 def by_channel(layer: nn.Module, values: Tensor, rows: int) -> Tensor:
@@ -150,34 +109,48 @@ def _turned(kernel: Tensor) -> Tensor:
     return kernel.transpose(0, 1).flip(list(range(2, kernel.dim())))
 
 
-def _spread(conv: Any, inputs: Tensor) -> Tensor:
+def _spread(operation: Operation, inputs: Tensor) -> Tensor:
     """Return what a transposed convolution's turned kernel runs over, as a plain one: zeros between inputs and around.
 
     Dumoulin and Visin 2016, "A guide to convolution arithmetic for deep learning", chapter 4.
     """
-    sizes = [(size - 1) * stride + 1 for size, stride in zip(inputs.shape[2:], conv.stride, strict=True)]
+    strides = _by_dimension(operation, "stride", 1)
+    sizes = [(size - 1) * stride + 1 for size, stride in zip(inputs.shape[2:], strides, strict=True)]
     spread = inputs.new_zeros((*inputs.shape[:2], *sizes))
-    places = (slice(None), slice(None), *(slice(None, None, stride) for stride in conv.stride))
+    places = (slice(None), slice(None), *(slice(None, None, stride) for stride in strides))
     spread[places] = inputs
     edges: list[int] = []
     for size, dilation, padding, more in zip(
-        conv.kernel_size, conv.dilation, conv.padding, conv.output_padding, strict=True
+        _conv(operation.layer).kernel_size,
+        _by_dimension(operation, "dilation", 1),
+        _by_dimension(operation, "padding", 0),
+        _by_dimension(operation, "output_padding", 0),
+        strict=True,
     ):
         edge = dilation * (size - 1) - padding
         edges = [edge, edge + more, *edges]
     return functional.pad(spread, edges)
 
 
-def _padded(conv: Any, inputs: Tensor) -> Tensor:
-    """Return a convolution's inputs with what it puts around them."""
-    if conv.padding == "same":  # where the sum is odd, the larger half comes last
-        sums = [dilation * (size - 1) for dilation, size in zip(conv.dilation, conv.kernel_size, strict=True)]
+def _padded(operation: Operation, inputs: Tensor) -> Tensor:
+    """Return a convolution's inputs with the zeros that it puts around them."""
+    padding = operation.arguments.get("padding", 0)
+    if padding == "same":  # where the sum is odd, the larger half comes last
+        sizes, dilations = _conv(operation.layer).kernel_size, _by_dimension(operation, "dilation", 1)
+        sums = [dilation * (size - 1) for dilation, size in zip(dilations, sizes, strict=True)]
         edges = [(total // 2, total - total // 2) for total in sums]
     else:
-        widths = (0,) if conv.padding == "valid" else conv.padding
+        widths = [0] if padding == "valid" else _by_dimension(operation, "padding", 0)
         edges = [(width, width) for width in widths]
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    return functional.pad(inputs, [width for edge in reversed(edges) for width in edge], mode=mode)
+    return functional.pad(inputs, [width for edge in reversed(edges) for width in edge])
+
+
+def _by_dimension(operation: Operation, name: str, default: int) -> list[int]:
+    """Return an argument of a convolution that may be one number for all dimensions, by dimension."""
+    value = operation.arguments.get(name, default)
+    values = [value] if isinstance(value, int) else list(value)
+    dimensions = len(_conv(operation.layer).kernel_size)
+    return values * dimensions if len(values) == 1 else values
 
 
 def _conv(layer: nn.Module) -> Any:

@@ -11,9 +11,9 @@ left and a larger λ: what the rows do not tell stays as it was. A convolution i
 channels has other statistics now; its affine part is fitted channel by channel, (γ, β) → (aγ, aβ + b) with (a, b) =
 argmin Σ_i ω_i (a n_i + b - m_i)² for what it gives out, n, and gave out, m. A layer that runs several times, as when
 dynamics are unrolled, is fitted the first time, where its inputs are logged states and not yet its own predictions; or,
-where these are the same in all rows, as a state that starts at zero is, the first time that they are not. A layer
-that gives out something else than its weight and bias say, by a `forward` of its own, is no such regression and is
-left as it is.
+where these are the same in all rows, as a state that starts at zero is, the first time that they are not. h and z
+are those of the operation that uses a layer's weight (operations.py), and its module may do more; but a layer whose
+`forward` makes something else of its weight first is no such regression and is left as it is.
 
 What the last layers give out matters more in some rows than in others: not at all where a squashed action is at its
 limit or a softmax has settled. So they are fitted once more, output k with the row weights ω_i (½ + ½ s_k(i)), where
@@ -36,18 +36,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nncontrol_prune.pruning.calls import hooked, taken_in, telling_calls
-from nncontrol_prune.pruning.groups import TRANSPOSED, Group, leaving_entries
+from nncontrol_prune.pruning.groups import TRANSPOSED, Group, leaving_entries, weighted_norms
 from nncontrol_prune.pruning.layers import (
     NORMS,
+    OVER_CHANNELS,
     channel_dimension,
-    is_plain,
     load_solution,
     regressors,
     responses,
     solution_of,
 )
 from nncontrol_prune.pruning.network import Batch, Network, rows_of, spread_rows, take
+from nncontrol_prune.pruning.operations import Operation, operations, telling_calls, weight_of
 from nncontrol_prune.pruning.sensitivity import squared_gradients
 from nncontrol_prune.pruning.terms import Term
 
@@ -62,9 +62,6 @@ LAST_LAYER_ROWS = 4096
 REGRESSION_ROWS = 20_000
 """Of what a layer is fitted on, at the most."""
 
-COMPARED_ROWS = 32
-"""Rows that tell whether a layer gives out what its weight and bias say."""
-
 
 class Target(NamedTuple):
     """What a layer is fitted to.
@@ -72,12 +69,10 @@ class Target(NamedTuple):
     Attributes:
         call: In which of its calls, from 0.
         output: What it gave out in that call in the dense network.
-        plain: Whether that is what its weight and bias say; others are not fitted.
     """
 
     call: int
     output: Tensor
-    plain: bool = True
 
 
 def fitted_layers(module: nn.Module, groups: Sequence[Group]) -> list[str]:
@@ -85,20 +80,23 @@ def fitted_layers(module: nn.Module, groups: Sequence[Group]) -> list[str]:
     names = [name for group in groups for name in group.consumers]
     for group in groups:
         names += [m.module for m in group.members if isinstance(module.get_submodule(m.module), NORMS)]
-    return list(dict.fromkeys(names))
+    opaque = {name for group in groups for name in group.opaque}
+    return [name for name in dict.fromkeys(names) if name not in opaque]
 
 
 @torch.no_grad()
 def dense_targets(network: Network[Any], groups: Sequence[Group], batch: Batch) -> dict[str, Target]:
-    """Return what each layer is fitted to, by name."""
+    """Return what each layer is fitted to, by name.
+
+    That of a norm over channels without weight, of which nothing is fitted, is what it gives out, too.
+    """
     targets: dict[str, Target] = {}
 
-    def note(name: str, layer: nn.Module, call: int, held: Tensor, output: Tensor) -> None:
-        some = spread_rows(len(held), COMPARED_ROWS)
-        plain = is_plain(layer, held[some], output[some])
-        targets[name] = Target(call, output.clone(), plain)  # what comes after may work in place
+    def note(operation: Operation, output: Tensor) -> None:
+        targets[operation.name] = Target(operation.call, output.clone())  # what comes after may work in place
 
-    with telling_calls(network.module, fitted_layers(network.module, groups), rows_of(batch), note):
+    names = fitted_layers(network.module, groups)
+    with weighted_norms(network.module, OVER_CHANNELS), telling_calls(network.module, names, rows_of(batch), note):
         network.run(network.module, network.once(batch))
     return targets
 
@@ -134,21 +132,21 @@ def reconstruct(
     """
     targets = dense_targets(network, groups, batch) if targets is None else targets
     leaving = leaving_entries(groups, keep)
-    warnings = _not_refitted(groups, targets)
+    warnings = _not_refitted(pruned, groups)
 
-    def refit(name: str, layer: nn.Module, held: Tensor) -> None:
+    def refit(operation: Operation) -> None:
+        name, layer = operation.name, operation.layer
         target = targets[name].output
-        gone = leaving.get((f"{name}.weight", 1 if isinstance(layer, TRANSPOSED) else 0))
+        gone = leaving.get((weight_of(name), 1 if isinstance(layer, TRANSPOSED) else 0))
         if gone is not None:
             channel = channel_dimension(layer, target)
             stays = torch.ones(target.shape[channel], dtype=torch.bool)
             stays[gone] = False
             target = target.index_select(channel, torch.nonzero(stays)[:, 0])
         if isinstance(layer, NORMS):
-            if layer.weight is not None:
-                _refit_norm(layer, layer(held), target, weights)
+            _refit_norm(layer, operation.run(), target, weights)
             return
-        inputs, wanted, by_item = regression(layer, held, target, weights, contrasts=network.contrasts)
+        inputs, wanted, by_item = regression(operation, target, weights, contrasts=network.contrasts)
         if _are_scarce(inputs):
             warnings.append(
                 f"{name} has {inputs.shape[1]} inputs and is fitted on {len(inputs)} rows only, so it is regularized "
@@ -157,7 +155,7 @@ def reconstruct(
         weight, bias = _fitted(layer, inputs, wanted, by_item, solution_of(layer).double())
         load_solution(layer, weight, bias)
 
-    with _before_calls(pruned, {name: target for name, target in targets.items() if target.plain}, refit):
+    with _before_calls(pruned, targets, refit):
         network.run(pruned, network.once(batch))
     if terms and last_layers(network.module, groups):
         if sensitivity is None:
@@ -166,20 +164,22 @@ def reconstruct(
     return warnings
 
 
-def _not_refitted(groups: Sequence[Group], targets: Mapping[str, Target]) -> list[str]:
+def _not_refitted(module: nn.Module, groups: Sequence[Group]) -> list[str]:
     """Return warnings that name what takes a group in, or norms it, and cannot be fitted.
 
-    Such are parameters that belong to no layer that is run by itself, as an ensemble's whose members are in one tensor
-    or a layer's that only its weights are taken of, and layers that give out something else than these say.
+    Such are parameters that no layer's operation uses, as an ensemble's whose members are in one tensor, and layers
+    whose `forward` makes something else of weight and bias before.
     """
     made_up = "distillation can make up for what they lose"
     warnings = list[str]()
     if left := dict.fromkeys(name for group in groups for name in group.multiplied):
         warnings.append(f"reconstruction cannot refit {', '.join(left)}; {made_up}")
-    if others := [name for name, target in targets.items() if not target.plain]:
+    opaque = dict.fromkeys(name for group in groups for name in group.opaque)
+    if others := [name for name in opaque if module.get_submodule(name).weight is not None]:
         warnings.append(
-            f"reconstruction cannot refit {', '.join(others)}: what is given out there is not what weight and bias "
-            f"say, since a forward method of its own, or a hook, makes something else of it; {made_up}"
+            f"reconstruction cannot refit {', '.join(others)}: weight and bias are not used there as they are, since a "
+            "forward method of its own changes them first, as by a factor, or has other operations than torch's for "
+            f"such a layer; {made_up}"
         )
     return warnings
 
@@ -213,21 +213,20 @@ def _refit_last_layers(
     batch, weights = take(batch, rows), weights[rows]
     found = squared_gradients(replace(network, module=pruned), list(dense), batch, terms)
 
-    def refit(name: str, layer: nn.Module, held: Tensor) -> None:
+    def refit(operation: Operation) -> None:
+        name, layer = operation.name, operation.layer
         target = targets[name].output.unflatten(0, (count, -1))[rows].flatten(0, 1)
         mattering = (dense[name] + found[name]).double()
         mean = (weights[:, None] * mattering).sum(0) / weights.sum()
         share = 0.5 + 0.5 * mattering / mean.clamp_min(torch.finfo(torch.float32).tiny)
-        inputs, wanted, by_output = regression(
-            layer, held, target, weights[:, None] * share, contrasts=network.contrasts
-        )
+        inputs, wanted, by_output = regression(operation, target, weights[:, None] * share, contrasts=network.contrasts)
         left = solution_of(layer).double()
         solutions = [
             _fitted(layer, inputs, wanted[:, [k]], by_output[:, k], left[:, [k]]) for k in range(wanted.shape[1])
         ]
         load_solution(layer, torch.cat([w for w, _ in solutions], dim=1), torch.cat([b for _, b in solutions]))
 
-    with _before_calls(pruned, {name: targets[name] for name in found if targets[name].plain}, refit):
+    with _before_calls(pruned, {name: targets[name] for name in found}, refit):
         network.run(pruned, network.once(batch))
 
 
@@ -250,26 +249,26 @@ def _fitted(layer: nn.Module, inputs: Tensor, wanted: Tensor, weights: Tensor, l
 
 
 def _before_calls(
-    module: nn.Module, targets: Mapping[str, Target], refit: Callable[[str, nn.Module, Tensor], None]
-) -> AbstractContextManager[None]:
-    """Within the block, refit each layer when it is to run as its target tells, given what it takes in."""
+    module: nn.Module, targets: Mapping[str, Target], refit: Callable[[Operation], None]
+) -> AbstractContextManager[Any]:
+    """Within the block, refit each layer when its operation is to run as its target tells."""
 
-    def refit_there(name: str, layer: nn.Module, call: int, arguments: Any, named: Any) -> None:
-        if call == targets[name].call:
-            refit(name, layer, taken_in(arguments, named))
+    def refit_there(operation: Operation) -> Tensor:
+        if operation.call == targets[operation.name].call:
+            refit(operation)
+        return operation.run()
 
-    return hooked(module, targets, refit_there, before=True)
+    return operations(module, targets, refit_there)
 
 
 def regression(
-    layer: nn.Module, held: Tensor, output: Tensor, weights: Tensor, *, contrasts: bool, limit: int = REGRESSION_ROWS
+    operation: Operation, output: Tensor, weights: Tensor, *, contrasts: bool, limit: int = REGRESSION_ROWS
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what a layer is fitted on, in double precision.
 
     Args:
-        layer: The layer.
-        held: What it takes in: an item for each row of data, or as many for each, one row's behind the other's.
-        output: What it is to give out for that.
+        operation: What takes in an item for each row of data, or as many for each, one row's behind the other's.
+        output: What the layer is to give out for that.
         weights: Of the rows of data, (rows,) or (rows, m).
         contrasts: Whether deviations from a row's mean are blown up.
         limit: Items times positions at the most; the patches of images are many and alike.
@@ -277,7 +276,8 @@ def regression(
     Returns:
         Regressors (n, k), responses (n, m), and their weights, (n,) or (n, m).
     """
-    positions = len(regressors(layer, held[:1]))
+    layer, held = operation.layer, operation.held
+    positions = len(regressors(operation, held[:1]))
     items = spread_rows(len(held), max(1, limit // positions))
     weights = weights.repeat_interleave(len(held) // len(weights), dim=0)[items]
     held, output = held[items], output[items]
@@ -285,7 +285,7 @@ def regression(
         factor = contrast_factor(layer, output)
         held, output = blown_up(held, factor), blown_up(output, factor)
     weights = weights.double().repeat_interleave(positions, dim=0)
-    return regressors(layer, held).double(), responses(layer, output).double(), weights
+    return regressors(operation, held).double(), responses(layer, output).double(), weights
 
 
 def contrast_factor(layer: nn.Module, outputs: Tensor) -> float:

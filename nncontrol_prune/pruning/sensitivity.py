@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nncontrol_prune.pruning.calls import hooked
 from nncontrol_prune.pruning.layers import by_channel
 from nncontrol_prune.pruning.network import Batch, Network, rows_of, take
+from nncontrol_prune.pruning.operations import Operation, operations
 from nncontrol_prune.pruning.terms import Term
 
 MINIBATCH = 256
@@ -50,13 +50,14 @@ def _of_minibatch(
 ) -> dict[str, Tensor]:
     calls: list[tuple[str, nn.Module, Tensor]] = []
 
-    def note(name: str, layer: nn.Module, call: int, arguments: Any, named: Any, output: Tensor) -> Tensor:
+    def note(operation: Operation) -> Tensor:
+        output = operation.run()
         leaf = output if output.requires_grad else output.detach().requires_grad_(True)
-        calls.append((name, layer, leaf))
+        calls.append((operation.name, operation.layer, leaf))
         return leaf + 0.0  # what comes after may work in place
 
     found: dict[str, Tensor] = {}
-    with torch.enable_grad(), hooked(network.module, names, note):
+    with torch.enable_grad(), operations(network.module, names, note):
         outputs = network.run(network.module, batch)
         for direction in directions(outputs, terms, generator):
             leaves = [leaf for _, _, leaf in calls]

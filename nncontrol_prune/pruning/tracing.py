@@ -27,9 +27,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from nncontrol_prune.pruning.calls import hooked, taken_in
 from nncontrol_prune.pruning.coupling import OUTPUT, Cause, Coupling
 from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.operations import Operation, operations
 from nncontrol_prune.pruning.parts import CHUNKS, taken_of
 from nncontrol_prune.pruning.propagation import RULES
 
@@ -51,7 +51,7 @@ def trace(module: nn.Module, run: Callable[[], Any]) -> Coupling:
             tensor, Cause(f"meet {name}, a tensor that is no buffer", "make it one, with register_buffer")
         )
     linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    watched = hooked(module, linear, partial(_keep_positions, coupling), before=True)
+    watched = operations(module, linear, partial(_keep_positions, coupling))
     modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
@@ -150,11 +150,12 @@ def without_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
-def _keep_positions(coupling: Coupling, name: str, layer: nn.Module, call: int, arguments: Any, named: Any) -> None:
+def _keep_positions(coupling: Coupling, operation: Operation) -> Tensor:
     """Make stay what a linear layer treats alike, as a mixer's does with channels: it is fitted to all of them."""
-    coupling.begin(Cause(f"are positions to the layer {name}, which is applied to each"))
-    for row in coupling.labels(taken_in(arguments, named))[:-1]:
+    coupling.begin(Cause(f"are positions to the layer {operation.name}, which is applied to each"))
+    for row in coupling.labels(operation.held)[:-1]:
         coupling.fix(row)
+    return operation.run()
 
 
 class _Functions(TorchFunctionMode):

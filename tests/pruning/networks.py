@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,24 @@ class SimNorm(nn.Module):
 
 def normed(inputs: int, outputs: int, activation: nn.Module) -> list[nn.Module]:
     return [nn.Linear(inputs, outputs), nn.LayerNorm(outputs), activation]
+
+
+class NormedLinear(nn.Linear):
+    """A linear layer with norm and activation in its forward pass, as TD-MPC2 has it."""
+
+    def __init__(self, *args: Any, act: nn.Module | None = None, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.ln = nn.LayerNorm(self.out_features)
+        self.act = act or nn.Mish()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.act(self.ln(super().forward(inputs)))
+
+    def composed(self) -> nn.Sequential:
+        """The same parameters in layers of torch's own, one after another."""
+        layer = nn.Linear(self.in_features, self.out_features)
+        layer.weight, layer.bias = self.weight, self.bias
+        return nn.Sequential(layer, self.ln, self.act)
 
 
 class WorldModel(nn.Module):

@@ -103,10 +103,17 @@ def test_a_network_that_runs_other_parts_for_other_rows_is_refused(path: Any, me
     assert not stages
 
 
-def test_minibatches_in_the_forward_pass_are_refused() -> None:
+def by_weights(net: Any, inputs: Tensor) -> Tensor:
+    """Runs no layer but uses their weights."""
+    hidden = functional.linear(inputs, net.a.weight, net.a.bias)
+    return functional.linear(torch.relu(hidden), net.head.weight, net.head.bias)
+
+
+@pytest.mark.parametrize("path", [both, by_weights])
+def test_minibatches_in_the_forward_pass_are_refused(path: Any) -> None:
     message = r"^the layer head takes in 50 items at once for 200 rows of data, and 4 for 4; .* leave minibatches out"
     with pytest.raises(PruningError, match=message):
-        pruned(lambda net, x: torch.cat([both(net, part) for part in x.split(50)]))
+        pruned(lambda net, x: torch.cat([path(net, part) for part in x.split(50)]))
 
 
 def test_how_often_a_layer_is_run_may_depend_on_the_rows_and_is_told() -> None:

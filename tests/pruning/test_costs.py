@@ -11,7 +11,7 @@ from nncontrol_prune.pruning.costs import LatencyCost, multiplication_cost, para
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import find_groups
 from nncontrol_prune.pruning.surgery import remove_channels
-from tests.pruning.networks import ConvNet, ResidualNet, StackedEnsemble, WorldModel
+from tests.pruning.networks import ConvNet, NormedLinear, ResidualNet, StackedEnsemble, WorldModel
 
 INPUTS: list[tuple[type[Any], tuple[torch.Tensor, ...]]] = [
     (WorldModel, (torch.randn(7, 5), torch.randn(7, 2, 2))),
@@ -53,6 +53,19 @@ def test_multiplications_count_every_pixel_and_every_step() -> None:
     assert cost.dense == 3 * (2 * 9 * 16 + 2 * 4 * 16)
     layer = nn.Linear(4, 4)
     assert multiplication_cost(layer, [], lambda m: m(m(torch.zeros(5, 4)))).dense == 5 * 2 * 16
+
+
+def test_multiplications_of_layers_with_a_forward_of_their_own_are_those_of_their_operation() -> None:
+    class Pair(NormedLinear):
+        def forward(self, inputs: Any) -> Any:
+            return super().forward(inputs).mean(-1), super().forward(inputs)  # twice
+
+    class Standardized(nn.Conv2d):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self._conv_forward(inputs, self.weight / self.weight.std(), self.bias)
+
+    assert multiplication_cost(Pair(4, 3), [], lambda m: m(torch.zeros(5, 4))).dense == 2 * 5 * 12
+    assert multiplication_cost(Standardized(1, 2, 3), [], lambda m: m(torch.zeros(3, 1, 6, 6))).dense == 3 * 2 * 9 * 16
 
 
 def test_latency_is_interpolated_and_differentiable() -> None:

@@ -153,6 +153,33 @@ def test_a_channel_of_an_image_takes_all_its_pixels_along() -> None:
     assert next(group for group in groups if group.name == "encoder.7").kind == "inter-component"
 
 
+def test_layers_go_by_how_their_weight_is_used() -> None:
+    class Halved(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return functional.linear(inputs, 0.5 * self.weight, self.bias)
+
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.second, self.third = (
+                nn.Linear(3, 8),
+                nn.LayerNorm(8),
+                Halved(8, 6),
+                nn.Linear(6, 4),
+            )
+            self.last = nn.Linear(4, 2)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            hidden = self.second(self.norm.weight * torch.relu(self.first(inputs)) + self.norm.bias)
+            hidden = functional.linear(torch.relu(hidden), self.third.weight, self.third.bias)  # without running it
+            return torch.relu(hidden) @ self.last.weight.T + self.last.bias
+
+    first, second, third = find_groups(Written(), {"all": [""]}, lambda m: m(torch.randn(5, 3)))
+    assert (first.consumers, first.opaque, first.multiplied) == (("second",), ("second", "norm"), ())
+    assert (second.consumers, second.opaque, second.multiplied) == (("third",), (), ())
+    assert (third.consumers, third.opaque, third.multiplied) == ((), (), ("last.weight",))
+
+
 def test_members_of_a_stacked_ensemble_lose_the_same_channels() -> None:
     module = StackedEnsemble()
     groups = find_groups(module, module.components, lambda m: m(torch.randn(4, 5)))

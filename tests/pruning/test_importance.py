@@ -174,6 +174,19 @@ def test_channels_that_no_layer_takes_in_rank_by_magnitude(metric: Any) -> None:
     assert not torch.allclose(taken, by_magnitude[0])
 
 
+def test_where_a_layer_cannot_be_refitted_obs_tells_what_is_lost_without(observations: Tensor) -> None:
+    class Halved(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return nn.functional.linear(inputs, 0.5 * self.weight, self.bias)
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 12), nn.Tanh(), Halved(12, 8), nn.Tanh(), nn.Linear(8, 2))
+    network = Network(module, {"all": [""]}, lambda m, b: {"y": m(b["observation"])})
+    evidence = evidence_of(network, {"observation": observations}, Term("y"))
+    torch.testing.assert_close(obs(evidence)[0], taylor(evidence)[0])
+    assert not torch.allclose(obs(evidence)[1], taylor(evidence)[1])
+
+
 def test_the_network_and_its_gradients_stay_untouched(network: Network[Mlp], observations: Tensor) -> None:
     for metric in (taylor, fisher, obs):
         metric(evidence_of(network, {"observation": observations}))

@@ -1,19 +1,14 @@
 from __future__ import annotations
 
-import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
-from nncontrol_prune.pruning.layers import (
-    is_plain,
-    load_solution,
-    regressors,
-    responses,
-    run_solution,
-    solution_of,
-)
+from nncontrol_prune.pruning.layers import load_solution, regressors, responses, run_solution, solution_of
+from nncontrol_prune.pruning.operations import Operation, operations
 
 LAYERS = [
     (nn.Linear(5, 3), (4, 5)),
@@ -34,21 +29,36 @@ LAYERS = [
 ]
 
 
+def call_of(layer: nn.Module, inputs: torch.Tensor, **named: Any) -> tuple[Operation, torch.Tensor]:
+    """Return the one call of a layer's operation, and what the layer gives out."""
+    calls: list[Operation] = []
+
+    def note(operation: Operation) -> torch.Tensor:
+        calls.append(operation)
+        return operation.run()
+
+    with operations(layer, [""], note):
+        output = layer(inputs, **named)
+    (operation,) = calls
+    return operation, output
+
+
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=[str(layer) for layer, _ in LAYERS])
 def test_a_layer_is_a_linear_regression(layer: nn.Module, shape: tuple[int, ...]) -> None:
-    inputs = torch.randn(shape)
+    operation, output = call_of(layer, torch.randn(shape))
     offset = getattr(layer, "bias", None)
     bias = torch.zeros(3) if offset is None else offset
-    found = regressors(layer, inputs) @ solution_of(layer) + bias
-    torch.testing.assert_close(found, responses(layer, layer(inputs)))
+    found = regressors(operation, operation.held) @ solution_of(layer) + bias
+    torch.testing.assert_close(found, responses(layer, output))
 
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=[str(layer) for layer, _ in LAYERS])
 def test_a_solution_does_the_same_before_and_after_it_is_loaded(layer: nn.Module, shape: tuple[int, ...]) -> None:
     inputs = torch.randn(shape)
+    operation, _ = call_of(layer, inputs)
     solution = torch.randn_like(solution_of(layer), requires_grad=True)
     bias = torch.zeros(3) if getattr(layer, "bias", None) is None else torch.randn(3)
-    found = run_solution(layer, inputs, solution, bias)
+    found = run_solution(operation, operation.held, solution, bias)
     found.square().sum().backward()
     assert solution.grad is not None
     load_solution(layer, solution, bias)
@@ -56,34 +66,25 @@ def test_a_solution_does_the_same_before_and_after_it_is_loaded(layer: nn.Module
     torch.testing.assert_close(solution_of(layer), solution)
 
 
-NORMED = [
-    (nn.LayerNorm(6), (9, 6)),
-    (nn.LayerNorm((4, 6)), (9, 4, 6)),
-    (nn.RMSNorm(6), (9, 5, 6)),
-    (nn.LayerNorm(6, elementwise_affine=False), (9, 6)),
-    (nn.BatchNorm1d(6), (9, 6)),
-    (nn.BatchNorm2d(6), (9, 6, 4, 4)),
-    (nn.InstanceNorm2d(6, affine=True), (9, 6, 4, 4)),
-    (nn.GroupNorm(3, 6), (9, 6, 4)),
-]
+class _Strided(nn.Conv2d):
+    """Runs over its inputs in another way than its own numbers say."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return functional.conv2d(inputs, self.weight, bias=self.bias, stride=[2], padding=[1, 2], dilation=2)
 
 
-@pytest.mark.parametrize(("offset", "dtype"), [(0.0, torch.float32), (1e4, torch.float32), (1.0, torch.bfloat16)])
-@pytest.mark.parametrize(("layer", "shape"), [*LAYERS, *NORMED], ids=[str(layer) for layer, _ in [*LAYERS, *NORMED]])
-@torch.no_grad()
-def test_a_layer_of_torchs_own_gives_out_what_its_weight_and_bias_say(
-    layer: nn.Module, shape: tuple[int, ...], offset: float, dtype: torch.dtype
+@pytest.mark.parametrize(
+    ("layer", "inputs", "named"),
+    [
+        (_Strided(2, 3, 3), torch.randn(4, 2, 9, 8), {}),
+        (nn.ConvTranspose2d(2, 3, 3, stride=3), torch.randn(4, 2, 5, 4), {"output_size": (17, 13)}),
+    ],
+    ids=["forward", "output size"],
+)
+def test_how_a_layer_runs_over_its_inputs_is_what_its_operation_is_told(
+    layer: nn.Module, inputs: torch.Tensor, named: dict[str, Any]
 ) -> None:
-    layer = copy.deepcopy(layer).to(dtype).eval()
-    inputs = torch.randn(100, *shape[1:], dtype=dtype) + offset
-    inputs[0], inputs[1] = torch.nan, torch.inf
-    output = layer(inputs)
-    assert is_plain(layer, inputs[:9], output[:9])
-    assert not is_plain(layer, inputs[:9], 1.1 * output[:9])
-    assert not is_plain(layer, inputs[:9], output[:9, ..., :1])
-
-
-def test_a_layer_that_tells_nothing_is_plain() -> None:
-    layer = nn.Linear(3, 2)
-    nn.init.zeros_(layer.weight)
-    assert is_plain(layer, torch.zeros(5, 3), layer(torch.zeros(5, 3)))
+    operation, output = call_of(layer, inputs, **named)
+    found = regressors(operation, inputs) @ solution_of(layer) + layer.bias
+    torch.testing.assert_close(found, responses(layer, output))
+    torch.testing.assert_close(run_solution(operation, inputs, solution_of(layer), layer.bias), output)

@@ -19,7 +19,7 @@ from nncontrol_prune.pruning import problem
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.prune import Budget, prune
 from nncontrol_prune.pruning.terms import Term, dissimilarity, mean_squared
-from tests.pruning.networks import ConvNet, Mixer, WorldModel
+from tests.pruning.networks import ConvNet, Mixer, NormedLinear, WorldModel
 
 
 @pytest.fixture
@@ -309,7 +309,26 @@ def test_layers_with_a_forward_of_their_own_lose_channels_and_are_not_wrecked(me
     model = nn.Sequential(Halved(8, 32), nn.Tanh(), Halved(32, 24), Scaled(24), nn.Linear(24, 2))
     result = prune(model, data=torch.randn(2000, 8), budget=0.4, components={"all": [""]}, method=method)
     assert result.chosen.objective < 0.3
-    assert [warning[:33] for warning in result.warnings] == ["reconstruction cannot refit 2, 3:"]
+    assert [warning[:33] for warning in result.warnings] == ["reconstruction cannot refit 2: we"]
+
+
+@pytest.mark.parametrize(("method", "importance"), [("uniform", "obs"), ("uniform", "taylor"), ("gradient", "fisher")])
+def test_layers_with_norm_and_activation_in_them_are_pruned_as_if_these_were_behind_them(
+    method: Any, importance: Any
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(NormedLinear(6, 24), NormedLinear(24, 16, act=nn.Tanh()), nn.Linear(16, 2))
+    composed = nn.Sequential(model[0].composed(), model[1].composed(), model[2])
+    data = torch.randn(400, 6)
+    found, wanted = (
+        prune(network, data=data, budget=Budget(0.5, "multiplications", 0.03), components={"all": [""]}, method=method,
+              importance=importance, distill_steps=20)
+        for network in (model, composed)
+    )  # fmt: skip
+    assert found.warnings == wanted.warnings == ()
+    for ours, theirs in zip(found.chosen.module.parameters(), wanted.chosen.module.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert found.chosen.objective == pytest.approx(wanted.chosen.objective)
 
 
 def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
