@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -68,6 +69,7 @@ class CoefficientProblem(Generic[Module]):
         reconstructed: Whether the layers are refitted after surgery; only comparisons turn it off.
         twice_fitted: Whether the last layers are then fitted once more, to what matters of them (reconstruction.py).
         teacher: Whose outputs to keep, where that is not the network itself, as in a later round.
+        warnings: What the user should know of the rounds before, as sentences.
     """
 
     network: Network[Module]
@@ -82,6 +84,7 @@ class CoefficientProblem(Generic[Module]):
     reconstructed: bool = True
     twice_fitted: bool = True
     teacher: Network[Module] | None = None
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def ties(self) -> list[list[int]]:
@@ -203,7 +206,7 @@ class CoefficientProblem(Generic[Module]):
         """Return the pruned and reconstructed network that keeps this many channels of each variable's groups.
 
         Returns:
-            The network, and what the user should know of it, as sentences.
+            The network, and what the user should know of it and of the rounds before, as sentences.
 
         Raises:
             PruningError: It does not run.
@@ -217,7 +220,7 @@ class CoefficientProblem(Generic[Module]):
         except Exception as error:
             raise failing("the pruned network", error) from error
         if not self.reconstructed:
-            return pruned, ()
+            return pruned, self.warnings
         warnings = reconstruct(
             pruned,
             self.network,
@@ -229,7 +232,7 @@ class CoefficientProblem(Generic[Module]):
             targets=self.targets,
             sensitivity=self.sensitivity if self.twice_fitted else None,
         )
-        return pruned, tuple(warnings)
+        return pruned, _with_earlier(self.warnings, warnings)
 
     @torch.no_grad()
     def errors(self, pruned: Module) -> tuple[float, dict[str, float]]:
@@ -275,6 +278,11 @@ class CoefficientProblem(Generic[Module]):
             max(fewest, round(channels * (1.0 - min(max(coefficient + shift, 0.0), 1.0))))
             for coefficient, channels, fewest in zip(coefficients, self.channels, self.fewest, strict=True)
         ]
+
+
+def _with_earlier(earlier: Sequence[str], warnings: Sequence[str]) -> tuple[str, ...]:
+    """Return earlier and later warnings; of those that differ in numbers alone, as of a layer's inputs, the last."""
+    return tuple({re.sub(r" \d+ ", " # ", warning): warning for warning in (*earlier, *warnings)}.values())
 
 
 Optimizer = Callable[[CoefficientProblem[Module], Progress], list[int]]

@@ -36,11 +36,13 @@ def shrunk(
     """
     problem, module, left = first, first.network.module, [group.channels for group in first.groups]
     candidate: Candidate[Module] | None = None
+    warnings: tuple[str, ...] = ()
     seconds = 0.0
     for number in range(1, settings.rounds + 1):
         try:
             if number > 1:
                 problem = _next_problem(first, module, left, sparsity_by(number, settings), settings, progress, latency)
+                problem = replace(problem, warnings=warnings)
             started = time.monotonic()
             kept = optimizer_of(settings)(problem, progress)
             seconds += time.monotonic() - started
@@ -59,6 +61,7 @@ def shrunk(
                 ) from error
         else:
             module, left = candidate.module, [outcome.kept for outcome in candidate.groups]
+            warnings = candidate.warnings
     assert candidate is not None
     return candidate, seconds
 

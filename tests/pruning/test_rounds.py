@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -68,3 +69,30 @@ def test_rounds_that_no_whole_number_of_channels_fits_are_left_out() -> None:
         rounds=3, method="uniform",
     )  # fmt: skip
     assert [outcome.kept for outcome in result.chosen.groups] == [1]
+
+
+@pytest.mark.parametrize("choose", [None, lambda candidates: len(candidates) - 1], ids=["objective", "varied"])
+def test_what_the_user_should_know_of_any_round_is_told_once(choose: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 24), nn.ReLU(), nn.Linear(24, 2))
+    rows = 64  # 48 to fit: scarce for what has more than 24 inputs, as only the first round has
+    result = prune(
+        model, data=torch.randn(rows, 6), budget=Budget(0.75, tolerance=0.03), components={"all": [""]}, rounds=3,
+        choose=choose, variations=0 if choose is None else 2, method="uniform" if choose is None else "threshold",
+    )  # fmt: skip
+    assert result.chosen.module[2].in_features <= 24
+    (warning,) = result.warnings
+    assert re.match(r"2 has (2[5-9]|3\d) inputs and is fitted on 48 rows only", warning)
+
+
+def test_of_what_is_told_in_several_rounds_the_last_stands() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 60), nn.ReLU(), nn.Linear(60, 60), nn.ReLU())
+    model.register_parameter("matrix", nn.Parameter(torch.randn(60, 3)))
+    chosen = prune(
+        model, data=torch.randn(64, 6), budget=Budget(0.5, tolerance=0.03), components={"all": [""]}, rounds=3,
+        method="uniform", trace=lambda module, rows: module(rows) @ module.matrix,
+    ).chosen  # fmt: skip
+    cannot_refit, scarce = chosen.warnings
+    assert cannot_refit.startswith("reconstruction cannot refit matrix;")
+    assert scarce.startswith(f"2 has {chosen.module[2].in_features} inputs and is fitted on 48 rows only")
