@@ -36,6 +36,9 @@ def test_any_module_is_pruned_as_the_documentation_shows(capsys, tmp_path: Path,
     with torch.no_grad():
         expected = names["smaller"](torch.as_tensor(rows))
     np.testing.assert_allclose(session.run(None, {"x": rows})[0], expected, rtol=1e-4, atol=1e-5)
+    exec(compile(block(DOCS / "pruning.md", "tests/test_docs.py runs this block after the first one", "python"),
+                 "pruning.md", "exec"), names)  # fmt: skip
+    assert re.search(r"error 0\.\d+ by the outgoing weights", capsys.readouterr().out)
 
 
 def test_loop_of_ones_own_reads_a_bundle_as_the_documentation_shows(monkeypatch) -> None:

@@ -12,6 +12,7 @@ from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.coefficients import CoefficientProblem
 from nncontrol_prune.pruning.group_report import GroupReport
 from nncontrol_prune.pruning.groups import Group
+from nncontrol_prune.pruning.importance import IMPORTANCES
 from nncontrol_prune.pruning.problem import ranked
 from nncontrol_prune.pruning.settings import ImportanceName, Method, PruningSettings
 from nncontrol_prune.pruning.surgery import Module
@@ -132,7 +133,7 @@ def candidate_of(
         return candidate_of(first, problem, problem.near(kept, VARIATION, rng), before, settings, number, ranking)
 
     def rerank(importance: ImportanceName) -> Candidate[Module]:
-        other = ranked(problem, settings.model_copy(update={"importance": importance}))
+        other = ranked(problem, IMPORTANCES[importance], settings.component_weights)
         return candidate_of(first, other, kept, before, settings, variation, importance)
 
     return Candidate(

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration
-from nncontrol_prune.pruning.errors import PruningError, Unreachable, failing
+from nncontrol_prune.pruning.errors import NoChoice, Unreachable, failing
 from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.network import Network, Outputs, rows_of, take
 from nncontrol_prune.pruning.reconstruction import Target, dense_targets, last_layer_sensitivity, reconstruct
@@ -159,7 +159,7 @@ class CoefficientProblem(Generic[Module]):
         removed where that brings the sparsity closer.
 
         Raises:
-            PruningError: No choice of channels is within the tolerance.
+            NoChoice: No choice of channels is within the tolerance.
         """
         self.check_reachable()
         low, high = -1.0, 1.0
@@ -176,7 +176,7 @@ class CoefficientProblem(Generic[Module]):
             near = (choice for size in (1, 2) for choice in self._changed(kept, size, 4))
             best = next((choice for choice in near if self._distance(choice) <= self.tolerance), best)
         if self._distance(best) > self.tolerance:
-            raise PruningError(
+            raise NoChoice(
                 f"no whole number of channels comes within {self.tolerance:g} of sparsity {self.sparsity:g}; "
                 f"the nearest found is {self.sparsity_of(best):.4g}; ask for that, or allow a larger tolerance"
             )
@@ -186,7 +186,7 @@ class CoefficientProblem(Generic[Module]):
         """Return a choice near another: with Gaussian noise, of one channel at least, on its coefficients.
 
         Raises:
-            PruningError: No choice of channels near there is within the tolerance.
+            NoChoice: No choice of channels near there is within the tolerance.
         """
         deviations = np.maximum(deviation, 1.0 / np.array(self.channels))
         noise = deviations * rng.normal(size=len(kept))

@@ -21,6 +21,7 @@ from nncontrol_prune.pruning.candidates import Candidate, judged
 from nncontrol_prune.pruning.coefficients import CoefficientProblem
 from nncontrol_prune.pruning.distillation import distill
 from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.importance import Importance
 from nncontrol_prune.pruning.network import Batch, Network, take
 from nncontrol_prune.pruning.problem import Latency, coefficient_problem, latency_removed
 from nncontrol_prune.pruning.rounds import shrunk, sparsity_by
@@ -93,6 +94,7 @@ def prune_network(
     *,
     progress: Progress | None = None,
     latency: Latency | None = None,
+    importance: Importance | None = None,
     more_data: MoreData | None = None,
     choose: Choose | None = None,
     enough: Enough | None = None,
@@ -106,6 +108,7 @@ def prune_network(
         settings: How much to remove and how. What concerns rollouts and terms is done with by now.
         progress: Told of every stage, and asked whether to stop.
         latency: Measures latency, where the budget is one.
+        importance: Scores the channels; by default what the settings name.
         more_data: For on-policy rounds, of reconstruction and of distillation.
         choose: Picks among candidates better than the objective can. With it, uniform coefficients are a candidate
             beside those of the method. What it picks is rebuilt on policy and distilled, and it is asked each time
@@ -129,14 +132,17 @@ def prune_network(
         dense = network.run(network.module, calibration.fit)
         terms = scaled_terms(terms, dense, calibration.fit_weights)
         check_errors(terms, dense, calibration.fit)
-    problem = coefficient_problem(network, calibration, terms, settings, progress, latency=latency)
+    problem = coefficient_problem(
+        network, calibration, terms, settings, progress, latency=latency, importance=importance
+    )
     problem = replace(problem, sparsity=sparsity_by(1, settings))
     methods: list[Method] = [settings.method]
     if choose is not None and settings.method != "uniform":
         methods.append("uniform")
     candidates, search_seconds = list[Candidate[Module]](), 0.0
     for method in methods:
-        candidate, seconds = shrunk(problem, settings.model_copy(update={"method": method}), progress, latency)
+        by_method = settings.model_copy(update={"method": method})
+        candidate, seconds = shrunk(problem, by_method, progress, latency, importance)
         if all(candidate.groups != other.groups for other in candidates):
             candidates.append(candidate)
         search_seconds += seconds

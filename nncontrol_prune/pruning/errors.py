@@ -5,7 +5,11 @@ class PruningError(Exception):
     """A controller cannot be pruned as asked; the message names what and where, and what is allowed."""
 
 
-class Unreachable(PruningError):
+class NoChoice(PruningError):
+    """No whole number of channels meets the budget."""
+
+
+class Unreachable(NoChoice):
     """No choice of channels is as sparse as was asked for."""
 
 

@@ -50,8 +50,53 @@ class Evidence:
     seed: int = 0
 
 
-Importance = Callable[[Evidence], list[Tensor]]
-"""Takes the evidence and returns scores (channels,) by group."""
+Importance = Callable[[Evidence], Sequence[Tensor]]
+"""Takes the evidence and returns scores (channels,) by group, each finite and 0 or more."""
+
+
+def checked(importance: Importance) -> Importance:
+    """Return an importance that does as another one does, whose scores are checked.
+
+    When called, it raises `PruningError` where there is not a score for each channel, or one is not a finite number of
+    0 or more; the message names the group, what is wrong, and what is allowed.
+
+    Raises:
+        PruningError: It is no function.
+    """
+    if not callable(importance):
+        raise PruningError(
+            f"importance is of type {type(importance).__name__}; it needs to be a name, such as 'taylor', or a function"
+        )
+
+    def scored(evidence: Evidence) -> list[Tensor]:
+        found: Any = importance(evidence)
+        groups = evidence.groups
+        if not isinstance(found, Sequence) or isinstance(found, str) or len(found) != len(groups):
+            what = f"a {type(found).__name__}" + (f" of {len(found)}" if isinstance(found, (list, tuple)) else "")
+            raise PruningError(
+                f"importance returned {what}; it has to return a list of {len(groups)} tensors, one for each group: "
+                f"{', '.join(group.name for group in groups)}"
+            )
+        for group, score in zip(groups, found, strict=True):
+            if wrong := _wrong_score(score, group.channels):
+                raise PruningError(
+                    f"importance returned {wrong} for the group {group.name}; allowed is a tensor of shape "
+                    f"({group.channels},), a score for each channel that is finite and 0 or more; the least leave first"
+                )
+        return [score if score.is_floating_point() else score.float() for score in found]
+
+    return scored
+
+
+def _wrong_score(score: Any, channels: int) -> str | None:
+    """Return what is wrong with the scores of a group of so many channels; None if nothing is."""
+    if not isinstance(score, Tensor):
+        return f"a {type(score).__name__}"
+    if score.shape != (channels,):
+        return f"a tensor of shape {tuple(score.shape)}"
+    if not torch.isfinite(score).all():
+        return "NaN or infinity"
+    return "negative scores" if (score < 0).any() else None
 
 
 def magnitude(evidence: Evidence) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from nncontrol_prune.pruning.costs import Cost, LatencyCost, multiplication_cost
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.gradient import gradient
 from nncontrol_prune.pruning.groups import Group
-from nncontrol_prune.pruning.importance import IMPORTANCES, Evidence, normalized
+from nncontrol_prune.pruning.importance import IMPORTANCES, Evidence, Importance, normalized
 from nncontrol_prune.pruning.network import Network, take
 from nncontrol_prune.pruning.search import grid, threshold, tpe
 from nncontrol_prune.pruning.settings import Method, PruningSettings
@@ -57,6 +57,7 @@ def coefficient_problem(
     progress: Progress,
     *,
     latency: Latency | None = None,
+    importance: Importance | None = None,
     teacher: Network[Module] | None = None,
 ) -> CoefficientProblem[Module]:
     """Find the groups, score their channels, and put the coefficient problem together.
@@ -68,6 +69,7 @@ def coefficient_problem(
         settings: The settings.
         progress: Told of each stage.
         latency: Measures latency, where the budget is one.
+        importance: Scores the channels; by default what the settings name.
         teacher: Whose outputs to keep; by default the network's own.
 
     Raises:
@@ -89,15 +91,17 @@ def coefficient_problem(
     )
     problem.check_reachable()  # before the importance, which may take minutes
     progress("importance", 0.0)
-    return ranked(problem, settings)
+    return ranked(problem, importance or IMPORTANCES[settings.importance], settings.component_weights)
 
 
-def ranked(problem: CoefficientProblem[Module], settings: PruningSettings) -> CoefficientProblem[Module]:
-    """Return a problem with its channels scored by the importance that the settings name."""
+def ranked(
+    problem: CoefficientProblem[Module], importance: Importance, component_weights: Mapping[str, float]
+) -> CoefficientProblem[Module]:
+    """Return a problem with its channels scored by an importance, and the scores weighted by component."""
     data = problem.calibration
-    evidence = Evidence(problem.network, problem.groups, data.fit, data.fit_weights, problem.terms, settings.seed)
-    scores = [score.detach() for score in IMPORTANCES[settings.importance](evidence)]
-    return replace(problem, scores=normalized(problem.groups, scores, settings.component_weights))
+    evidence = Evidence(problem.network, problem.groups, data.fit, data.fit_weights, problem.terms, problem.seed)
+    scores = [score.detach() for score in importance(evidence)]
+    return replace(problem, scores=normalized(problem.groups, scores, component_weights))
 
 
 def _cost(

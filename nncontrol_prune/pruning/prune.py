@@ -18,6 +18,7 @@ from nncontrol_prune.pruning.copying import copied
 from nncontrol_prune.pruning.engine import Choose, Enough, Pruned, prune_network
 from nncontrol_prune.pruning.errors import PruningError, Unreachable
 from nncontrol_prune.pruning.groups import Components
+from nncontrol_prune.pruning.importance import Importance, checked
 from nncontrol_prune.pruning.network import Batch, Network, Outputs, rows_of, take
 from nncontrol_prune.pruning.parts import Undivided
 from nncontrol_prune.pruning.rehearsal import rehearse
@@ -51,7 +52,7 @@ def prune(
     components: Components | None = None,
     terms: Sequence[Term] | None = None,
     method: Method = "gradient",
-    importance: ImportanceName = "taylor",
+    importance: ImportanceName | Importance = "taylor",
     component_weights: Mapping[str, float] | None = None,
     ties: Sequence[Sequence[str]] = (),
     weights: Tensor | None = None,
@@ -78,7 +79,8 @@ def prune(
             itself where it has none.
         terms: What matters of the outputs; by default each output's squared error, in units of its own spread.
         method: How the coefficients are found.
-        importance: How the channels of a group are ranked.
+        importance: How the channels of a group are ranked: a name, or a function that takes `Evidence` and returns, by
+            group, scores (channels,) of 0 or more, of which the least leave first; it is asked in each round.
         component_weights: How much more the channels of a component matter, for the method `threshold`.
         ties: Groups, by name, that keep as many channels as each other; ties that share a group are one.
         weights: Weights (rows,) of the rows; equal by default.
@@ -99,7 +101,8 @@ def prune(
         The candidates, and which was chosen: its module and what became of each group.
 
     Raises:
-        PruningError: The network cannot be traced, the arguments do not fit it, or the budget cannot be reached.
+        PruningError: The network cannot be traced, the arguments do not fit it, `importance` returns what are no scores
+            of its channels, or the budget cannot be reached.
         Cancelled: `progress` said so.
     """
     if torch.is_inference_mode_enabled():
@@ -107,6 +110,8 @@ def prune(
     _check_types(model, data, weights=weights, held_out=held_out)
     _check_names(components, terms, ties)
     _check_functions(trace=trace, latency=latency, choose=choose, enough=enough)
+    named = {"importance": importance} if isinstance(importance, str) else {}
+    ranking = None if isinstance(importance, str) else checked(importance)
     check_traceable(model)
     if progress is not None and not isinstance(progress, Progress):
         raise PruningError(f"progress is of type {type(progress).__name__}; it needs to be a Progress, which takes one")
@@ -117,15 +122,15 @@ def prune(
         tolerance=budget.tolerance,
         cost=budget.cost,
         method=method,
-        importance=importance,
         component_weights=component_weights or {},
         rounds=rounds,
         distill_steps=distill_steps,
         variations=variations,
         seed=seed,
+        **named,
     )
-    named = {"data": data} if isinstance(data, Tensor) else data
-    batch: Batch = {name: values.detach() for name, values in named.items()}
+    tensors = {"data": data} if isinstance(data, Tensor) else data
+    batch: Batch = {name: values.detach() for name, values in tensors.items()}
     calibration = _calibration(batch, weights, held_out)
     if components is None:
         components = {name: (name,) for name, _ in model.named_children()} or {"all": ("",)}
@@ -152,7 +157,15 @@ def prune(
         kept = network.kept_channels(batch, needlessly=True)
         try:
             pruned = prune_network(
-                network, calibration, terms, settings, progress=progress, latency=latency, choose=choose, enough=enough
+                network,
+                calibration,
+                terms,
+                settings,
+                progress=progress,
+                latency=latency,
+                importance=ranking,
+                choose=choose,
+                enough=enough,
             )
         except Unreachable as error:
             staying = network.kept_channels(batch, needlessly=False)

@@ -9,7 +9,9 @@ from dataclasses import replace
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.candidates import Candidate, candidate_of, share_removed
 from nncontrol_prune.pruning.coefficients import CoefficientProblem
-from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.errors import NoChoice, PruningError
+from nncontrol_prune.pruning.groups import NothingToPrune
+from nncontrol_prune.pruning.importance import Importance
 from nncontrol_prune.pruning.problem import Latency, coefficient_problem, optimizer_of
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.pruning.surgery import Module
@@ -21,7 +23,11 @@ def sparsity_by(number: int, settings: PruningSettings) -> float:
 
 
 def shrunk(
-    first: CoefficientProblem[Module], settings: PruningSettings, progress: Progress, latency: Latency | None
+    first: CoefficientProblem[Module],
+    settings: PruningSettings,
+    progress: Progress,
+    latency: Latency | None,
+    importance: Importance | None,
 ) -> tuple[Candidate[Module], float]:
     """Prune and reconstruct in as many rounds as the settings say.
 
@@ -30,6 +36,7 @@ def shrunk(
         settings: The settings.
         progress: Told of every stage.
         latency: Measures latency, where the budget is one.
+        importance: Scores the channels, in each round anew; None for what the settings name.
 
     Returns:
         The candidate, and the seconds that finding coefficients took.
@@ -41,14 +48,15 @@ def shrunk(
     for number in range(1, settings.rounds + 1):
         try:
             if number > 1:
-                problem = _next_problem(first, module, left, sparsity_by(number, settings), settings, progress, latency)
+                sparsity = sparsity_by(number, settings)
+                problem = _next_problem(first, module, left, sparsity, settings, progress, latency, importance)
                 problem = replace(problem, warnings=warnings)
             started = time.monotonic()
             kept = optimizer_of(settings)(problem, progress)
             seconds += time.monotonic() - started
             progress("reconstruction", 0.0)
             candidate = candidate_of(first, problem, kept, left, settings)
-        except PruningError as error:
+        except (NoChoice, NothingToPrune) as error:
             if number < settings.rounds:
                 continue  # only the last round has to meet the budget
             if candidate is None:
@@ -74,6 +82,7 @@ def _next_problem(
     settings: PruningSettings,
     progress: Progress,
     latency: Latency | None,
+    importance: Importance | None,
 ) -> CoefficientProblem[Module]:
     """Return the problem of a later round.
 
@@ -85,6 +94,7 @@ def _next_problem(
         settings: The settings.
         progress: Told of every stage.
         latency: Measures latency, where the budget is one.
+        importance: Scores the channels; None for what the settings name.
     """
     rest = 1.0 - share_removed(first, left)
     network = replace(first.network, module=module)
@@ -101,5 +111,6 @@ def _next_problem(
         ),
         progress,
         latency=latency,
+        importance=importance,
         teacher=first.network,
     )

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from nncontrol_prune.controllers.mlp import Mlp
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.importance import IMPORTANCES, Evidence, fisher, normalized, obs, taylor
+from nncontrol_prune.pruning.importance import IMPORTANCES, Evidence, checked, fisher, normalized, obs, taylor
 from nncontrol_prune.pruning.network import Network
 from nncontrol_prune.pruning.reconstruction import reconstruct
 from nncontrol_prune.pruning.surgery import most_important, remove_channels
@@ -192,6 +193,37 @@ def test_the_network_and_its_gradients_stay_untouched(network: Network[Mlp], obs
         metric(evidence_of(network, {"observation": observations}))
     assert all(parameter.grad is None for parameter in network.module.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.module.modules())
+
+
+def test_scores_of_ones_own_that_are_sound_pass_as_they_are(network: Network[Mlp], observations: Tensor) -> None:
+    evidence = evidence_of(network, {"observation": observations})
+    double: list[Tensor] = [torch.zeros(24), torch.rand(16).double()]
+    for metric in (taylor, IMPORTANCES["l2"], lambda _: double, lambda _: tuple(double)):
+        for score, before in zip(checked(metric)(evidence), metric(evidence), strict=True):
+            assert torch.equal(score, before)
+    places, booleans = checked(lambda _: [torch.arange(24), torch.arange(16) > 3])(evidence)
+    assert (places.tolist(), booleans.tolist()) == (list(range(24)), [0.0] * 4 + [1.0] * 12)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, r"importance returned a NoneType; it has to return a list of 2 tensors, one for each group: layers.0"),
+        (torch.ones(2, 24), r"importance returned a Tensor; it has to return a list of 2 tensors"),
+        ("l2", r"importance returned a str; it has to return a list"),
+        ([torch.ones(24)], r"importance returned a list of 1; it has to return a list of 2 tensors"),
+        ([torch.ones(16), torch.ones(24)], r"returned a tensor of shape \(16,\) for the group layers.0; allowed"),
+        ([torch.ones(24), torch.ones(16, 1)], r"returned a tensor of shape \(16, 1\) for the group layers.1"),
+        ([np.ones(24), np.ones(16)], r"returned a ndarray for the group layers.0; allowed is .* \(24,\)"),
+        ([torch.ones(24), torch.arange(16) / 0], r"returned NaN or infinity for the group layers.1; .* finite and 0"),
+        ([torch.ones(24), -torch.ones(16)], r"returned negative scores for the group layers.1; .* 0 or more"),
+    ],
+)
+def test_what_are_no_scores_is_refused_by_the_name_of_the_group(
+    network: Network[Mlp], observations: Tensor, returned: Any, message: str
+) -> None:
+    with pytest.raises(PruningError, match=message):
+        checked(lambda _: returned)(evidence_of(network, {"observation": observations}))
 
 
 def test_normalized_scores_compare_between_groups_and_weigh_components() -> None:

@@ -17,6 +17,7 @@ from nncontrol_prune.controllers.mlp import parameter_count
 from nncontrol_prune.progress import Cancelled, Progress
 from nncontrol_prune.pruning import problem
 from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.importance import Evidence, obs
 from nncontrol_prune.pruning.prune import Budget, prune
 from nncontrol_prune.pruning.terms import Term, dissimilarity, mean_squared
 from tests.pruning.networks import ConvNet, Mixer, NormedLinear, WorldModel
@@ -331,6 +332,43 @@ def test_layers_with_norm_and_activation_in_them_are_pruned_as_if_these_were_beh
     assert found.chosen.objective == pytest.approx(wanted.chosen.objective)
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("method", ["uniform", "threshold", "gradient"])
+def test_channels_are_ranked_by_a_function_of_ones_own(classifier: nn.Module, method: Any, rounds: int) -> None:
+    asked: list[list[int]] = []
+
+    def by_first_weight(evidence: Evidence) -> list[torch.Tensor]:
+        module = evidence.network.module
+        asked.append([group.channels for group in evidence.groups])
+        return [module.get_submodule(group.name).weight[:, 0].abs() for group in evidence.groups]
+
+    result = prune(classifier, data=torch.randn(300, 6), budget=Budget(0.6, tolerance=0.02), rounds=rounds,
+                   method=method, components={"all": [""]}, importance=by_first_weight)  # fmt: skip
+    assert len(asked) == rounds
+    assert asked[0] == [32, 32]
+    # The first layer's rows are not refitted, so what is left of them is what was ranked highest.
+    left: Any = result.chosen.module[0]
+    largest = classifier[0].weight[:, 0].abs().sort(descending=True)[0][: left.out_features]
+    torch.testing.assert_close(left.weight[:, 0].abs().sort(descending=True)[0], largest)
+
+
+def test_scores_of_ones_own_that_are_those_of_a_name_make_the_same(classifier: nn.Module) -> None:
+    data = torch.randn(300, 6)
+    named, own = (
+        prune(classifier, data=data, budget=0.6, method="threshold", importance=importance).chosen
+        for importance in ("obs", obs)
+    )
+    assert (own.name, own.objective) == (named.name, named.objective)
+
+
+def test_what_is_raised_in_a_function_of_ones_own_is_raised_as_it_is(classifier: nn.Module) -> None:
+    def failing(evidence: Evidence) -> list[torch.Tensor]:
+        raise ZeroDivisionError("of my own")
+
+    with pytest.raises(ZeroDivisionError, match="^of my own$"):
+        prune(classifier, data=torch.randn(300, 6), budget=0.6, importance=failing)
+
+
 def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
     data = torch.randn(600, 6)
     sizes = {
@@ -412,6 +450,9 @@ def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
         ),
         ({"terms": [Term("output", error=dissimilarity)]}, r"window of 11 pixels, .* these are \(150, 3\)"),
         ({"trace": 1}, "trace is of type int; it needs to be a function"),
+        ({"importance": 1}, "importance is of type int; it needs to be a name, such as 'taylor', or a function"),
+        ({"importance": "tailor"}, "importance = 'tailor': input should be 'taylor', 'fisher'"),
+        ({"importance": lambda evidence: [torch.ones(32)]}, "importance returned a list of 1; it has to return a list"),
         ({"latency": 0.1}, "latency is of type float; it needs to be a function"),
         ({"choose": "best"}, "choose is of type str; it needs to be a function"),
         ({"progress": print}, "progress is of type builtin_function_or_method; it needs to be a Progress"),

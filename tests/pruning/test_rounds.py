@@ -10,6 +10,7 @@ from torch import nn
 from nncontrol_prune.controllers.mlp import parameter_count
 from nncontrol_prune.pruning.engine import Pruned
 from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.importance import Evidence
 from nncontrol_prune.pruning.prune import Budget, prune
 from tests.pruning.networks import WorldModel
 
@@ -59,6 +60,19 @@ def test_a_budget_that_rounds_do_not_meet_is_told_in_shares_of_the_dense_network
         pruned_in_rounds(16, 4, Budget(0.9, tolerance=0.01))
     with pytest.raises(PruningError, match="sparsity 0.95 cannot be reached"):
         pruned_in_rounds(16, 4, Budget(0.95, tolerance=0.01))
+
+
+@pytest.mark.parametrize("rounds", [2, 3])
+def test_what_goes_wrong_in_a_later_round_is_told_as_in_the_first(rounds: int) -> None:
+    asked: list[int] = []
+
+    def importance(evidence: Evidence) -> list[torch.Tensor]:
+        asked.append(len(asked))
+        return [torch.full((group.channels,), float("nan") if len(asked) == 2 else 1.0) for group in evidence.groups]
+
+    with pytest.raises(PruningError, match="^importance returned NaN or infinity for the group 0;"):
+        pruned_in_rounds(32, 8, Budget(0.5, tolerance=0.05), rounds=rounds, importance=importance)
+    assert len(asked) == 2
 
 
 def test_rounds_that_no_whole_number_of_channels_fits_are_left_out() -> None:
