@@ -63,6 +63,7 @@ def prune(
     choose: Choose | None = None,
     enough: Enough | None = None,
     variations: int = 0,
+    jobs: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Pruned[Module]:
@@ -94,6 +95,8 @@ def prune(
             ranked by `fisher`.
         enough: Takes a candidate and tells whether to end the varying, and to spare what else would be distilled.
         variations: Choices near the best one's coefficients that `choose` is asked about.
+        jobs: Choices that the method `grid` judges at the same time, each in a thread, where `trace` and the terms are
+            run; the result does not depend on it, unless these draw by lot.
         seed: Of all that is drawn.
         progress: Told of every stage, and asked whether to stop.
 
@@ -126,6 +129,7 @@ def prune(
         rounds=rounds,
         distill_steps=distill_steps,
         variations=variations,
+        jobs=jobs,
         seed=seed,
         **named,
     )
@@ -138,13 +142,14 @@ def prune(
 
     def run(module: Any, rows: Batch) -> Mapping[str, Tensor]:
         given: Any = rows["data"] if alone else rows
-        found = module(given) if trace is None else trace(module, given)
+        with _without_autocast():  # in this thread, which need not be the one that called prune()
+            found = module(given) if trace is None else trace(module, given)
         return {"output": found} if isinstance(found, Tensor) else found
 
     dense = copied(model).eval()
     network = Network(dense, components, run, ties)
     # The one passes over layers that have to be seen, the other over weights, of which it caches copies.
-    with without_fast_path(), torch.autocast("cpu", enabled=False, cache_enabled=False):
+    with without_fast_path(), _without_autocast():
         outputs = _dense_outputs(network, batch)
         network = steady(network, model)
         if terms is None:
@@ -172,6 +177,11 @@ def prune(
             unused = network.unused_parts(batch) if budget.cost == "parameters" else []
             raise Unreachable("; ".join([str(error), *staying, *unused])) from error
     return replace(pruned, warnings=(*rehearsed, *kept, *pruned.warnings))
+
+
+def _without_autocast() -> torch.autocast:
+    """Within the block autocast is off in this thread, and a forward pass that turns it on caches no weights."""
+    return torch.autocast("cpu", enabled=False, cache_enabled=False)
 
 
 def _check_types(model: Any, data: Any, **by_row: Any) -> None:

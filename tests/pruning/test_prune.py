@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -428,6 +429,7 @@ def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
         ({"trace": lambda m, rows: m(rows).log()}, "the dense network's output 'output' holds NaN or infinity"),
         ({"budget": 1.0}, "sparsity = 1.0: input should be less than 1"),
         ({"budget": -0.1}, "sparsity = -0.1: input should be greater than or equal to 0"),
+        ({"jobs": 0}, "jobs = 0: input should be greater than or equal to 1"),
         ({"method": "gradeint"}, "method = 'gradeint': input should be 'uniform', 'threshold', 'grid', 'gradient'"),
         ({"component_weights": {"all": -1.0}}, r"component_weights\.all = -1.0: input should be greater than 0"),
         ({"component_weights": 2.0}, r"component_weights = 2.0: input should be a valid dict"),
@@ -965,6 +967,44 @@ def test_a_forward_pass_under_autocast_of_its_own_is_pruned(classifier: nn.Modul
     assert result.chosen.objective < 0.5
     assert result.warnings == ()
     assert result.chosen.module[0].weight.dtype == torch.float32
+
+
+class Settling(nn.Module):
+    """A policy that thinks twice, from a state of zeros: a layer is fitted in its second call, after a first one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.state = nn.Linear(6, 24), nn.Linear(24, 24)
+        self.second, self.last = nn.Linear(24, 20), nn.Linear(20, 2)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        seen = self.first(inputs)
+        state = torch.zeros_like(seen)
+        for _ in range(2):
+            state = torch.tanh(seen + self.state(state))
+        output: torch.Tensor = self.last(torch.relu(self.second(state)))
+        return output
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_several_jobs_make_no_difference(autocast: bool) -> None:
+    threads: set[int] = set()
+
+    def trace(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+        threads.add(threading.get_ident())
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):  # caches weights, a thread at a time
+            return module(rows).float()
+
+    torch.manual_seed(0)
+    model, data = Settling(), torch.randn(400, 6)
+    found = []
+    for jobs in (1, 3):
+        threads.clear()
+        chosen = prune(model, data=data, budget=Budget(0.5, tolerance=0.03), components={"all": [""]}, trace=trace,
+                       method="grid", jobs=jobs).chosen  # fmt: skip
+        assert (len(threads) > 1) == (jobs > 1)
+        found.append(([outcome.kept for outcome in chosen.groups], chosen.objective))
+    assert found[0] == found[1]
 
 
 def test_a_model_without_children_is_one_component() -> None:
