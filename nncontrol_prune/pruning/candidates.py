@@ -8,6 +8,7 @@ from typing import Generic
 
 import numpy as np
 
+from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.coefficients import CoefficientProblem
 from nncontrol_prune.pruning.group_report import GroupReport
@@ -63,7 +64,8 @@ class Candidate(Generic[Module]):
         rebuild: Builds it anew, without gradient steps, from other data; returns the network and its warnings.
         vary: Builds another one, with its number and coefficients near these; raises `PruningError` where no whole
             number of channels meets the budget.
-        rerank: Builds another one, with these coefficients and channels ranked by another importance.
+        rerank: Builds another one, with these coefficients and channels ranked by another importance, which tells how
+            far it is.
         groups: What became of each group.
         sparsity: The share of the cost that is gone.
         objective: On the held-out part.
@@ -80,7 +82,7 @@ class Candidate(Generic[Module]):
     method: Method
     rebuild: Callable[[Calibration], tuple[Module, tuple[str, ...]]]
     vary: Callable[[int, np.random.Generator], Candidate[Module]]
-    rerank: Callable[[ImportanceName], Candidate[Module]]
+    rerank: Callable[[ImportanceName, Progress], Candidate[Module]]
     groups: list[GroupOutcome]
     sparsity: float
     objective: float
@@ -132,8 +134,8 @@ def candidate_of(
     def vary(number: int, rng: np.random.Generator) -> Candidate[Module]:
         return candidate_of(first, problem, problem.near(kept, VARIATION, rng), before, settings, number, ranking)
 
-    def rerank(importance: ImportanceName) -> Candidate[Module]:
-        other = ranked(problem, IMPORTANCES[importance], settings.component_weights)
+    def rerank(importance: ImportanceName, progress: Progress) -> Candidate[Module]:
+        other = ranked(problem, IMPORTANCES[importance], settings.component_weights, progress)
         return candidate_of(first, other, kept, before, settings, variation, importance)
 
     return Candidate(

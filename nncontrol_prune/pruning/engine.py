@@ -246,8 +246,7 @@ class _Contest(Generic[Module]):
             self._contend(self._finished(lowest, self._progress))
         # In several rounds, most channels have left by the first ranking.
         if self._open_to_others and self._settings.importance != OTHER_RANKING and self._settings.rounds == 1:
-            self._progress("importance", 0.0)
-            self._contend(self._finished(self.best.rerank(OTHER_RANKING), self._progress))
+            self._contend(self._finished(self.best.rerank(OTHER_RANKING, self._progress), self._progress))
 
     def vary(self) -> None:
         """Vary the best one's coefficients, one choice after the other, and keep each that is better.

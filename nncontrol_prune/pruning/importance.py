@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calls import with_others_taken_in
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import TRANSPOSED, Group
 from nncontrol_prune.pruning.layers import by_channel, solution_of, taps
-from nncontrol_prune.pruning.network import Batch, Network, rows_of, spread_rows, take
+from nncontrol_prune.pruning.network import Batch, Network, Outputs, rows_of, spread_rows, take
 from nncontrol_prune.pruning.operations import Operation, operations, telling_calls
 from nncontrol_prune.pruning.reconstruction import moments, regression
 from nncontrol_prune.pruning.sensitivity import MINIBATCH, directions, squared_gradients
@@ -40,6 +41,7 @@ class Evidence:
         weights: Their weights (rows,).
         terms: What matters of the outputs; a score differentiates the outputs that have a weight, in their scales.
         seed: Of the random directions and of `random`.
+        progress: Told how far the stage `importance` is, and asked whether to stop.
     """
 
     network: Network[Any]
@@ -48,6 +50,7 @@ class Evidence:
     weights: Tensor
     terms: Sequence[Term]
     seed: int = 0
+    progress: Progress = field(default_factory=Progress)
 
 
 Importance = Callable[[Evidence], Sequence[Tensor]]
@@ -157,7 +160,9 @@ def _gate_scores(evidence: Evidence, *, centred: bool) -> list[Tensor]:
             ]
     scores = [torch.zeros(group.channels) for group in groups]
     generator = torch.Generator().manual_seed(evidence.seed)
-    for part in rows.split(MINIBATCH):
+    minibatches = rows.split(MINIBATCH)
+    for done, part in enumerate(minibatches):
+        evidence.progress("importance", done / len(minibatches))
         batch, weights = take(evidence.batch, part), evidence.weights[part]
         with torch.enable_grad(), inputs_of(module, groups) as inputs:
             outputs = evidence.network.run(module, batch)
@@ -203,11 +208,17 @@ def obs(evidence: Evidence) -> list[Tensor]:
     groups, module = evidence.groups, evidence.network.module
     if not any(group.consumers for group in groups):
         return magnitude(evidence)
-    without_refit = taylor(evidence) if any(_taken_in_opaquely(group) for group in groups) else ()
+    begun = evidence.progress.part("importance", 0.0, 0.0)
+    opaque = any(_taken_in_opaquely(group) for group in groups)
+    without_refit = taylor(replace(evidence, progress=begun)) if opaque else ()
     sensitivity = _output_sensitivity(evidence)
     grams = _gram_matrices(evidence, list(sensitivity))
     scores: list[Tensor | None] = []
+    done, every = 0, sum(group.channels for group in groups)
     for number, group in enumerate(groups):
+        part = evidence.progress.part("importance", done / every, (done + group.channels) / every)
+        part("importance", 0.0)  # before a layer's Gram matrix is inverted
+        done += group.channels
         if _taken_in_opaquely(group):
             scores.append(without_refit[number])
             continue
@@ -216,7 +227,7 @@ def obs(evidence: Evidence) -> list[Tensor]:
             for name in group.consumers
             if name in grams  # of others, nothing that matters depends on what they give out
         ]
-        scores.append(_greedy_removal(problems, group.channels) if problems else None)
+        scores.append(_greedy_removal(problems, group.channels, part) if problems else None)
     return _with_fallback(evidence, scores)
 
 
@@ -225,11 +236,12 @@ def _taken_in_opaquely(group: Group) -> bool:
     return not set(group.consumers).isdisjoint(group.opaque)
 
 
-def _greedy_removal(problems: list[tuple[Tensor, Tensor, Tensor]], channels: int) -> Tensor:
+def _greedy_removal(problems: list[tuple[Tensor, Tensor, Tensor]], channels: int, progress: Progress) -> Tensor:
     """Return the total error when each channel leaves; problems are (G⁻¹, W, positions (channels, width))."""
     total, score = 0.0, torch.zeros(channels)
     left = torch.ones(channels, dtype=torch.bool)
     for order in range(channels):
+        progress("importance", order / channels)
         costs = torch.zeros(channels, dtype=torch.float64)
         for inverse, weight, places in problems:
             if places.shape[1] == 1:
@@ -263,6 +275,7 @@ def _gram_matrices(evidence: Evidence, names: Sequence[str]) -> dict[str, Tensor
     grams: dict[str, Tensor] = {}
 
     def note(operation: Operation, output: Tensor) -> None:
+        evidence.progress("importance", 0.0)
         inputs, _, weights = regression(operation, output, evidence.weights, contrasts=evidence.network.contrasts)
         intercept = getattr(operation.layer, "bias", None) is not None
         grams[operation.name] = moments(inputs, inputs[:, :1], weights, intercept=intercept)[0]
@@ -292,7 +305,14 @@ def _output_sensitivity(evidence: Evidence) -> dict[str, Tensor]:
     rows = spread_rows(rows_of(evidence.batch), GRADIENT_ROWS)
     share = (evidence.weights[rows] / evidence.weights[rows].sum()).double()
     names = list(dict.fromkeys(n for group in evidence.groups for n in group.consumers if n not in group.opaque))
-    squares = squared_gradients(evidence.network, names, take(evidence.batch, rows), evidence.terms, evidence.seed)
+
+    def run(module: Any, batch: Batch) -> Outputs:  # a minibatch at a time
+        evidence.progress("importance", 0.0)
+        return evidence.network.run(module, batch)
+
+    squares = squared_gradients(
+        replace(evidence.network, run=run), names, take(evidence.batch, rows), evidence.terms, evidence.seed
+    )
     return {name: share @ values.double() for name, values in squares.items()}
 
 

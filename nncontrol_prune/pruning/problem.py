@@ -90,16 +90,21 @@ def coefficient_problem(
         teacher=teacher,
     )
     problem.check_reachable()  # before the importance, which may take minutes
-    progress("importance", 0.0)
-    return ranked(problem, importance or IMPORTANCES[settings.importance], settings.component_weights)
+    return ranked(problem, importance or IMPORTANCES[settings.importance], settings.component_weights, progress)
 
 
 def ranked(
-    problem: CoefficientProblem[Module], importance: Importance, component_weights: Mapping[str, float]
+    problem: CoefficientProblem[Module],
+    importance: Importance,
+    component_weights: Mapping[str, float],
+    progress: Progress,
 ) -> CoefficientProblem[Module]:
     """Return a problem with its channels scored by an importance, and the scores weighted by component."""
+    progress("importance", 0.0)
     data = problem.calibration
-    evidence = Evidence(problem.network, problem.groups, data.fit, data.fit_weights, problem.terms, problem.seed)
+    evidence = Evidence(
+        problem.network, problem.groups, data.fit, data.fit_weights, problem.terms, problem.seed, progress
+    )
     scores = [score.detach() for score in importance(evidence)]
     return replace(problem, scores=normalized(problem.groups, scores, component_weights))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from nncontrol_prune.controllers.mlp import Mlp
+from nncontrol_prune.progress import Cancelled, Progress
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.importance import IMPORTANCES, Evidence, checked, fisher, normalized, obs, taylor
+from nncontrol_prune.pruning.importance import (
+    IMPORTANCES,
+    Evidence,
+    Importance,
+    checked,
+    fisher,
+    normalized,
+    obs,
+    taylor,
+)
 from nncontrol_prune.pruning.network import Network
 from nncontrol_prune.pruning.reconstruction import reconstruct
 from nncontrol_prune.pruning.surgery import most_important, remove_channels
@@ -193,6 +204,46 @@ def test_the_network_and_its_gradients_stay_untouched(network: Network[Mlp], obs
         metric(evidence_of(network, {"observation": observations}))
     assert all(parameter.grad is None for parameter in network.module.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.module.modules())
+
+
+@pytest.mark.parametrize("metric", [taylor, fisher, obs])
+def test_a_metric_that_takes_long_tells_how_far_it_is(metric: Importance) -> None:
+    module = ConvNet().eval()
+    network = Network(module, module.components, lambda m, b: {"image": m(b["image"])})
+    evidence = evidence_of(network, {"image": torch.rand(600, 1, 12, 12)}, Term("image"))
+    shares: list[float] = []
+    scores = metric(replace(evidence, progress=Progress(lambda stage, share: shares.append(share))))
+    assert shares == sorted(shares)
+    assert (shares[0], len(set(shares)) >= 3) == (0.0, True)
+    assert shares[-1] < 1.0
+    for score, quiet in zip(scores, metric(evidence), strict=True):
+        assert torch.equal(score, quiet)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.6])
+@pytest.mark.parametrize("metric", [taylor, fisher, obs])
+def test_a_metric_can_be_cancelled_on_its_way(metric: Importance, share: float) -> None:
+    """As on a wide convolution, where `obs` takes minutes."""
+    module = ConvNet().eval()
+    network = Network(module, module.components, lambda m, b: {"image": m(b["image"])})
+    told: list[float] = []
+    progress = Progress(lambda stage, found: told.append(found), lambda: told[-1] >= share)
+    evidence = evidence_of(network, {"image": torch.rand(600, 1, 12, 12)}, Term("image"))
+    with pytest.raises(Cancelled, match="during importance"):
+        metric(replace(evidence, progress=progress))
+    assert [found >= share for found in told] == [False] * (len(told) - 1) + [True]
+    assert told[-1] < share + 0.35
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
+def test_obs_asks_whether_to_stop_at_every_channel_and_before_every_layer() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 24, 3), nn.ReLU(), nn.Conv2d(24, 16, 3), nn.ReLU(), nn.Conv2d(16, 1, 3))
+    network = Network(module, {"all": [""]}, lambda m, b: {"y": m(b["x"])})
+    asked: list[float] = []
+    evidence = evidence_of(network, {"x": torch.rand(64, 1, 8, 8)}, Term("y"))
+    obs(replace(evidence, progress=Progress(lambda stage, share: asked.append(share))))
+    assert len({share for share in asked if share > 0.0}) == 24 + 16 - 1
+    assert asked.count(0.0) == 1 + 2 + 2  # the sensitivity, two Gram matrices, an inverse, and the first channel
 
 
 def test_scores_of_ones_own_that_are_sound_pass_as_they_are(network: Network[Mlp], observations: Tensor) -> None:

@@ -1068,3 +1068,12 @@ def test_it_can_be_cancelled_in_every_stage(classifier: nn.Module, stage: str) -
         prune(classifier, data=torch.randn(200, 6), budget=0.5, components={"all": [""]}, distill_steps=100,
               progress=progress)  # fmt: skip
     assert not any(module._forward_hooks for module in classifier.modules())
+
+
+@pytest.mark.parametrize("importance", ["taylor", "obs", obs])
+def test_it_can_be_cancelled_while_channels_are_ranked(classifier: nn.Module, importance: Any) -> None:
+    told: list[tuple[str, float]] = []
+    progress = Progress(lambda stage, share: told.append((stage, share)), lambda: told[-1] > ("importance", 0.4))
+    with pytest.raises(Cancelled, match="during importance"):
+        prune(classifier, data=torch.randn(2000, 6), budget=0.5, importance=importance, progress=progress)
+    assert 0.4 < told[-1][1] < 0.7
