@@ -56,11 +56,12 @@ def coefficient_problem(
     settings: PruningSettings,
     progress: Progress,
     *,
+    groups: Sequence[Group] | None = None,
     latency: Latency | None = None,
     importance: Importance | None = None,
     teacher: Network[Module] | None = None,
 ) -> CoefficientProblem[Module]:
-    """Find the groups, score their channels, and put the coefficient problem together.
+    """Find the groups, unless they are given, score their channels, and put the coefficient problem together.
 
     Args:
         network: The network to be pruned.
@@ -68,6 +69,7 @@ def coefficient_problem(
         terms: What matters, with their scales.
         settings: The settings.
         progress: Told of each stage.
+        groups: Its groups to be pruned; by default all that there are.
         latency: Measures latency, where the budget is one.
         importance: Scores the channels; by default what the settings name.
         teacher: Whose outputs to keep; by default the network's own.
@@ -76,7 +78,7 @@ def coefficient_problem(
         PruningError: The network cannot be traced, or the budget cannot be reached.
     """
     progress("groups", 0.0)
-    groups = network.groups(calibration.fit)
+    groups = network.groups(calibration.fit) if groups is None else groups
     problem = CoefficientProblem(
         network=network,
         groups=groups,

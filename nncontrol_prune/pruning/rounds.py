@@ -98,18 +98,30 @@ def _next_problem(
     """
     rest = 1.0 - share_removed(first, left)
     network = replace(first.network, module=module)
-    # A group of one channel may be gone from the trace: a dimension of one entry tells nothing of what it holds.
-    names = {group.places: group.name for group in network.groups(first.calibration.fit)}
+    # A group of one channel may be gone from the trace, since a dimension of one entry tells nothing of what it holds,
+    # or in parts: the last of a GroupNorm's groups is one of all channels, which can leave one by one.
+    known = {group.places for group in first.groups}
+    groups = [group for group in network.groups(first.calibration.fit) if group.places in known]
+    if not groups:
+        raise NothingToPrune("every group is down to one channel")
+    names = {group.places: group.name for group in groups}
     tied = [[names.get(first.groups[member].places) for member in members] for members in first.ties]
     ties = [present for members in tied if (present := [name for name in members if name is not None])]
+    components = {component for group in groups for component in group.components}
+    component_weights = {name: weight for name, weight in settings.component_weights.items() if name in components}
     return coefficient_problem(
         replace(network, ties=ties),
         first.calibration,
         first.terms,
         settings.model_copy(
-            update={"sparsity": max(0.0, 1.0 - (1.0 - sparsity) / rest), "tolerance": settings.tolerance / rest}
+            update={
+                "sparsity": max(0.0, 1.0 - (1.0 - sparsity) / rest),
+                "tolerance": settings.tolerance / rest,
+                "component_weights": component_weights,
+            }
         ),
         progress,
+        groups=groups,
         latency=latency,
         importance=importance,
         teacher=first.network,

@@ -20,12 +20,24 @@ def pruned_in_rounds(first: int, second: int, budget: Budget, **settings: Any) -
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, 3))
     return prune(
-        model, data=torch.randn(200, 5, 6), budget=budget, components={"all": [""]},
-        **{"rounds": 8, "method": "uniform", **settings},
+        model, data=torch.randn(200, 5, 6), budget=budget,
+        **{"rounds": 8, "method": "uniform", "components": {"all": [""]}, **settings},
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("settings", [{}, {"method": "threshold"}, {"ties": [("0",), ("2",)]}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"method": "threshold"},
+        {"ties": [("0",), ("2",)]},
+        {
+            "method": "threshold",
+            "components": {"trunk": ["0", "2"], "head": ["4"]},
+            "component_weights": {"head": 0.5},
+        },
+    ],
+)
 def test_a_group_that_is_down_to_one_channel_keeps_it_in_later_rounds(settings: dict[str, Any]) -> None:
     chosen = pruned_in_rounds(16, 4, Budget(0.82, tolerance=0.02), **settings).chosen
     kept = [outcome.kept for outcome in chosen.groups]
@@ -47,6 +59,18 @@ def test_a_group_that_is_down_to_one_simplex_keeps_it_in_later_rounds() -> None:
     latent = next(outcome for outcome in result.chosen.groups if outcome.group.name == "encoder.3")
     assert latent.kept == 1
     assert parameter_count(result.chosen.module) == pytest.approx(0.07 * parameter_count(model), rel=0.5)
+
+
+def test_a_norm_that_is_down_to_one_of_its_groups_keeps_that_in_later_rounds() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(6, 16), nn.GroupNorm(2, 16), nn.ReLU(), nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 2)
+    )
+    chosen = prune(model, data=torch.randn(300, 6), budget=Budget(0.8, tolerance=0.05), components={"all": [""]},
+                   method="uniform", rounds=4).chosen  # fmt: skip
+    norm: Any = chosen.module[1]
+    assert (chosen.groups[0].kept, norm.num_groups, norm.num_channels) == (1, 1, 8)
+    assert chosen.sparsity == pytest.approx(1 - parameter_count(chosen.module) / parameter_count(model))
 
 
 @pytest.mark.parametrize("method", ["uniform", "threshold", "gradient"])
