@@ -163,13 +163,18 @@ def _batch_norm(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None
 
 
 def _group_norm(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> None:
-    """A norm's group leaves as a whole, so that the statistics of the others stay what they are."""
+    """A norm's group leaves as a whole, so that the statistics of the others stay what they are.
+
+    One group of all channels is a LayerNorm of images: its statistics are over the channels that are kept.
+    """
     inputs, weight, bias, _, channels, _, groups = args[:7]
     row = coupling.labels(inputs)[1]
     for affine in (weight, bias):
         if isinstance(affine, Tensor):
             coupling.join(coupling.labels(affine)[0], row)
-    if row is not None:
+    if groups == 1:
+        _need(coupling, inputs, set(range(1, inputs.dim())), SPREAD_ENTRIES)
+    elif row is not None:
         for members in row.reshape(groups, channels // groups).tolist():
             coupling.join_all(members)
     coupling.label(result[0], coupling.labels(inputs))

@@ -94,7 +94,7 @@ def _correct_sizes(module: nn.Module) -> None:
     elif isinstance(module, CHANNEL_NORMS):
         module.num_features = weight.shape[0]
     elif isinstance(module, nn.GroupNorm):
-        module.num_groups = module.num_groups * weight.shape[0] // module.num_channels
+        module.num_groups = max(1, module.num_groups * weight.shape[0] // module.num_channels)
         module.num_channels = weight.shape[0]
     elif isinstance(module, nn.Unflatten) and not isinstance(module.dim, str):
         module.unflattened_size = _freed(module.unflattened_size)

@@ -188,7 +188,7 @@ def _masked(module: nn.Module, groups: Sequence[Group], keep: Sequence[Tensor]) 
     saved: list[tuple[Tensor, Tensor]] = []
     for (tensor, dim), mask in gone.items():
         owner = module.get_submodule(tensor.rpartition(".")[0])
-        if isinstance(owner, (nn.LayerNorm, nn.RMSNorm)):
+        if isinstance(owner, (nn.LayerNorm, nn.RMSNorm)) or getattr(owner, "num_groups", None) == 1:
             if tensor.endswith("weight"):
                 hooks.append(owner.register_forward_hook(_norm_over(mask)))
             continue
@@ -217,6 +217,10 @@ def _norm_over(mask: Tensor) -> Callable[..., Tensor]:
     def hook(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         kept = mask.bool()
         bias = norm.bias[kept] if getattr(norm, "bias", None) is not None else None
+        if isinstance(norm, nn.GroupNorm):
+            result = torch.zeros_like(output)
+            result[:, kept] = functional.group_norm(inputs[0][:, kept], 1, norm.weight[kept], bias, norm.eps)
+            return result
         if isinstance(norm, nn.RMSNorm):
             found = functional.rms_norm(inputs[0][..., kept], (int(kept.sum()),), norm.weight[kept], norm.eps)
         else:

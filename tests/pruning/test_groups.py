@@ -53,13 +53,29 @@ def test_one_step_of_the_dynamics_does_not_show_that_they_give_out_a_latent() ->
     assert "dynamics.3" not in next(group for group in groups if group.name == "encoder.3").producers
 
 
-@pytest.mark.parametrize(("norm", "fewest"), [(nn.LayerNorm, 3), (nn.RMSNorm, 2), (nn.Identity, 1)])
+@pytest.mark.parametrize(
+    ("norm", "fewest"),
+    [(nn.LayerNorm, 3), (nn.RMSNorm, 2), (nn.Identity, 1), (lambda channels: nn.GroupNorm(1, channels), 3)],
+)
 def test_a_norm_over_channels_keeps_as_many_as_it_needs_to_tell_inputs_apart(
-    norm: type[nn.Module], fewest: int
+    norm: Callable[[int], nn.Module], fewest: int
 ) -> None:
     module = nn.Sequential(nn.Linear(5, 12), norm(12), nn.Tanh(), nn.Linear(12, 2))
     (group,) = find_groups(module, {"all": [""]}, lambda m: m(torch.randn(3, 5)))
     assert group.fewest == fewest
+
+
+@pytest.mark.parametrize(("size", "fewest"), [(3, 3), (4, 2), (8, 1)])
+def test_a_norm_over_all_channels_of_an_image_has_its_pixels_too(size: int, fewest: int) -> None:
+    module = nn.Sequential(nn.Conv1d(2, 12, 3), nn.GroupNorm(1, 12), nn.ReLU(), nn.Conv1d(12, 2, 1))
+    (group,) = find_groups(module, {"all": [""]}, lambda m: m(torch.randn(3, 2, size)))
+    assert (group.channels, group.fewest, {member.width for member in group.members}) == (12, fewest, {1})
+
+
+def test_groups_of_a_norm_leave_as_a_whole() -> None:
+    module = nn.Sequential(nn.Linear(5, 12), nn.GroupNorm(3, 12), nn.Tanh(), nn.Linear(12, 2))
+    (group,) = find_groups(module, {"all": [""]}, lambda m: m(torch.randn(3, 5)))
+    assert (group.channels, group.fewest, {member.width for member in group.members}) == (3, 1, {4})
 
 
 def test_channels_pass_through_a_norm_without_parameters_and_it_stays_without() -> None:

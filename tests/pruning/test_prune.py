@@ -192,6 +192,7 @@ def test_no_method_leaves_a_layer_norm_fewer_channels_than_it_needs(method: Any)
         nn.LayerNorm(16, elementwise_affine=False),
         nn.RMSNorm(16, elementwise_affine=False),
         nn.GroupNorm(4, 16, affine=False),
+        nn.GroupNorm(1, 16, affine=False),
     ],
     ids=str,
 )
@@ -847,6 +848,7 @@ def test_a_size_that_is_written_behind_parts_keeps_their_channels_and_no_others(
     [
         lambda h: h.view(len(h), -1),
         lambda h: nn.functional.layer_norm(h, h.shape[1:]),
+        lambda h: nn.functional.group_norm(h, 1),
         lambda h: h * h.mean(1, keepdim=True).expand_as(h),
         lambda h: h.view(len(h), -1, 4).softmax(-1).flatten(1),
         lambda h: h.view(len(h), -1, 16).softmax(-1).flatten(1),
