@@ -45,8 +45,8 @@ from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import TRANSPOSED, Group, weighted_norms
 from nncontrol_prune.pruning.layers import (
     NORMS,
-    OVER_CHANNELS,
     channel_dimension,
+    norms_over_channels,
     places_in,
     responses,
     run_solution,
@@ -295,7 +295,7 @@ class _SoftLayers:
 
         module = self._module
         with (
-            weighted_norms(module, OVER_CHANNELS),  # whose statistics are masked, too
+            weighted_norms(module),  # those without weight are masked, too
             operations(module, self._places, leave),
             with_others_taken_in(module, self._opaque, scale),
         ):
@@ -329,17 +329,8 @@ class _SoftLayers:
         return run_solution(operation, inputs, weight.to(inputs.dtype), bias.to(inputs.dtype))
 
     def _norm(self, operation: Operation, mask: Tensor, fitted: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
-        name, layer, inputs = operation.name, operation.layer, operation.held
-        if isinstance(layer, OVER_CHANNELS):
-            weight, bias = operation.arguments["weight"], operation.arguments.get("bias")
-            share = (mask / mask.sum()).to(inputs.dtype)
-            centred = inputs - (inputs @ share)[..., None] if isinstance(layer, nn.LayerNorm) else inputs
-            eps = operation.arguments.get("eps", 1e-5 if isinstance(layer, nn.LayerNorm) else None)  # torch's defaults
-            eps = torch.finfo(inputs.dtype).eps if eps is None else eps
-            output = centred * torch.rsqrt(centred.square() @ share + eps)[..., None] * weight
-            output = output if bias is None else output + bias
-        else:
-            output = operation.run()
+        name, layer = operation.name, operation.layer
+        output = _normed_over(operation, mask) if norms_over_channels(layer) else operation.run()
         if name in self._bare:
             return output
         if name not in fitted:
@@ -352,3 +343,22 @@ class _SoftLayers:
         scale, offset = fitted[name]
         shape = [-1 if dim == channel_dimension(layer, output) else 1 for dim in range(output.dim())]
         return output * scale.view(shape) + offset.view(shape)
+
+
+def _normed_over(operation: Operation, mask: Tensor) -> Tensor:
+    """Return what a norm over channels gives out with statistics over what a mask leaves of them."""
+    layer, inputs, given = operation.layer, operation.held, operation.arguments
+    weight, bias = given["weight"], given.get("bias")
+    share = (mask / mask.sum()).to(inputs.dtype)
+    channel = channel_dimension(layer, inputs)
+    positions = range(1, inputs.dim() - 1) if isinstance(layer, nn.GroupNorm) else ()
+
+    def mean(values: Tensor) -> Tensor:
+        return (values @ share)[..., None].mean((*positions, -1), keepdim=True)
+
+    held = inputs.movedim(channel, -1)
+    centred = held if isinstance(layer, nn.RMSNorm) else held - mean(held)
+    eps = given.get("eps", None if isinstance(layer, nn.RMSNorm) else 1e-5)  # torch's defaults
+    eps = torch.finfo(inputs.dtype).eps if eps is None else eps
+    output = centred * torch.rsqrt(mean(centred.square()) + eps) * weight
+    return (output if bias is None else output + bias).movedim(-1, channel)

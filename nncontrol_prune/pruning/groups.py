@@ -257,14 +257,9 @@ def _find_groups(module: nn.Module, components: Components, run: Callable[[nn.Mo
 
 
 @contextmanager
-def weighted_norms(module: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Module,)) -> Iterator[None]:
-    """Within the block, norms without parameters have a weight of ones: it tells how many channels they norm.
-
-    Args:
-        module: The module that they are in.
-        kinds: Of norms; others stay without.
-    """
-    norms: list[Any] = [norm for norm in module.modules() if _size_of_norm(norm) and isinstance(norm, kinds)]
+def weighted_norms(module: nn.Module) -> Iterator[None]:
+    """Within the block, norms without parameters have a weight of ones: it tells how many channels they norm."""
+    norms: list[Any] = [norm for norm in module.modules() if _size_of_norm(norm)]
     bare = [norm for norm in norms if norm.weight is None]
     like = next(module.parameters(), torch.ones(()))
     for norm in bare:

@@ -15,9 +15,7 @@ from torch.nn import functional
 from nncontrol_prune.pruning.groups import CHANNEL_NORMS, LINEAR, TRANSPOSED, Group
 from nncontrol_prune.pruning.operations import Operation
 
-OVER_CHANNELS = (nn.LayerNorm, nn.RMSNorm)
-"""Norms over the last dimension."""
-NORMS = (*OVER_CHANNELS, *CHANNEL_NORMS, nn.GroupNorm)
+NORMS = (nn.LayerNorm, nn.RMSNorm, *CHANNEL_NORMS, nn.GroupNorm)
 
 
 def taps(layer: nn.Module) -> int:
@@ -82,7 +80,12 @@ def run_solution(operation: Operation, inputs: Tensor, weight: Tensor, bias: Ten
 
 def channel_dimension(layer: nn.Module, values: Tensor) -> int:
     """Return the dimension of a layer's inputs or outputs that holds its channels."""
-    return values.dim() - 1 if isinstance(layer, (nn.Linear, *OVER_CHANNELS)) else 1
+    return values.dim() - 1 if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.RMSNorm)) else 1
+
+
+def norms_over_channels(layer: nn.Module) -> bool:
+    """Return whether a norm's statistics are over all channels, and so over those that are kept."""
+    return isinstance(layer, (nn.LayerNorm, nn.RMSNorm)) or getattr(layer, "num_groups", None) == 1
 
 
 def by_channel(layer: nn.Module, values: Tensor, rows: int) -> Tensor:

@@ -39,7 +39,6 @@ from torch import Tensor, nn
 from nncontrol_prune.pruning.groups import TRANSPOSED, Group, leaving_entries, weighted_norms
 from nncontrol_prune.pruning.layers import (
     NORMS,
-    OVER_CHANNELS,
     channel_dimension,
     load_solution,
     regressors,
@@ -88,7 +87,7 @@ def fitted_layers(module: nn.Module, groups: Sequence[Group]) -> list[str]:
 def dense_targets(network: Network[Any], groups: Sequence[Group], batch: Batch) -> dict[str, Target]:
     """Return what each layer is fitted to, by name.
 
-    That of a norm over channels without weight, of which nothing is fitted, is what it gives out, too.
+    That of a norm without weight, of which nothing is fitted, is what it gives out, too.
     """
     targets: dict[str, Target] = {}
 
@@ -96,7 +95,7 @@ def dense_targets(network: Network[Any], groups: Sequence[Group], batch: Batch) 
         targets[operation.name] = Target(operation.call, output.clone())  # what comes after may work in place
 
     names = fitted_layers(network.module, groups)
-    with weighted_norms(network.module, OVER_CHANNELS), telling_calls(network.module, names, rows_of(batch), note):
+    with weighted_norms(network.module), telling_calls(network.module, names, rows_of(batch), note):
         network.run(network.module, network.once(batch))
     return targets
 

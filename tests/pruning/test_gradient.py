@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from nncontrol_prune.controllers.mlp import Mlp
 from nncontrol_prune.progress import Progress
@@ -10,8 +11,11 @@ from nncontrol_prune.pruning import gradient
 from nncontrol_prune.pruning.architectures import recipe_for
 from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.coefficients import CoefficientProblem, uniform
+from nncontrol_prune.pruning.network import Network
 from nncontrol_prune.pruning.problem import coefficient_problem
+from nncontrol_prune.pruning.reconstruction import dense_targets, reconstruct
 from nncontrol_prune.pruning.settings import PruningSettings
+from nncontrol_prune.pruning.surgery import remove_channels
 from nncontrol_prune.pruning.terms import chosen_terms
 
 
@@ -38,6 +42,36 @@ def test_it_descends_where_no_gradients_are_recorded(problem: CoefficientProblem
         steps = gradient._descend(problem, start, Progress())
         assert next(steps) == free[0]
         assert not torch.is_grad_enabled()
+
+
+NORMED = {
+    "layer": [nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3)],
+    "rms": [nn.Linear(4, 8), nn.RMSNorm(8), nn.ReLU(), nn.Linear(8, 3)],
+    "one group": [nn.Linear(4, 8), nn.GroupNorm(1, 8), nn.ReLU(), nn.Linear(8, 3)],
+    "one group of an image": [nn.Conv1d(2, 8, 2), nn.GroupNorm(1, 8, affine=False), nn.ReLU(), nn.Conv1d(8, 3, 2)],
+    "groups": [nn.Linear(4, 8), nn.GroupNorm(4, 8), nn.ReLU(), nn.Linear(8, 3)],
+}
+
+
+@pytest.mark.parametrize("kind", NORMED)
+def test_masks_that_are_hard_leave_what_surgery_and_reconstruction_do(kind: str) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(*NORMED[kind])
+    batch = {"x": torch.randn(500, 2, 6) if isinstance(module[0], nn.Conv1d) else torch.randn(500, 4)}
+    network, weights = Network(module, {"all": [""]}, lambda m, rows: {"y": m(rows["x"])}), torch.ones(500)
+    groups = network.groups(batch)
+    keep = [torch.arange(0, group.channels, 2) for group in groups]
+    pruned = remove_channels(module, groups, keep)
+    targets = dense_targets(network, groups, batch)
+    reconstruct(pruned, network, groups, keep, batch, weights, targets=targets)
+    masks = [
+        torch.full((group.channels,), 1e-6).index_fill(0, kept, 1.0) for group, kept in zip(groups, keep, strict=True)
+    ]
+    with torch.no_grad():
+        with gradient._SoftLayers(network, groups, targets, weights).masked(masks):
+            found = module(batch["x"])
+        torch.testing.assert_close(found, pruned(batch["x"]), atol=1e-3, rtol=0)
+        assert (found - module(batch["x"])).abs().mean() > 0.01
 
 
 def test_a_newton_step_leads_to_the_least_of_a_separable_parabola_at_the_same_cost(
