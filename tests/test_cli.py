@@ -457,7 +457,7 @@ def test_mnist_prunes_and_writes_what_it_found(mnist_data: Path, tmp_path: Path)
         (["--out", "file/below"], 1, "nothing can be written into file/below"),
     ],
 )
-def test_wrong_arguments_of_mnist(
+def test_wrong_arguments_of_mnist_are_told_and_nothing_is_written(
     mnist_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[object], code: int, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -465,6 +465,7 @@ def test_wrong_arguments_of_mnist(
     result = run("mnist", "--data", mnist_data, *arguments)
     assert result.exit_code == code
     assert message in " ".join(result.stderr.split())
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "mnist"}
 
 
 def test_rollouts_of_another_observation_size_are_refused(tmp_path: Path) -> None:

@@ -53,7 +53,6 @@ def mnist(
     if not data.is_dir():
         raise ConfigError(f"mnist: --data {data} is not a directory; name the one that holds MNIST's IDX files")
     check_writable(out)
-    out.mkdir(parents=True, exist_ok=True)
     with display.progress_bar(as_json) as show:
         report, written = run_mnist(data, out, settings, Progress(show))
     if as_json:
