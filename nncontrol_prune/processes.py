@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -17,6 +18,15 @@ def line_from_parent() -> tuple[str, TextIO]:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return line, answers
+
+
+def end_workers() -> None:
+    """End the processes that share the work of this one; joblib keeps some for more, which would outlive it."""
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join()
 
 
 def told_to_parent(error: Exception) -> str:

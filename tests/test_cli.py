@@ -678,6 +678,44 @@ def test_ctrl_c_ends_the_session_which_writes_its_results(tmp_path: Path, port: 
     assert [pid for pid in children if alive(pid)] == []
 
 
+@pytest.mark.parametrize(
+    ("busy", "number"), [("episodes", signal.SIGINT), ("episodes", signal.SIGTERM), ("grid", signal.SIGTERM)]
+)
+def test_search_that_a_signal_ends_leaves_no_process_and_nothing_half_written(
+    tmp_path: Path, busy: str, number: signal.Signals
+) -> None:
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip("the tests run under nohup")
+    assert run("rollout", DOUBLE_PENDULUM, "--episodes", 2, "--out", tmp_path / "bag").exit_code == 0
+    command = ["-m", "nncontrol_prune.cli", "prune", DOUBLE_PENDULUM, "--rollouts", tmp_path / "bag", "--sparsity", 0.8]
+    options = ["--jobs", 2, "--out", tmp_path / "out", "--store", tmp_path / "store"]
+    how = ["--method", "grid", "--env", "none"] if busy == "grid" else ["--method", "uniform"]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, (*command, *options, *how))],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    while "coefficients" not in process.stderr.readline():
+        assert process.poll() is None
+    while busy == "episodes" and len(descendants(process.pid)) < 4:  # two workers, and two that look after them
+        assert process.poll() is None
+        time.sleep(0.2)
+    children = descendants(process.pid)
+    os.kill(process.pid, number)
+    told, problems = process.communicate(timeout=20)  # which whoever lives on has open
+    assert (process.returncode, told) == (130, "")
+    assert problems.splitlines()[-1] == "nncontrol-prune: interrupted"
+    end = time.monotonic() + 2
+    while any(map(alive, children)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert [pid for pid in children if alive(pid)] == []
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {"bag", "bag/bag_0.mcap", "bag/metadata.yaml"}
+
+
 def test_session_whose_terminal_goes_away_writes_its_results(tmp_path: Path, port: int) -> None:
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         pytest.skip("the tests run under nohup")

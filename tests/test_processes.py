@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
+
+import joblib
 import pytest
 
-from nncontrol_prune.processes import how_it_ended, told_to_parent
+from nncontrol_prune.processes import end_workers, how_it_ended, told_to_parent
 from nncontrol_prune.runtime.store import StoreError
 
 
@@ -26,3 +30,11 @@ def test_errors_of_ours_are_told_without_a_traceback_and_others_by_their_name(
     assert capsys.readouterr().err == ""
     assert told_to_parent(KeyError()) == "KeyError"
     assert capsys.readouterr().err == "KeyError\n", "what led to it stands above where it was raised"
+
+
+def test_workers_that_joblib_keeps_are_ended() -> None:
+    found = joblib.Parallel(n_jobs=2)(joblib.delayed(os.getpid)() for _ in range(4))
+    kept = multiprocessing.active_children()
+    assert set(found) <= {worker.pid for worker in kept}
+    end_workers()
+    assert not any(worker.is_alive() for worker in kept)

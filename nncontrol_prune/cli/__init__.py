@@ -1,11 +1,12 @@
 """The command line, `nncontrol-prune`.
 
 Exit codes: 0 done, 1 failed, 2 usage (an argument or configuration is wrong), 3 rejected by the gate; 130 when
-interrupted. With `--json`, standard output is exactly one JSON object.
+interrupted, by Ctrl-C or another signal that ends a process. With `--json`, standard output is exactly one JSON object.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from typing import Any
@@ -23,6 +24,8 @@ from nncontrol_prune.cli.rollout import rollout
 from nncontrol_prune.cli.run import run
 from nncontrol_prune.cli.sim import sim
 from nncontrol_prune.cli.validate import validate
+from nncontrol_prune.processes import end_workers
+from nncontrol_prune.transport.signals import interrupt_by_any_signal
 
 UsageError: Any = typer.BadParameter.__mro__[1]
 """What the option parser raises; it is Click's, of which some versions of Typer have a copy of their own."""
@@ -61,13 +64,19 @@ app.add_typer(importer, name="import")
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; whatever ends a process interrupts it as Ctrl-C does."""
+    interrupt_by_any_signal()
     try:
         app()
     except SystemExit as end:
-        if end.code == INTERRUPTED:
-            # All is cleaned up by now; taking down the interpreter with all its libraries can take another second.
+        if end.code != INTERRUPTED:
+            raise
+        try:
+            end_workers()
+            atexit._run_exitfuncs()
             sys.stdout.flush()
             sys.stderr.flush()
+        finally:
+            # Taking down the interpreter with all its libraries can take another second, and aborts while threads, such
+            # as those of a search, are in them.
             os._exit(INTERRUPTED)
-        raise

@@ -60,7 +60,7 @@ def run(
     from nncontrol_prune.runtime.store import BundleStore
     from nncontrol_prune.transport.controller_process import SLOT
     from nncontrol_prune.transport.live_loop import LiveLoop, watch
-    from nncontrol_prune.transport.signals import ending_by_signal, interrupt_by_any_signal
+    from nncontrol_prune.transport.signals import ending_by_signal
 
     if pruning and find_spec("torch") is None:
         raise ConfigError(
@@ -74,7 +74,6 @@ def run(
     check_writable(out)
     bundles = BundleStore(store or out / "store")
     bag = new_bag(out) if setup.nn_controller.record else None
-    interrupt_by_any_signal()
     loop = LiveLoop(
         setup,
         Network(port=port, host=host, keys=keys),

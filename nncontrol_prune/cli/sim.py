@@ -75,7 +75,7 @@ def sim(
     from nncontrol_prune.transport.controller_process import SLOT
     from nncontrol_prune.transport.live_loop import REPORT
     from nncontrol_prune.transport.session import check_places, export_bundles, run_session
-    from nncontrol_prune.transport.signals import ending_by_signal, interrupt_by_any_signal
+    from nncontrol_prune.transport.signals import ending_by_signal
     from nncontrol_prune.transport.simulation import Simulation
 
     setup = load_config(config)
@@ -94,7 +94,6 @@ def sim(
         made_for = first_controller(bundles, SLOT, asked=begins_with, default="").manifest.environment
         setup = setup.override("mujoco_sim", env=made_for)
     bag = new_bag(out) if setup.nn_controller.record else None
-    interrupt_by_any_signal()
     simulation = Simulation(setup, Network(port=port, host=host, keys=keys), out=out, store=bundles, bag=bag)
     with held_directory(out):
         with simulation, display.progress_bar(as_json) as tell, ending_by_signal() as ending:
