@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
 
 from nncontrol_prune.pruning.calls import hooked
 from nncontrol_prune.pruning.coupling import OUTPUT, PARTS, Cause, Entry
@@ -71,8 +72,9 @@ class Group:
         members: Where they lie.
         producers: Names of the modules that lose outputs, in the order they are run.
         consumers: Names of the layers that lose inputs, in the order in which they, or their operations, are run.
-        opaque: Names of those of them, and of the norms that it passes through, whose weight and bias no operation
-            takes as they are: their `forward` makes something else of them first, and they cannot be fitted.
+        opaque: Names of layers that take it in, and of the norms that it passes through, whose weight and bias no
+            operation takes as they are: their `forward` makes something else of them first, and they cannot be fitted.
+            Of those that are no consumers it is not even seen what they take in.
         multiplied: Names of other parameters that products sum over it with, such as an ensemble's in one tensor.
         fewest: How many channels have to stay: one, or as many as a norm over them needs to tell inputs apart.
     """
@@ -158,13 +160,19 @@ class _Trace:
         order: list[str] = []
         every = dict(module.named_modules())
         self.operated: set[str] = set()
+        self._held: dict[str, list[Tensor | None]] = {}
+
+        def note_module(name: str, part: nn.Module, call: int, arguments: Any, named: Any) -> None:
+            order.append(name)
+            held = next((value for value in tree_iter((arguments, named)) if isinstance(value, Tensor)), None)
+            self._held.setdefault(name, []).append(held)
 
         def note(operation: Operation) -> Tensor:
             order.append(operation.name)  # a layer's weights may be used without running it
             self.operated.add(operation.name)
             return operation.run()
 
-        with hooked(module, every, lambda name, *_: order.append(name), before=True), operations(module, every, note):
+        with hooked(module, every, note_module, before=True), operations(module, every, note):
             self.coupling = trace(module, lambda: run(module))
         self._module = module
         self.position = {name: index for index, name in enumerate(dict.fromkeys(order))}
@@ -192,6 +200,25 @@ class _Trace:
         """Return how many channels the operations need of those that are like one."""
         (tensor, dim), indices = next(iter(places.items()))
         return self.coupling.fewest((tensor, dim, indices[0]))
+
+    def sees(self, member: Member) -> bool:
+        """Return whether it is seen what a layer takes in where a member lies among its inputs.
+
+        That is what its operation takes in, or else the first tensor that its module does, if the channels lie there as
+        the layer has them: a `forward` of its own may take in something else first, or rearrange it.
+        """
+        if member.module in self.operated:
+            return True
+        entries = member.positions.flatten().tolist()
+        roots = [self.coupling.root((member.tensor, member.dim, entry)) for entry in entries]
+        channel = -1 if isinstance(self._module.get_submodule(member.module), nn.Linear) else 1
+        for held in self._held[member.module]:
+            if held is None or held.dim() < 2 or held.shape[channel] != self._shapes[member.tensor][member.dim]:
+                return False
+            row = self.coupling.labels(held)[channel]
+            if row is None or [self.coupling.find(int(row[entry])) for entry in entries] != roots:
+                return False
+        return True
 
     def staying(self) -> Counter[tuple[str, Cause]]:
         """Count the outputs of hidden layers that stay, by the names of the layers and what makes them stay."""
@@ -343,19 +370,19 @@ def _group(
     modules = sorted({member.module for member in members}, key=lambda name: position.get(name, len(position)))
     producers = [name for name in modules if any(produces(module, m) for m in members if m.module == name)]
     # Of one that neither is run nor has its weights used as they are, nobody sees what it takes in.
-    consumers = [
-        name for name in modules if name in position and any(_takes(module, m) for m in members if m.module == name)
-    ]
+    taking = [member for member in members if member.module in position and _takes(module, member)]
+    takers = [name for name in modules if any(member.module == name for member in taking)]
+    consumers = [name for name in takers if all(traced.sees(member) for member in taking if member.module == name)]
     opaque = [
         name
         for name in modules
-        if name not in traced.operated and (name in consumers or _size_of_norm(module.get_submodule(name)))
+        if name not in traced.operated and (name in takers or _size_of_norm(module.get_submodule(name)))
     ]
     multiplied = {
         tensor
         for tensor, dim in channels[0]
         if traced.coupling.multiplies((tensor, dim, channels[0][tensor, dim][0]))
-        and not any(_takes(module, m) and m.module in consumers for m in members if (m.tensor, m.dim) == (tensor, dim))
+        and not any(_takes(module, m) and m.module in takers for m in members if (m.tensor, m.dim) == (tensor, dim))
     }
     # Tensors that no known layer holds, such as those of an ensemble in one tensor, go by their own name.
     shapes = {name: tensor.shape for name, tensor in module.named_parameters()}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calls import with_others_taken_in
+from nncontrol_prune.pruning.copying import copied
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import TRANSPOSED, Group
 from nncontrol_prune.pruning.layers import by_channel, solution_of, taps
@@ -58,7 +59,7 @@ Importance = Callable[[Evidence], Sequence[Tensor]]
 
 
 def checked(importance: Importance) -> Importance:
-    """Return an importance that does as another one does, whose scores are checked.
+    """Return an importance that does as another one does, on copies of the evidence, and whose scores are checked.
 
     When called, it raises `PruningError` where there is not a score for each channel, or one is not a finite number of
     0 or more; the message names the group, what is wrong, and what is allowed.
@@ -72,7 +73,10 @@ def checked(importance: Importance) -> Importance:
         )
 
     def scored(evidence: Evidence) -> list[Tensor]:
-        found: Any = importance(evidence)
+        network = replace(evidence.network, module=copied(evidence.network.module))
+        batch = {name: values.clone() for name, values in evidence.batch.items()}
+        with torch.enable_grad():
+            found: Any = importance(replace(evidence, network=network, batch=batch, weights=evidence.weights.clone()))
         groups = evidence.groups
         if not isinstance(found, Sequence) or isinstance(found, str) or len(found) != len(groups):
             what = f"a {type(found).__name__}" + (f" of {len(found)}" if isinstance(found, (list, tuple)) else "")
@@ -86,7 +90,7 @@ def checked(importance: Importance) -> Importance:
                     f"importance returned {wrong} for the group {group.name}; allowed is a tensor of shape "
                     f"({group.channels},), a score for each channel that is finite and 0 or more; the least leave first"
                 )
-        return [score if score.is_floating_point() else score.float() for score in found]
+        return [score if score.dtype == torch.float64 else score.float() for score in found]
 
     return scored
 
@@ -97,6 +101,9 @@ def _wrong_score(score: Any, channels: int) -> str | None:
         return f"a {type(score).__name__}"
     if score.shape != (channels,):
         return f"a tensor of shape {tuple(score.shape)}"
+    if score.is_complex() or score.is_meta or score.layout != torch.strided:
+        return f"a tensor of the type {score.type()}"
+    score = score.float()  # of eight bits, nothing can be asked
     if not torch.isfinite(score).all():
         return "NaN or infinity"
     return "negative scores" if (score < 0).any() else None

@@ -267,6 +267,12 @@ def test_scores_of_ones_own_that_are_sound_pass_as_they_are(network: Network[Mlp
         ([torch.ones(24), torch.ones(16, 1)], r"returned a tensor of shape \(16, 1\) for the group layers.1"),
         ([np.ones(24), np.ones(16)], r"returned a ndarray for the group layers.0; allowed is .* \(24,\)"),
         ([torch.ones(24), torch.arange(16) / 0], r"returned NaN or infinity for the group layers.1; .* finite and 0"),
+        (
+            [torch.ones(24), 1j * torch.ones(16)],
+            r"a tensor of the type torch.ComplexFloatTensor for the group",
+        ),
+        ([torch.ones(24, device="meta"), torch.ones(16)], r"of the type torch.meta.FloatTensor for the group layers.0"),
+        ([torch.ones(24).to_sparse(), torch.ones(16)], r"of the type torch.sparse.FloatTensor for the group layers.0"),
         ([torch.ones(24), -torch.ones(16)], r"returned negative scores for the group layers.1; .* 0 or more"),
     ],
 )

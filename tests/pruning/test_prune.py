@@ -363,6 +363,72 @@ def test_scores_of_ones_own_that_are_those_of_a_name_make_the_same(classifier: n
     assert (own.name, own.objective) == (named.name, named.objective)
 
 
+class Conditioned(nn.Linear):
+    """Takes in a condition first, by which it scales its weight."""
+
+    def forward(self, condition: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return nn.functional.linear(inputs, self.weight * (1.0 + 0.0 * condition.mean()), self.bias)
+
+
+class WithCondition(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.other, self.last = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(16, 2)
+        self.layer = Conditioned(16, 16)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.last(torch.relu(self.layer(self.other(inputs), torch.relu(self.first(inputs)))))
+        return output
+
+
+@pytest.mark.parametrize("importance", ["taylor", "obs"])
+@pytest.mark.parametrize("method", ["uniform", "gradient"])
+def test_a_layer_that_does_not_take_in_first_what_its_weight_is_for_is_named(method: Any, importance: Any) -> None:
+    torch.manual_seed(0)
+    result = prune(WithCondition(), data=torch.randn(300, 6), budget=Budget(0.4, tolerance=0.05), method=method,
+                   importance=importance, components={"all": [""]})  # fmt: skip
+    before, after = (next(o.group for o in result.chosen.groups if o.group.name == n) for n in ("first", "layer"))
+    assert (before.consumers, before.opaque, after.consumers) == ((), ("layer",), ("last",))
+    assert [warning for warning in result.warnings if warning.startswith("reconstruction cannot refit layer: weight")]
+
+
+@pytest.mark.parametrize("importance", ["taylor", "obs"])
+def test_a_layer_that_rearranges_what_it_takes_in_is_named(importance: Any) -> None:
+    class Flattening(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(inputs.flatten(1), 0.5 * self.weight, self.bias)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), Flattening(32, 16), nn.ReLU(), nn.Linear(16, 3))
+    result = prune(model, data=torch.randn(200, 2, 4, 4), budget=Budget(0.4, tolerance=0.05), method="uniform",
+                   importance=importance, components={"all": [""]})  # fmt: skip
+    assert [(o.group.name, o.group.consumers, o.group.opaque) for o in result.chosen.groups] == [
+        ("0", (), ("2",)),
+        ("2", ("4",), ()),
+    ]
+    assert [warning for warning in result.warnings if warning.startswith("reconstruction cannot refit 2: weight")]
+
+
+def test_a_function_of_ones_own_cannot_spoil_what_it_judges(classifier: nn.Module) -> None:
+    def spoiling(evidence: Evidence) -> list[torch.Tensor]:
+        with torch.no_grad():
+            for parameter in evidence.network.module.parameters():
+                parameter.zero_()
+        evidence.network.module.train()
+        evidence.batch["data"].zero_()
+        evidence.weights.zero_()
+        torch.set_grad_enabled(False)
+        return [torch.ones(group.channels) for group in evidence.groups]
+
+    data = torch.randn(300, 6)
+    spoilt, sound = (
+        prune(classifier, data=data, budget=0.6, method="uniform", components={"all": [""]}, importance=importance)
+        for importance in (spoiling, lambda evidence: [torch.ones(group.channels) for group in evidence.groups])
+    )
+    assert torch.is_grad_enabled()
+    assert spoilt.chosen.objective == sound.chosen.objective
+
+
 def test_what_is_raised_in_a_function_of_ones_own_is_raised_as_it_is(classifier: nn.Module) -> None:
     def failing(evidence: Evidence) -> list[torch.Tensor]:
         raise ZeroDivisionError("of my own")
