@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 
-def taken_in(arguments: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
-    """Return what a module takes in: the first tensor that it is called with, by position or by keyword."""
-    return next(value for value in tree_iter((arguments, named)) if isinstance(value, Tensor))
+def taken_in(arguments: Sequence[Any], named: Mapping[str, Any]) -> Tensor | None:
+    """Return what a module takes in: the first tensor that it is called with, by position or by keyword, if any."""
+    return next((value for value in tree_iter((arguments, named)) if isinstance(value, Tensor)), None)
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def hooked(
 def with_others_taken_in(
     module: nn.Module, names: Iterable[str], other: Callable[[str, nn.Module, Tensor], Tensor]
 ) -> AbstractContextManager[None]:
-    """Within the block, parts of a module take in another tensor in the place of the first.
+    """Within the block, parts of a module take in another tensor in the place of the first, of which there is one.
 
     Args:
         module: The module.
@@ -59,6 +59,7 @@ def with_others_taken_in(
 
     def exchange(name: str, part: nn.Module, call: int, arguments: Any, named: Any) -> Any:
         held = taken_in(arguments, named)
+        assert held is not None, f"{name} takes in no tensor"
         found = other(name, part, held)
         return tree_map(lambda value: found if value is held else value, (arguments, named))
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from nncontrol_prune.pruning.calls import TakenTensors, hooked
+from nncontrol_prune.pruning.calls import TakenTensors, hooked, taken_in
 from nncontrol_prune.pruning.copying import copied
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.groups import Group
@@ -169,7 +169,7 @@ def _parts_run(network: Network[Any], batch: Batch) -> dict[str, list[int]]:
     calls: dict[str, list[int]] = {}
 
     def note(name: str, part: nn.Module, call: int, arguments: Any, named: Any) -> None:
-        held = next((value for value in (*arguments, *named.values()) if isinstance(value, Tensor)), None)
+        held = taken_in(arguments, named)
         calls.setdefault(name, []).append(0 if held is None or held.dim() == 0 else len(held))
 
     def note_operation(operation: Operation) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_iter
 
 from nncontrol_prune.pruning.calls import hooked, taken_in
 from nncontrol_prune.pruning.errors import PruningError
@@ -81,10 +80,11 @@ def multiplication_cost(module: nn.Module, groups: Sequence[Group], run: Callabl
     weights: dict[str, float] = {}
     operated: set[str] = set()
 
-    def count(name: str, layer: nn.Module, held: Tensor, output: Tensor) -> None:
+    def count(name: str, layer: nn.Module, held: Tensor | None, output: Tensor) -> None:
         if isinstance(layer, nn.Linear):
             positions = output.numel() / layer.out_features
         elif isinstance(layer, TRANSPOSED):
+            assert held is not None, f"{name} takes in no tensor"
             positions = held.numel() / held.shape[1]
         else:
             positions = output.numel() / output.shape[1]
@@ -98,8 +98,9 @@ def multiplication_cost(module: nn.Module, groups: Sequence[Group], run: Callabl
 
     def count_module(name: str, layer: nn.Module, call: int, arguments: Any, named: Any, output: Any) -> None:
         if name not in operated:  # it makes something else of its weight first, as a standardized convolution does
-            given = next(value for value in tree_iter(output) if isinstance(value, Tensor))
-            count(name, layer, taken_in(arguments, named), given)
+            held, given = taken_in(arguments, named), taken_in((output,), {})
+            assert given is not None, f"{name} gives out no tensor"
+            count(name, layer, held, given)
 
     layers = [name for name, layer in module.named_modules() if isinstance(layer, (*LINEAR, *TRANSPOSED))]
     with torch.no_grad(), operations(module, layers, count_operation), hooked(module, layers, count_module):

@@ -42,10 +42,11 @@ from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calls import with_others_taken_in
 from nncontrol_prune.pruning.coefficients import CoefficientProblem, uniform
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.groups import TRANSPOSED, Group, weighted_norms
+from nncontrol_prune.pruning.groups import Group, weighted_norms
 from nncontrol_prune.pruning.layers import (
     NORMS,
     channel_dimension,
+    input_dimension,
     norms_over_channels,
     places_in,
     responses,
@@ -268,7 +269,7 @@ class _SoftLayers:
     @staticmethod
     def _inputs(groups: list[Group], name: str, layer: nn.Module) -> tuple[Tensor, Tensor]:
         weight: Any = layer.weight
-        dim = 0 if isinstance(layer, TRANSPOSED) else 1
+        dim = input_dimension(layer)
         return places_in(groups, weight_of(name), dim, weight.shape[dim])
 
     @contextlib.contextmanager

@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_iter
 
-from nncontrol_prune.pruning.calls import hooked
+from nncontrol_prune.pruning.calls import hooked, taken_in
 from nncontrol_prune.pruning.coupling import OUTPUT, PARTS, Cause, Entry
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.operations import Operation, operations
@@ -164,8 +163,7 @@ class _Trace:
 
         def note_module(name: str, part: nn.Module, call: int, arguments: Any, named: Any) -> None:
             order.append(name)
-            held = next((value for value in tree_iter((arguments, named)) if isinstance(value, Tensor)), None)
-            self._held.setdefault(name, []).append(held)
+            self._held.setdefault(name, []).append(taken_in(arguments, named))
 
         def note(operation: Operation) -> Tensor:
             order.append(operation.name)  # a layer's weights may be used without running it
@@ -382,7 +380,7 @@ def _group(
         tensor
         for tensor, dim in channels[0]
         if traced.coupling.multiplies((tensor, dim, channels[0][tensor, dim][0]))
-        and not any(_takes(module, m) and m.module in takers for m in members if (m.tensor, m.dim) == (tensor, dim))
+        and not any((member.tensor, member.dim) == (tensor, dim) for member in taking)
     }
     # Tensors that no known layer holds, such as those of an ensemble in one tensor, go by their own name.
     shapes = {name: tensor.shape for name, tensor in module.named_parameters()}

@@ -19,8 +19,8 @@ from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calls import with_others_taken_in
 from nncontrol_prune.pruning.copying import copied
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.groups import TRANSPOSED, Group
-from nncontrol_prune.pruning.layers import by_channel, solution_of, taps
+from nncontrol_prune.pruning.groups import Group
+from nncontrol_prune.pruning.layers import by_channel, input_dimension, solution_of, taps
 from nncontrol_prune.pruning.network import Batch, Network, Outputs, rows_of, spread_rows, take
 from nncontrol_prune.pruning.operations import Operation, operations, telling_calls
 from nncontrol_prune.pruning.reconstruction import moments, regression
@@ -188,8 +188,8 @@ def _gate_scores(evidence: Evidence, *, centred: bool) -> list[Tensor]:
                         held = held - means[name][call_number]
                     effect = (held * by_channel(layer, gradient, len(part))).sum(dim=2)
                     for number, group in enumerate(groups):
-                        for member in group.members:
-                            if member.module == name and name in group.consumers and member.dim == _inward(layer):
+                        for member in group.members if name in group.consumers else ():
+                            if (member.module, member.dim) == (name, input_dimension(layer)):
                                 effects[number] += effect[:, member.positions].sum(dim=2)
                 for number, effect in enumerate(effects):
                     scores[number] += (weights[:, None] * effect.square()).sum(dim=0)
@@ -300,7 +300,7 @@ def _regression(
     ridge = 1e-6 * gram.diagonal().mean() + torch.finfo(torch.float64).tiny ** 0.5
     inverse = torch.linalg.inv(gram + ridge * torch.eye(len(gram), dtype=torch.float64))
     member = next(
-        m for m in group.members if m.module == name and m.dim == _inward(layer) and m.tensor.endswith("weight")
+        m for m in group.members if m.module == name and m.dim == input_dimension(layer) and m.tensor.endswith("weight")
     )
     kernel = taps(layer)
     places = (member.positions[:, :, None] * kernel + torch.arange(kernel)).flatten(1)
@@ -345,11 +345,6 @@ def inputs_of(module: nn.Module, groups: Sequence[Group]) -> Iterator[dict[str, 
     seen, opaque = ([name for name, hidden in consumers if hidden == kind] for kind in (False, True))
     with operations(module, seen, note_operation), with_others_taken_in(module, opaque, note):
         yield inputs
-
-
-def _inward(layer: nn.Module) -> int:
-    """Return the dimension of a layer's weight that its inputs lie in."""
-    return 0 if isinstance(layer, TRANSPOSED) else 1
 
 
 def _with_fallback(evidence: Evidence, scores: Sequence[Tensor | None]) -> list[Tensor]:

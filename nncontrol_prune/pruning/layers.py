@@ -83,6 +83,11 @@ def channel_dimension(layer: nn.Module, values: Tensor) -> int:
     return values.dim() - 1 if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.RMSNorm)) else 1
 
 
+def input_dimension(layer: nn.Module) -> int:
+    """Return the dimension of a layer's weight that its inputs lie in."""
+    return 0 if isinstance(layer, TRANSPOSED) else 1
+
+
 def norms_over_channels(layer: nn.Module) -> bool:
     """Return whether a norm's statistics are over all channels, and so over those that are kept."""
     return isinstance(layer, (nn.LayerNorm, nn.RMSNorm)) or getattr(layer, "num_groups", None) == 1
