@@ -346,7 +346,8 @@ def _latency(cells: Cells, method: str, sparsity: float) -> str:
     if not found:
         return ""
     share = statistics.median((c.latency - c.floor_latency) / (c.dense_latency - c.floor_latency) for c in found)
-    return f"{statistics.median(cell.latency for cell in found):.3g} µs, {100 * share:.0f} %"
+    latency = float(f"{statistics.median(cell.latency for cell in found):.3g}")
+    return f"{latency:g} µs, {100 * share:.0f} %"
 
 
 def _plot(path: Path, task: Task, cells: Cells) -> None:
