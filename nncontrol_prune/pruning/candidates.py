@@ -94,6 +94,11 @@ class Candidate(Generic[Module]):
     distilled: bool = False
     warnings: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """Return what one would look for; the module, as torch writes it, is `module`."""
+        left = ", ".join(f"{outcome.group.name} {outcome.kept} of {outcome.group.channels}" for outcome in self.groups)
+        return f"<{self.name}: {self.sparsity:.1%} removed, objective {self.objective:.3g}, channels left: {left}>"
+
     @property
     def name(self) -> str:
         """The method, and what followed."""

@@ -25,6 +25,10 @@ from nncontrol_prune.pruning.operations import Operation, operations, weight_of
 from nncontrol_prune.pruning.surgery import Module
 from nncontrol_prune.pruning.terms import Term
 
+RECOMPUTED = (
+    "the forward pass keeps what its gradient needs in a way of its own (torch.utils.checkpoint or "
+    "saved_tensors_hooks), which only training needs; leave that out, as with `if self.training`"
+)
 LOOKED_AT_ROWS = 32
 """Rows that are run one by one, and together a second time."""
 LOOKED_AT_DECISIONS = 16
@@ -59,25 +63,45 @@ def _check_gradients(network: Network[Any], groups: Sequence[Group], few: Batch,
     members = [tensors[m.tensor] for m in (m for group in groups for m in group.members) if m.tensor in tensors]
     for parameter in members:
         parameter.requires_grad_(True)  # in a frozen one, too
+    blind: dict[str, None] = {}
+
+    def note(operation: Operation) -> Tensor:
+        if not torch.is_grad_enabled():
+            blind[operation.name] = None
+        return operation.run()
+
+    consumers = dict.fromkeys(name for group in groups for name in group.consumers)
     try:
-        with torch.enable_grad():
+        with (
+            torch.enable_grad(),
+            torch.autograd.graph.disable_saved_tensors_hooks(RECOMPUTED),
+            operations(module, consumers, note),
+        ):
             outputs = network.run(module, few)
     except Exception as error:
+        if RECOMPUTED in str(error):
+            raise PruningError(RECOMPUTED) from error
         raise PruningError(
             f"the network fails where gradients are recorded, with {type(error).__name__}: {error}; trace and the "
             "forward pass have to be differentiable"
         ) from error
     weighed = dict.fromkeys(term.output for term in terms if term.weight > 0 and term.output in outputs)
     without = [name for name in weighed or outputs if not _leads_to(outputs[name], members)]
+    notes = []
+    if blind:
+        notes.append(
+            f"gradients are off where the operation of {', '.join(blind)} runs, as under torch.no_grad, in a "
+            "torch.autograd.Function or in a reentrant checkpoint, so what is taken in there is not ranked by them"
+        )
     if not without:
-        return []
+        return notes
     if len(without) == len(weighed or outputs):
         raise PruningError(
             "the outputs have no gradient with respect to the network's layers: trace or the forward pass runs them "
             "under torch.no_grad(), detaches, or gives out integers alone; leave that out"
         )
     changed = _changed_outputs(network, module, members, few)
-    return [
+    return notes + [
         f"the output {name!r} has no gradient with respect to the network's layers, so it counts for the objective, "
         "and neither for the importance of channels nor where layers are fitted"
         for name in without

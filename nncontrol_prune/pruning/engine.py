@@ -50,6 +50,11 @@ class Pruned(Generic[Module]):
     warnings: tuple[str, ...]
     search_seconds: float
 
+    def __repr__(self) -> str:
+        """Return the outcome in a line."""
+        notes = f", with {len(self.warnings)} warnings" if self.warnings else ""
+        return f"<Pruned {self.chosen!r}, of {len(self.candidates)} candidates{notes}>"
+
 
 Choose = Callable[[Sequence[Candidate[Any]]], int]
 """Takes candidates and returns the index of the best; in closed loop, where there is one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -47,7 +47,7 @@ class Member:
 
     tensor: str
     dim: int
-    positions: Tensor
+    positions: Tensor = field(repr=False)
 
     @property
     def width(self) -> int:

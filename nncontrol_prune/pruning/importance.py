@@ -166,6 +166,7 @@ def _gate_scores(evidence: Evidence, *, centred: bool) -> list[Tensor]:
                 torch.einsum("r,rcp->cp", share.to(call.dtype), by_channel(layer, call, len(rows))) for call in calls
             ]
     scores = [torch.zeros(group.channels) for group in groups]
+    differentiated: set[str] = set()
     generator = torch.Generator().manual_seed(evidence.seed)
     minibatches = rows.split(MINIBATCH)
     for done, part in enumerate(minibatches):
@@ -173,7 +174,14 @@ def _gate_scores(evidence: Evidence, *, centred: bool) -> list[Tensor]:
         batch, weights = take(evidence.batch, part), evidence.weights[part]
         with torch.enable_grad(), inputs_of(module, groups) as inputs:
             outputs = evidence.network.run(module, batch)
-            taken = [(name, number, call) for name, calls in inputs.items() for number, call in enumerate(calls)]
+            # Where a forward pass turns gradients off, as within a torch.autograd.Function, there are none.
+            taken = [
+                (name, number, call)
+                for name, calls in inputs.items()
+                for number, call in enumerate(calls)
+                if call.requires_grad
+            ]
+            differentiated.update(name for name, _, _ in taken)
             for direction in directions(outputs, evidence.terms, generator):
                 gradients = torch.autograd.grad(
                     direction, [call for _, _, call in taken], retain_graph=True, allow_unused=True
@@ -195,7 +203,11 @@ def _gate_scores(evidence: Evidence, *, centred: bool) -> list[Tensor]:
                     scores[number] += (weights[:, None] * effect.square()).sum(dim=0)
     total = evidence.weights[rows].sum()
     return _with_fallback(
-        evidence, [score / total if group.consumers else None for score, group in zip(scores, groups, strict=True)]
+        evidence,
+        [
+            None if differentiated.isdisjoint(group.consumers) else score / total
+            for score, group in zip(scores, groups, strict=True)
+        ],
     )
 
 

@@ -65,7 +65,20 @@ class Network(Generic[Module]):
 
     def _run_few(self, batch: Batch) -> Callable[[Any], dict[str, Tensor]]:
         few = take(batch, torch.arange(min(TRACED_ROWS, rows_of(batch))))
-        return lambda module: dict(self.run(module, few))
+
+        def run(module: Any) -> dict[str, Tensor]:
+            try:
+                return dict(self.run(module, few))
+            except PruningError:
+                raise
+            except Exception as error:
+                raise PruningError(
+                    f"the network fails where it is traced, on {rows_of(few)} rows of the data, with "
+                    f"{type(error).__name__}: {error}; it has to take any number of rows, and all at once, "
+                    "not under torch.vmap"
+                ) from error
+
+        return run
 
     def tied(self, groups: Sequence[Group]) -> list[list[int]]:
         """Return the groups' indices, those that are tied together; ties that share a group are one.

@@ -176,9 +176,9 @@ def _not_refitted(module: nn.Module, groups: Sequence[Group]) -> list[str]:
     opaque = dict.fromkeys(name for group in groups for name in group.opaque)
     if others := [name for name in opaque if module.get_submodule(name).weight is not None]:
         warnings.append(
-            f"reconstruction cannot refit {', '.join(others)}: weight and bias are not used there as they are, since a "
-            "forward method of its own changes them first, as by a factor, or has other operations than torch's for "
-            f"such a layer; {made_up}"
+            f"reconstruction cannot refit {', '.join(others)}: weight and bias are not used there as they are, in one "
+            "operation of torch's for such a layer, since a forward method of its own changes one of them first, as "
+            f"by a factor or .data, uses them one after the other, or has operations of its own; {made_up}"
         )
     return warnings
 

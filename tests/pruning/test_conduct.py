@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.conduct import check_conduct
@@ -293,3 +294,75 @@ def test_buffers_that_the_forward_pass_updates_are_the_users_in_the_result(metho
         assert torch.equal(buffer, before[name])
     result.chosen.module(torch.randn(5, 6))
     assert int(result.chosen.module.count) == 12  # where it is used it goes on
+
+
+class Own(torch.autograd.Function):
+    """A linear layer with a backward pass of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return functional.linear(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0] @ ctx.saved_tensors[0], None, None
+
+
+class FunctionLinear(nn.Linear):
+    def forward(self, inputs: Tensor) -> Tensor:
+        output: Tensor = Own.apply(inputs, self.weight, self.bias)
+        return output
+
+
+class Recomputed(nn.Module):
+    """Two layers, and a third that is recomputed on the way back."""
+
+    def __init__(self, *, reentrant: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 24), nn.Linear(24, 24), nn.Linear(24, 3)
+        self.reentrant = reentrant
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = checkpoint(lambda h: torch.tanh(self.b(h)), torch.tanh(self.a(inputs)), use_reentrant=self.reentrant)
+        output: Tensor = self.head(hidden)
+        return output
+
+
+@pytest.mark.parametrize("importance", ["taylor", "fisher", "obs"])
+@pytest.mark.parametrize("method", ["uniform", "gradient"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Linear(6, 24), nn.Tanh(), FunctionLinear(24, 24), nn.Tanh(), nn.Linear(24, 3)),
+        Recomputed(reentrant=True),
+    ],
+    ids=["function", "checkpoint"],
+)
+def test_layers_whose_operation_gradients_do_not_see_are_named_and_refitted(
+    model: nn.Module, method: Any, importance: Any
+) -> None:
+    result = prune(model, data=torch.randn(300, 6), budget=Budget(0.3, tolerance=0.05), method=method,
+                   importance=importance, components={"all": [""]})  # fmt: skip
+    layer = "2" if isinstance(model, nn.Sequential) else "b"
+    assert [warning.partition(",")[0] for warning in result.warnings] == [
+        f"gradients are off where the operation of {layer} runs"
+    ]
+    assert result.chosen.objective < 0.1
+
+
+def test_a_network_that_is_recomputed_for_its_gradient_is_refused() -> None:
+    with pytest.raises(PruningError, match=r"keeps what its gradient needs .* leave that out, as with `if self.train"):
+        prune(Recomputed(reentrant=False), data=torch.randn(300, 6), budget=0.3)
+
+
+@pytest.mark.parametrize(
+    ("model", "cause"),
+    [
+        (nn.Sequential(nn.Linear(6, 24), nn.Unflatten(0, (100, -1)), nn.Flatten(0, 1), nn.Linear(24, 3)), "unflatten"),
+        (Two(lambda net, inputs: torch.vmap(lambda row: both(net, row))(inputs)), "vmap"),
+    ],
+)
+def test_a_network_that_does_not_run_on_the_traced_rows_is_refused(model: nn.Module, cause: str) -> None:
+    with pytest.raises(PruningError, match=rf"fails where it is traced, on 4 rows of the data, with .*{cause}"):
+        prune(model, data=torch.randn(300, 6), budget=0.3, components={"all": [""]})

@@ -181,3 +181,12 @@ def test_what_differs_only_within_a_row_tells_no_rows_apart() -> None:
         for held in (numbered, numbered + torch.arange(3.0).repeat_interleave(4)[:, None]):
             module["frame"](held)
     assert calls == [0, 1]
+
+
+def test_a_call_on_what_has_no_rows_tells_nothing() -> None:
+    module = nn.ModuleDict({"norm": nn.LayerNorm(8)})
+    calls: list[int] = []
+    with telling_calls(module, ["norm"], 3, lambda operation, _: calls.append(operation.call)):
+        module["norm"](torch.randn(8))  # of a parameter, say
+        module["norm"](torch.randn(3, 8))
+    assert calls == [1]

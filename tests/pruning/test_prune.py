@@ -1145,3 +1145,13 @@ def test_it_can_be_cancelled_while_channels_are_ranked(classifier: nn.Module, im
     with pytest.raises(Cancelled, match="during importance"):
         prune(classifier, data=torch.randn(2000, 6), budget=0.5, importance=importance, progress=progress)
     assert 0.4 < told[-1][1] < 0.7
+
+
+def test_the_outcome_is_printed_in_a_line(classifier: nn.Module) -> None:
+    result = prune(classifier, data=torch.randn(300, 6), budget=0.6, method="uniform", components={"all": [""]})
+    assert re.fullmatch(
+        r"<Pruned <uniform: (59|60|61)\.\d% removed, objective [\d.e-]+, channels left: 0 \d+ of 32, 2 \d+ of 32>, "
+        r"of 1 candidates>",
+        repr(result),
+    )
+    assert "positions" not in repr(result.chosen.groups[0])
