@@ -80,9 +80,10 @@ def plot_run(
     if action.size > SHARED_AXIS:
         middle.set_yticks(range(action.size), action.joints, fontsize=7)
         middle.set_ylim(action.size - 0.5, -0.5)
-        middle.set_ylabel("commands")
+        middle.set_ylabel("commands" if action.is_commanded else "actions")
     else:
-        middle.set_ylabel(f"command [{action.unit}]" if action.unit else "command")
+        what = "command" if action.is_commanded else "action"
+        middle.set_ylabel(f"{what} [{action.unit}]" if action.unit and action.is_commanded else what)
     bottom.set_ylabel("tick time [µs]")
     bottom.set_yscale("log")
     bottom.set_xlabel("time [s]  (dashed: the swap; grey: a new episode)")

@@ -21,22 +21,24 @@ exec(block(DOCS / "validation.md", "tests/legged_robot.py runs this block", "pyt
 
 
 class LeggedEnv(MujocoEnv):
-    """Takes joint positions, and observes with noise what the documentation's example says."""
+    """Takes actions as the documentation's example says, and observes with noise what it says."""
 
     metadata: dict[str, Any] = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"]}  # noqa: RUF012
     observation_terms = EXAMPLE["MyRobotEnv"].observation_terms
+    action_term = EXAMPLE["MyRobotEnv"].action_term
 
     def __init__(self, **kwargs: Any) -> None:
         space = gymnasium.spaces.Box(-np.inf, np.inf, (16,), np.float64)
         super().__init__(str(Path(__file__).with_name("legged.xml")), 4, space, **kwargs)
+        self.action_space = gymnasium.spaces.Box(-4.0, 4.0, (2,))
         self._pose = np.array(EXAMPLE["DEFAULT_POSE"])
-        self._last = self._pose
+        self._last = np.zeros(2)
         self._command = np.zeros(3)
 
     def step(
         self, action: NDArray[np.float32]
     ) -> tuple[NDArray[np.float64], np.float64, bool, bool, dict[str, np.float64]]:
-        self.do_simulation(action, self.frame_skip)
+        self.do_simulation(self._pose + 0.25 * action, self.frame_skip)
         self._last = np.array(action, dtype=np.float64)
         if self.np_random.random() < 0.1:
             self._command = self.np_random.uniform(-1.0, 1.0, 3)
@@ -48,7 +50,7 @@ class LeggedEnv(MujocoEnv):
         position[3:7] /= np.linalg.norm(position[3:7])
         position[7:] = self._pose
         self.set_state(position, velocity)
-        self._last, self._command = self._pose, self.np_random.uniform(-1.0, 1.0, 3)
+        self._last, self._command = np.zeros(2), self.np_random.uniform(-1.0, 1.0, 3)
         return self._observe()
 
     def _observe(self) -> NDArray[np.float64]:
@@ -63,7 +65,7 @@ class LeggedEnv(MujocoEnv):
                 self._command * (2.0, 2.0, 0.25),
                 self.data.qpos[7:] + noise[3:5] - self._pose,
                 (self.data.qvel[6:] + noise[5:]) * 0.05,
-                (self._last - self._pose) * 4.0,
+                self._last,
                 self.data.qpos[2:3],
             ]
         )

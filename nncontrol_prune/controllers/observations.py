@@ -71,16 +71,12 @@ class ObservationTerm(Spec):
     @field_validator("scale", mode="before")
     @classmethod
     def _one_or_each(cls, value: Any, info: ValidationInfo) -> float | tuple[float, ...]:
-        size = info.data.get("size")
-        scales = _finite([value] * (size or 1) if isinstance(value, Real) else value, size, "one for all")
-        return scales[0] if len(set(scales)) == 1 else scales
+        return one_or_each(value, info.data.get("size"))
 
     @field_validator("offset", mode="before")
     @classmethod
     def _each_or_none(cls, value: Any, info: ValidationInfo) -> tuple[float, ...]:
-        empty = isinstance(value, (tuple, list)) and not value
-        offsets = () if empty else _finite(value, info.data.get("size"), "none")
-        return offsets if any(offsets) else ()
+        return each_or_none(value, info.data.get("size"))
 
     @model_validator(mode="after")
     def _measures_something(self) -> ObservationTerm:
@@ -96,12 +92,33 @@ class ObservationTerm(Spec):
         return self
 
 
+def one_or_each(value: Any, size: int | None) -> float | tuple[float, ...]:
+    """Return a scale in one form: a number if all entries have the same, and otherwise one for each.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    scales = _finite([value] * (size or 1) if isinstance(value, Real) else value, size, "one for all")
+    return scales[0] if len(set(scales)) == 1 else scales
+
+
+def each_or_none(value: Any, size: int | None) -> tuple[float, ...]:
+    """Return an offset in one form: a number for each entry, and none if all are 0.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    empty = isinstance(value, (tuple, list)) and not value
+    offsets = () if empty else _finite(value, size, "none")
+    return offsets if any(offsets) else ()
+
+
 def _finite(values: Any, size: int | None, otherwise: str) -> tuple[float, ...]:
-    """Return a finite number for each entry of a term, from whatever lists them, such as an array.
+    """Return a finite number for each entry of a vector, from whatever lists them, such as an array.
 
     Args:
         values: What was given.
-        size: Of the term; None if that is wrong itself.
+        size: Of the vector; None if that is wrong itself.
         otherwise: What else is allowed.
 
     Raises:

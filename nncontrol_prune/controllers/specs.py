@@ -5,12 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from nncontrol_prune.controllers import model
-from nncontrol_prune.controllers.observations import ObservationSpec, term_difference
+from nncontrol_prune.controllers.observations import ObservationSpec, each_or_none, one_or_each, term_difference
 
 FORMAT_VERSION = 1
 """Version of the bundle format that this release writes, and the newest it reads."""
@@ -54,12 +62,62 @@ def problem_of(error: ValidationError) -> str:
 
 
 class ActionSpec(Spec):
-    """The action vector: one command a joint, in the order the actuators expect."""
+    """The action vector: one entry a joint, in the order the actuators expect.
+
+    What a joint is commanded is offset + scale * action: many policies give out how far to be from a default pose.
+    """
 
     joints: Annotated[tuple[str, ...], Field(min_length=1)]
     lower: tuple[FiniteFloat, ...]
+    """Limits of the action, and not of the command."""
     upper: tuple[FiniteFloat, ...]
     unit: str = ""
+    """SI unit of the commands, such as `rad` or `N m`."""
+    scale: float | tuple[float, ...] = 1.0
+    """One number for all, or one for each joint; none is 0."""
+    offset: tuple[float, ...] = ()
+    """In `unit`: one number for each joint, or empty for none."""
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The scale of each joint."""
+        return self.scale if isinstance(self.scale, tuple) else (self.scale,) * self.size
+
+    @property
+    def offsets(self) -> tuple[float, ...]:
+        """The offset of each joint."""
+        return self.offset or (0.0,) * self.size
+
+    @property
+    def is_commanded(self) -> bool:
+        """Whether the joints are commanded the action as it is."""
+        return self.scale == 1.0 and not self.offset
+
+    @property
+    def conversion(self) -> str:
+        """How commands follow from actions, in words."""
+        if self.is_commanded:
+            return "commands are the action"
+        scale, offset = (", ".join(f"{number:g}" for number in numbers) for numbers in (self.scales, self.offset))
+        factor = f"({scale})" if isinstance(self.scale, tuple) else f"{self.scale:g}"
+        return f"commands are {factor} · action{f' + ({offset})' if offset else ''} {self.unit}".rstrip()
+
+    # Both are brought into one form, so that specs that say the same are equal.
+    @field_validator("scale", mode="before")
+    @classmethod
+    def _one_or_each(cls, value: Any, info: ValidationInfo) -> float | tuple[float, ...]:
+        return one_or_each(value, len(info.data.get("joints", ())) or None)
+
+    @field_validator("offset", mode="before")
+    @classmethod
+    def _each_or_none(cls, value: Any, info: ValidationInfo) -> tuple[float, ...]:
+        return each_or_none(value, len(info.data.get("joints", ())) or None)
+
+    @model_validator(mode="after")
+    def _commands_something(self) -> ActionSpec:
+        if 0.0 in self.scales:
+            raise ValueError("an action has the scale 0, by which nothing is commanded")
+        return self
 
     @model_validator(mode="after")
     def _limits_match(self) -> ActionSpec:
@@ -76,8 +134,9 @@ class ActionSpec(Spec):
         return self
 
     def __str__(self) -> str:
-        limits = zip(self.joints, self.lower, self.upper, strict=True)
-        return ", ".join(f"{joint} in [{low:g}, {high:g}] {self.unit}".rstrip() for joint, low, high in limits)
+        limits, unit = zip(self.joints, self.lower, self.upper, strict=True), self.unit if self.is_commanded else ""
+        listed = ", ".join(f"{joint} in [{low:g}, {high:g}] {unit}".rstrip() for joint, low, high in limits)
+        return listed if self.is_commanded else f"{listed}; {self.conversion}"
 
     @property
     def size(self) -> int:

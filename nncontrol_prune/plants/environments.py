@@ -8,6 +8,7 @@ import functools
 import hashlib
 import inspect
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.envs.registration import load_env_creator
+from pydantic import ValidationError
 
 from nncontrol_prune.controllers.observations import ObservationSpec, ObservationTerm, term_difference
-from nncontrol_prune.controllers.specs import ActionSpec, Manifest
+from nncontrol_prune.controllers.specs import ActionSpec, Manifest, problem_of
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.joints import scalar_joints
 from nncontrol_prune.plants.observation_terms import terms_of
@@ -152,7 +154,8 @@ def environment_specs(environment: str) -> EnvironmentSpecs:
 
     Raises:
         PlantError: There is no such environment, it is not a MuJoCo one, raises, observes or takes something else
-            than a vector, or observes something else than it says in `observation_terms`.
+            than a vector, or observes something else than it says in `observation_terms`, or says in `action_term` what
+            is no conversion of its actions.
     """
     env = make_environment(environment)
     try:
@@ -209,8 +212,23 @@ def _action_spec(environment: str, env: gymnasium.Env[Any, Any], *, opaque: bool
     joints = _actuated_joints(base.model)
     if len(joints) != len(box.low):
         joints = tuple(f"action_{index}" for index in range(len(box.low)))
+    limits = {"lower": tuple(map(float, box.low)), "upper": tuple(map(float, box.high))}
+    said = None if opaque else getattr(base, "action_term", None)
+    if said is not None:
+        return _action_as_said(environment, said, joints=joints, **limits)
     unit = "" if opaque or not _are_forces(base.model, box) else "N or N m"
-    return ActionSpec(joints=joints, lower=tuple(map(float, box.low)), upper=tuple(map(float, box.high)), unit=unit)
+    return ActionSpec(joints=joints, unit=unit, **limits)
+
+
+def _action_as_said(environment: str, said: Any, **others: Any) -> ActionSpec:
+    """Return the spec of an action, with what an environment says in `action_term` of the commands it stands for."""
+    allowed = ("scale", "offset", "unit")
+    if not isinstance(said, Mapping) or not set(said) <= set(allowed):
+        raise PlantError(f"action_term of {environment} is {said!r}; it needs to be a mapping of {', '.join(allowed)}")
+    try:
+        return ActionSpec(**others, **said)
+    except ValidationError as error:
+        raise PlantError(f"action_term of {environment}: {problem_of(error)}") from error
 
 
 def _are_forces(model: mujoco.MjModel, box: gymnasium.spaces.Box) -> bool:
@@ -246,6 +264,8 @@ def check_controller(manifest: Manifest, specs: EnvironmentSpecs) -> None:
         raise PlantError(
             f"{who}: it commands joints {manifest.action.joints}, the environment has {specs.action.joints}"
         )
+    if (manifest.action.scale, manifest.action.offset) != (specs.action.scale, specs.action.offset):
+        raise PlantError(f"{who}: its {manifest.action.conversion}, the environment's {specs.action.conversion}")
     check_rate(manifest.rate, specs)
 
 

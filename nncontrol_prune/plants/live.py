@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nncontrol_prune.controllers.commands import CommandConverter
 from nncontrol_prune.plants.environments import environment_specs, make_environment
 from nncontrol_prune.plants.state import HEADER
 from nncontrol_prune.plants.viewer import Viewer
@@ -23,7 +24,7 @@ RESEND = 0.1
 class CommandSource(Protocol):
     """Where the live plant gets its commands and leaves its states. But for `wait`, no method may block."""
 
-    def command(self, action: NDArray[np.float64]) -> float:
+    def command(self, command: NDArray[np.float64]) -> float:
         """Fill in the newest command (m,) and return the stamp it answers; NaN if none came since the last call."""
         ...
 
@@ -65,13 +66,16 @@ class LivePlant:
     ) -> None:
         self._env = make_environment(environment)
         space: Any = self._env.action_space
-        self._dt = environment_specs(environment).period
+        specs = environment_specs(environment)
+        self._dt = specs.period
         self._wall_period = self._dt / real_time_factor
         self._lockstep = lockstep
         self._command_timeout = max(COMMAND_TIMEOUT, 2 * self._dt)
         self._stop = threading.Event()
         self._reset_wanted = threading.Event()
+        self._converter = CommandConverter(specs.action)
         self._action = np.zeros(space.shape[0])
+        self._command = np.array(self._converter.command(self._action))
         self._safe = np.clip(np.zeros(space.shape[0]), space.low, space.high).astype(np.float64)
         self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
         self.paused = threading.Event()
@@ -114,16 +118,22 @@ class LivePlant:
         while not self._stop.is_set():
             link.publish(self._state)
             time.sleep(self._wall_period)
-            if link.command(self._action) == 0.0:
+            if self._take(link) == 0.0:
                 return True
         return False
 
-    def _await(self, link: CommandSource, action: NDArray[np.float64], stamp: float) -> float:
+    def _take(self, link: CommandSource) -> float:
+        """Make the newest command the action; return the stamp it answers, NaN if none came since the last call."""
+        answered = link.command(self._command)
+        self._converter.action(self._command, self._action)
+        return answered
+
+    def _await(self, link: CommandSource, stamp: float) -> float:
         """Wait for a command; after a while without the one that is due, send the state again."""
         deadline = time.perf_counter() + RESEND
         while (left := deadline - time.perf_counter()) > 0 and not self._stop.is_set():
             link.wait(left)
-            answered = link.command(action)
+            answered = self._take(link)
             if answered == stamp:
                 return answered
         link.publish(self._state)
@@ -143,9 +153,9 @@ class LivePlant:
                 deadline += missed * self._wall_period
             if self.paused.is_set():
                 continue
-            answered = link.command(action)
+            answered = self._take(link)
             while self._lockstep and answered != stamp and not self._stop.is_set():
-                answered = self._await(link, action, stamp)
+                answered = self._await(link, stamp)
             if answered == stamp or (step == 0 and self.steps == 0):
                 last_command = stamp
             else:

@@ -16,6 +16,7 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Imu, JointState
 from std_msgs.msg import Float64MultiArray
 
+from nncontrol_prune.controllers.commands import CommandConverter
 from nncontrol_prune.controllers.specs import Manifest
 from nncontrol_prune.ros.callbacks import guarded
 from nncontrol_prune.ros.messages import COMMAND, NEWEST, NOT_MEASURED, MessageError, labelled, seconds
@@ -84,6 +85,7 @@ class PlantLink:
         publisher = node.create_publisher(Float64MultiArray, resolve("commands"), COMMAND)
         self.command_topic: str = publisher.topic_name
         self._commands = ArrayWriter(publisher, (), manifest.action.size)
+        self._converter = CommandConverter(manifest.action)
         self._subscribe(node, resolve)
 
     def wait(self, timeout: float) -> bool:
@@ -105,9 +107,9 @@ class PlantLink:
         return stamp
 
     def write(self, stamp: float, action: NDArray[np.float64]) -> None:
-        """Send a command, in the order of the controller's joints."""
+        """Send what an action commands, in the order of the controller's joints."""
         del stamp  # ros2_control's command controllers have no place for it
-        self._commands.publish(action)
+        self._commands.publish(self._converter.command(action))
         if self._observes_action:
             with self._lock:
                 self._assembler.previous_action(action)

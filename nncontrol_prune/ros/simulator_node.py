@@ -62,12 +62,12 @@ class SimulatorLink:
         """Time of the newest state in s, which is the clock of the others; 0 before the first."""
         return 0.0 if math.isnan(self._stamp) else self._stamp
 
-    def command(self, action: NDArray[np.float64]) -> float:
+    def command(self, command: NDArray[np.float64]) -> float:
         """Fill in the newest command; return the stamp it answers, NaN if none came since the last call."""
         with self._lock:
             answered, self._answered = self._answered, math.nan
             if not math.isnan(answered):
-                action[:] = self._command
+                command[:] = self._command
             return answered
 
     def publish(self, state: NDArray[np.float64]) -> None:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from nncontrol_prune.config import ControllerConfig
+from nncontrol_prune.controllers.commands import CommandConverter
 from nncontrol_prune.controllers.errors import ControllerError
-from nncontrol_prune.controllers.specs import Spec
+from nncontrol_prune.controllers.specs import ActionSpec, Spec
 from nncontrol_prune.plants.state import HEADER
 from nncontrol_prune.rollouts.recorder import Recorder
 from nncontrol_prune.runtime.loop import ControlLoop
@@ -51,7 +52,7 @@ class ControllerLink:
         self,
         network: Network,
         observation_size: int,
-        action_size: int,
+        action: ActionSpec,
         recorder: Recorder | None = None,
         realtime_priority: int = 0,
     ) -> None:
@@ -59,7 +60,8 @@ class ControllerLink:
         self._states = network.connect(self._context, "state", zmq.SUB)
         self._states.setsockopt(zmq.SUBSCRIBE, b"")
         self._commands = network.connect(self._context, "command", zmq.PUB)
-        self._command = np.zeros(1 + action_size)
+        self._command = np.zeros(1 + action.size)
+        self._converter = CommandConverter(action)
         self._state = np.full(len(HEADER) + observation_size, math.nan)
         self._state_bytes = self._state.data.cast("B")
         self._observation = self._state[len(HEADER) :]
@@ -92,9 +94,9 @@ class ControllerLink:
             pass
 
     def write(self, stamp: float, action: NDArray[np.float64]) -> None:
-        """Send a command."""
+        """Send what an action commands."""
         self._command[0] = stamp
-        self._command[1:] = action
+        self._command[1:] = self._converter.command(action)
         self._commands.send(self._command.tobytes(), zmq.NOBLOCK)
 
     def after_tick(self) -> None:
@@ -184,17 +186,17 @@ def start(settings: ControllerProcessSettings) -> tuple[Callable[[], None], Call
         store, settings.reference, slot=SLOT, probation=config.probation, allow_offline=config.allow_offline
     )
     manifest = slot.active.manifest
-    observation_size, action_size = manifest.observation.size, manifest.action.size
+    observation_size = manifest.observation.size
     recorder = None
     if settings.bag is not None:
         recorder = Recorder(
             settings.bag,
             controller=SLOT,
             observation_size=observation_size,
-            action_size=action_size,
+            action_size=manifest.action.size,
             rate=manifest.rate,
         )
-    link = ControllerLink(settings.network, observation_size, action_size, recorder, config.realtime_priority)
+    link = ControllerLink(settings.network, observation_size, manifest.action, recorder, config.realtime_priority)
     loop = ControlLoop(
         slot,
         link,

@@ -35,7 +35,7 @@ class PlantLink:
     """The plant's end of the streams: float64 arrays, states out and commands in.
 
     A state is `plants.live.HEADER` and the observation; a command is the stamp of the observation it answers and
-    the action.
+    what the joints are commanded.
     """
 
     def __init__(self, network: Network, task: Task, realtime_priority: int = 0) -> None:
@@ -49,20 +49,20 @@ class PlantLink:
         self.goal_held = 0.0
         """How long the plant has been at the task's goal, in plant seconds."""
 
-    def command(self, action: NDArray[np.float64]) -> float:
+    def command(self, command: NDArray[np.float64]) -> float:
         """Fill in the newest command; return the stamp it answers, NaN if there is none or it answers none.
 
-        A message that is no command, of another size or with an action that is no number, does not count.
+        A message that is no command, of another size or with what is no number, does not count.
         """
         stamp = math.nan
         try:
             while True:
                 data = self._commands.recv(zmq.NOBLOCK)
-                if len(data) != 8 * (1 + len(action)):
+                if len(data) != 8 * (1 + len(command)):
                     continue
                 values = np.frombuffer(data)
                 if np.isfinite(values[1:]).all():
-                    stamp, action[:] = values[0], values[1:]
+                    stamp, command[:] = values[0], values[1:]
         except zmq.Again:
             return float(stamp)
 

@@ -6,13 +6,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.live import LivePlant
 from nncontrol_prune.plants.state import HEADER
+from tests.legged_robot import LEGGED, LeggedEnv
 
 
 class Wire:
@@ -101,6 +104,23 @@ def test_without_commands_it_falls_back_to_zero() -> None:
         time.sleep(0.3)
     assert plant.missed_commands > 50
     assert plant._action.tolist() == [0.0]
+
+
+def test_commands_are_brought_back_into_actions(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[list[float]] = []
+    step = LeggedEnv.step
+
+    def noting(env: LeggedEnv, action: NDArray[np.float32]) -> Any:
+        taken.append(action.tolist())
+        return step(env, action)
+
+    monkeypatch.setattr(LeggedEnv, "step", noting)
+    plant, wire = LivePlant(LEGGED, lockstep=True), Wire()
+    taken.clear()  # of the specs
+    wire.force = 0.4 + 0.25 * 2.0  # of the hip; for the knee it is far beyond
+    run_for(plant, wire, 0.2)
+    assert taken
+    np.testing.assert_allclose(taken, [[2.0, 4.0]] * len(taken), atol=1e-6)
 
 
 def test_paused_plant_does_not_step() -> None:

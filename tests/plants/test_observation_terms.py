@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -29,6 +31,12 @@ def test_terms_of_the_documentation_are_what_the_environment_observes() -> None:
     assert (terms[3].joints, terms[3].offset, terms[3].scale) == (("hip", "knee"), (0.4, -0.8), 1.0)
 
 
+def test_commands_of_the_documentation_are_what_the_environment_makes_of_actions() -> None:
+    action = environment_specs(LEGGED).action
+    assert (action.joints, action.lower, action.upper) == (("hip", "knee"), (-4.0, -4.0), (4.0, 4.0))
+    assert action.conversion == "commands are 0.25 · action + (0.4, -0.8) rad"
+
+
 def test_terms_may_be_of_the_package_and_another_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = environment_specs(LEGGED).observation.terms
     monkeypatch.setattr(LeggedEnv, "observation_terms", list(map(ObservationTerm.model_validate, TERMS)))
@@ -51,8 +59,38 @@ def test_terms_are_not_taken_behind_a_wrapper_that_may_change_what_is_observed()
     gymnasium.register("Reversed-v0", lambda **options: Reversed(LeggedEnv(**options)))
     try:
         assert [term.name for term in environment_specs("Reversed-v0").observation.terms] == ["observation"]
+        assert environment_specs("Reversed-v0").action.is_commanded
     finally:
         del gymnasium.registry["Reversed-v0"]
+
+
+@pytest.mark.parametrize(
+    ("term", "problem"),
+    [
+        (0.25, "of {} is 0.25; it needs to be a mapping of scale, offset, unit"),
+        ({"scale": 0.25, "clip": 1.0}, "of {} is {{'scale': 0.25, 'clip': 1.0}}; it needs to be a mapping of scale, "),
+        ({"scale": [0.25]}, "of {}: scale = [0.25]: allowed are finite numbers, one for each of the 2 entries, or one"),
+        ({"scale": [0.25, 0.0]}, "of {}: an action has the scale 0, by which nothing is commanded"),
+        ({"offset": [0.4, float("nan")]}, "of {}: offset = [0.4, nan]: allowed are finite numbers, one for each of"),
+        ({"unit": 1}, "of {}: unit = 1: input should be a valid string"),
+    ],
+)
+def test_what_actions_cannot_stand_for_is_refused(monkeypatch: pytest.MonkeyPatch, term: Any, problem: str) -> None:
+    monkeypatch.setattr(LeggedEnv, "action_term", term)
+    with pytest.raises(PlantError, match=f"^action_term {re.escape(problem.format(LEGGED))}"):
+        environment_specs(LEGGED)
+
+
+def test_controller_fits_where_its_actions_stand_for_the_same() -> None:
+    specs = environment_specs(LEGGED)
+    other = replace(specs, action=specs.action.model_copy(update={"scale": 0.5}))
+    manifest = SimpleNamespace(name="x", observation=specs.observation, action=specs.action, rate=specs.rate)
+    check_controller(manifest, specs)
+    with pytest.raises(
+        PlantError,
+        match=re.escape("its commands are 0.25 · action + (0.4, -0.8) rad, the environment's commands are 0.5"),
+    ):
+        check_controller(manifest, other)
 
 
 @pytest.mark.parametrize(

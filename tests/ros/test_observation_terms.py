@@ -30,16 +30,16 @@ LAST = slice(13, 15)
 
 
 class Policy(nn.Module):
-    """Random weights; gives out joint positions, as the documentation's robot takes them."""
+    """Random weights; gives out how far joints should be from the default pose, as the documentation's robot has it."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.network = nn.Sequential(nn.Linear(16, 8), nn.ELU(), nn.Linear(8, 2))
-        self.pose = torch.tensor(EXAMPLE["DEFAULT_POSE"])
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
-        return self.pose + 0.25 * self.network(observation)
+        output: torch.Tensor = self.network(observation)
+        return output
 
 
 @pytest.fixture
@@ -64,6 +64,7 @@ def test_controller_observes_what_the_environment_does(
 ) -> None:
     transitions = graph.watch("/nn_controller/transition", Float64MultiArray, 500)
     imus, twists = graph.watch("/imu", Imu, 500), graph.watch("/cmd_vel", Twist, 500)
+    commands = graph.watch("/commands", Float64MultiArray, 500)
     graph.start("simulator_node", env=LEGGED, lockstep=True, seed=SEED, real_time_factor=5.0, realtime_priority=0)
     # On a busy machine the first command may come before the plant listens; then no safe one may take its place.
     controller(controller=reference, use_sim_time=True, observation_timeout=TIMEOUT)
@@ -87,6 +88,12 @@ def test_controller_observes_what_the_environment_does(
     np.testing.assert_allclose(seen[1:, LAST], outputs, atol=1e-4, err_msg="the policy's output of the tick before")
     expected[STEPS][LAST] = seen[STEPS, LAST]  # nobody tells the controller that an episode has ended
     np.testing.assert_allclose(seen, expected, rtol=0, atol=1e-6)
+
+    # The commands are positions, and in lockstep each is sent once, but for those before the plant listened.
+    sent = np.array([message.data for message in commands])
+    wanted = np.array(EXAMPLE["DEFAULT_POSE"]) + 0.25 * actions
+    for command in wanted:
+        assert np.isclose(sent, command, rtol=0, atol=1e-12).all(axis=1).any()
 
     assert {message.angular_velocity_covariance[0] for message in imus} == {0.0}
     assert {message.orientation_covariance[0] for message in imus} == {0.0}

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nncontrol_prune.controllers.specs import ActionSpec
 from nncontrol_prune.plants.state import HEADER
 from nncontrol_prune.plants.tasks import Task
 from nncontrol_prune.rollouts.recorder import Recorder
@@ -16,11 +17,13 @@ from nncontrol_prune.transport.controller_process import ControllerLink
 from nncontrol_prune.transport.network import Network
 from nncontrol_prune.transport.plant_process import PlantLink
 
+ACTION = ActionSpec(joints=("hip", "knee"), lower=(-1.0, -1.0), upper=(1.0, 1.0))
+
 
 @pytest.fixture
 def links(network: Network):
     plant = PlantLink(network, Task())
-    controller = ControllerLink(network, 3, 2)
+    controller = ControllerLink(network, 3, ACTION)
     action = np.zeros(2)
     while math.isnan(plant.command(action)):  # a publisher drops what it sends before it knows of its subscriber
         controller.write(0.0, action)
@@ -91,7 +94,7 @@ def test_state_arrives_and_a_state_of_another_size_is_counted(
 def test_state_that_no_step_led_to_is_not_recorded_as_one(network: Network, tmp_path: Path) -> None:
     plant = PlantLink(network, Task())
     recorder = Recorder(tmp_path / "bag", observation_size=3, action_size=2, rate=100.0)
-    controller = ControllerLink(network, 3, 2, recorder)
+    controller = ControllerLink(network, 3, ACTION, recorder)
     try:
         state = np.zeros(len(HEADER) + 3)
         for before, accepted in ((math.nan, False), (0.9, True)):
@@ -112,7 +115,7 @@ def test_state_that_no_step_led_to_is_not_recorded_as_one(network: Network, tmp_
 def test_header_that_is_no_number_is_not_recorded_and_the_loop_goes_on(network: Network, tmp_path: Path) -> None:
     plant = PlantLink(network, Task())
     recorder = Recorder(tmp_path / "bag", observation_size=3, action_size=2, rate=100.0)
-    controller = ControllerLink(network, 3, 2, recorder)
+    controller = ControllerLink(network, 3, ACTION, recorder)
     try:
         for number in (math.nan, math.inf):
             state = np.full(len(HEADER) + 3, number)
@@ -152,3 +155,19 @@ print("fine")
 def test_user_without_the_right_to_real_time_is_served_too(port: int) -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_RIGHT, str(port)], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "fine", done.stderr
+
+
+def test_commands_are_what_actions_stand_for(network: Network) -> None:
+    positions = ActionSpec.model_validate({**ACTION.model_dump(), "scale": 0.25, "offset": (0.4, -0.8)})
+    plant, controller = PlantLink(network, Task()), ControllerLink(network, 3, positions)
+    try:
+        command = np.zeros(2)
+        for _ in range(100):
+            controller.write(1.25, np.array([1.0, -2.0]))
+            time.sleep(0.02)
+            if plant.command(command) == 1.25:
+                break
+        np.testing.assert_allclose(command, [0.65, -1.3])
+    finally:
+        controller.close()
+        plant.close()
