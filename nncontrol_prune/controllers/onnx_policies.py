@@ -165,7 +165,8 @@ def _notes(model: ModelProto, reached: Sequence[str]) -> list[str]:
     if keys:
         notes.append(
             f"the file says what happens outside of its network ({', '.join(keys)}), and nothing of it is applied: the "
-            "environment has to have the observations and actions that the network was trained with"
+            "environment has to have the observations and actions that the network was trained with, and may say in "
+            "observation_terms and action_term how these follow from what is measured and what is commanded"
         )
     return notes
 
