@@ -39,6 +39,9 @@ def test_any_module_is_pruned_as_the_documentation_shows(capsys, tmp_path: Path,
     exec(compile(block(DOCS / "pruning.md", "tests/test_docs.py runs this block after the first one", "python"),
                  "pruning.md", "exec"), names)  # fmt: skip
     assert re.search(r"error 0\.\d+ by the outgoing weights", capsys.readouterr().out)
+    exec(compile(block(DOCS / "pruning.md", "tests/test_docs.py runs this block for the loop", "python"),
+                 "pruning.md", "exec"), names)  # fmt: skip
+    assert re.search(r"chosen: .*, of gradient, uniform, \w+_on_policy\n", capsys.readouterr().out)
 
 
 def test_loop_of_ones_own_reads_a_bundle_as_the_documentation_shows(monkeypatch) -> None:

@@ -21,9 +21,8 @@ from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.costs import parameter_cost
 from nncontrol_prune.pruning.distillation import distill
-from nncontrol_prune.pruning.engine import refitted_on_policy
+from nncontrol_prune.pruning.engine import ON_POLICY_ROUNDS, refitted_on_policy
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.pipeline import ON_POLICY_ROUNDS
 from nncontrol_prune.pruning.problem import coefficient_problem, optimizer_of
 from nncontrol_prune.pruning.reconstruction import reconstruct
 from nncontrol_prune.pruning.settings import Method as Optimizer

@@ -33,6 +33,11 @@ OTHER_RANKING: ImportanceName = "fisher"
 """What channels that are to be distilled are ranked by where the settings' importance is not enough: `obs` looks at the
 error before a gradient step."""
 
+ON_POLICY_ROUNDS = 3
+"""Where nothing else is said."""
+ON_POLICY_ROWS = 3000
+"""Rows of each round at the most."""
+
 
 @dataclass(frozen=True)
 class Pruned(Generic[Module]):

@@ -21,7 +21,7 @@ from nncontrol_prune.pruning.architectures import Recipe, recipe_for, sample_bat
 from nncontrol_prune.pruning.calibration import Calibration, calibration_from
 from nncontrol_prune.pruning.candidates import Candidate
 from nncontrol_prune.pruning.costs import parameter_cost
-from nncontrol_prune.pruning.engine import index_of_best, prune_network
+from nncontrol_prune.pruning.engine import ON_POLICY_ROUNDS, ON_POLICY_ROWS, index_of_best, prune_network
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.group_report import GroupReport
 from nncontrol_prune.pruning.network import Batch, spread_rows
@@ -29,11 +29,8 @@ from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.pruning.terms import Term, chosen_terms
 from nncontrol_prune.rollouts.reader import Rollouts
 
-ON_POLICY_ROUNDS = 3
 VARIATIONS = 12
 """Where the user names no number."""
-ON_POLICY_ROWS = 3000
-"""States of each round at the most."""
 LATENCY_RUNS = 400
 """Runs of a policy that its latency is the median of, at the most."""
 FEWEST_LATENCY_RUNS = 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,11 +16,11 @@ from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import HELD_OUT_SHARE, MIN_ROWS, Calibration
 from nncontrol_prune.pruning.conduct import steady
 from nncontrol_prune.pruning.copying import copied
-from nncontrol_prune.pruning.engine import Choose, Enough, Pruned, prune_network
+from nncontrol_prune.pruning.engine import ON_POLICY_ROUNDS, ON_POLICY_ROWS, Choose, Enough, Pruned, prune_network
 from nncontrol_prune.pruning.errors import PruningError, Unreachable
 from nncontrol_prune.pruning.groups import Components
 from nncontrol_prune.pruning.importance import Importance, checked
-from nncontrol_prune.pruning.network import Batch, Network, Outputs, rows_of, take
+from nncontrol_prune.pruning.network import Batch, Network, Outputs, rows_of, spread_rows, take
 from nncontrol_prune.pruning.parts import Undivided
 from nncontrol_prune.pruning.rehearsal import rehearse
 from nncontrol_prune.pruning.settings import CostName, ImportanceName, Method, PruningSettings
@@ -62,6 +63,8 @@ def prune(
     latency: Callable[[Any], float] | None = None,
     choose: Choose | None = None,
     enough: Enough | None = None,
+    observe: Callable[[Any], Tensor | Batch] | None = None,
+    on_policy_rounds: int | None = None,
     variations: int = 0,
     jobs: int = 1,
     seed: int = 0,
@@ -94,6 +97,11 @@ def prune(
             and not only what it picks is distilled, but also the one with the least objective, and one with channels
             ranked by `fisher`.
         enough: Takes a candidate and tells whether to end the varying, and to spare what else would be distilled.
+        observe: Runs a pruned network where it is used, as in closed loop, and returns rows like the data's that it met
+            there; those with NaN or infinity do not count. It is told of the network in a copy, and needs `choose`,
+            since what is held out are rows of the dense network's.
+        on_policy_rounds: Times that the reconstruction is repeated, and that distillation is told more, with such rows;
+            None for some where there is `observe`.
         variations: Choices near the best one's coefficients that `choose` is asked about.
         jobs: Choices that the method `grid` judges at the same time, each in a thread, where `trace` and the terms are
             run; the result does not depend on it, unless these draw by lot.
@@ -105,14 +113,23 @@ def prune(
 
     Raises:
         PruningError: The network cannot be traced, the arguments do not fit it, `importance` returns what are no scores
-            of its channels, or the budget cannot be reached.
+            of its channels or `observe` what are no rows of its data, or the budget cannot be reached.
         Cancelled: `progress` said so.
     """
     if torch.is_inference_mode_enabled():
         raise PruningError("prune() takes gradients, which torch.inference_mode forbids; call it outside of that")
     _check_types(model, data, weights=weights, held_out=held_out)
     _check_names(components, terms, ties)
-    _check_functions(trace=trace, latency=latency, choose=choose, enough=enough)
+    _check_functions(trace=trace, latency=latency, choose=choose, enough=enough, observe=observe)
+    if on_policy_rounds is None:
+        on_policy_rounds = 0 if observe is None else ON_POLICY_ROUNDS
+    elif on_policy_rounds and observe is None:
+        raise PruningError("on-policy rounds need observe, a function that returns the rows that a network meets")
+    if on_policy_rounds and choose is None:
+        raise PruningError(
+            "on-policy rounds need choose, which picks the best in closed loop: by rows of the dense network's, which "
+            "is all that is held out, what knows its own states is the worse one"
+        )
     named = {"importance": importance} if isinstance(importance, str) else {}
     ranking = None if isinstance(importance, str) else checked(importance)
     check_traceable(model)
@@ -128,6 +145,7 @@ def prune(
         component_weights=component_weights or {},
         rounds=rounds,
         distill_steps=distill_steps,
+        on_policy_rounds=on_policy_rounds,
         variations=variations,
         jobs=jobs,
         seed=seed,
@@ -169,6 +187,7 @@ def prune(
                 progress=progress,
                 latency=latency,
                 importance=ranking,
+                more_data=None if observe is None else functools.partial(_rows_met, observe, batch),
                 choose=choose,
                 enough=enough,
             )
@@ -312,6 +331,37 @@ def _rehearsed(network: Network[Module], batch: Batch, terms: Sequence[Term]) ->
         else:
             return whole, [f"what chunk and glu divide keeps its channels, as otherwise {error}", *notes]
         raise
+
+
+def _rows_met(observe: Callable[[Any], Tensor | Batch], data: Batch, module: Any) -> Batch:
+    """Return rows that a network meets where it is used, as many as count at the most.
+
+    Raises:
+        PruningError: They are not like the data's.
+    """
+    with torch.no_grad():
+        found: Any = observe(copied(module).eval())
+    if isinstance(found, Tensor) and len(data) == 1:
+        found = {next(iter(data)): found}
+    like = ", ".join(f"{name} (rows{''.join(f', {n}' for n in rows.shape[1:])})" for name, rows in data.items())
+    allowed = f"it has to return rows like the data's, {like}"
+    if not isinstance(found, Mapping) or set(found) != set(data):
+        what = f"the names {', '.join(map(str, found))}" if isinstance(found, Mapping) else type(found).__name__
+        raise PruningError(f"observe returned {what}; {allowed}")
+    rows: dict[str, Tensor] = {}
+    for name, values in data.items():
+        if not isinstance(found[name], Tensor) or found[name].shape[1:] != values.shape[1:] or not found[name].dim():
+            shape = tuple(found[name].shape) if isinstance(found[name], Tensor) else type(found[name]).__name__
+            raise PruningError(f"observe returned {shape} for {name!r}; {allowed}")
+        rows[name] = found[name].detach().to(values.dtype)
+    count = rows_of(rows)
+    if any(len(values) != count for values in rows.values()):
+        raise PruningError(f"observe returned as many rows as {[len(v) for v in rows.values()]}; {allowed}")
+    finite = torch.ones(count, dtype=torch.bool)
+    for values in rows.values():
+        finite &= torch.isfinite(values).flatten(1).all(dim=1) if values.dim() > 1 else torch.isfinite(values)
+    usable = torch.nonzero(finite)[:, 0]
+    return take(rows, usable[spread_rows(len(usable), ON_POLICY_ROWS)])
 
 
 def _dense_outputs(network: Network[Any], batch: Batch) -> Outputs:

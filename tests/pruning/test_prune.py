@@ -524,6 +524,9 @@ def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
         ({"importance": lambda evidence: [torch.ones(32)]}, "importance returned a list of 1; it has to return a list"),
         ({"latency": 0.1}, "latency is of type float; it needs to be a function"),
         ({"choose": "best"}, "choose is of type str; it needs to be a function"),
+        ({"observe": 1}, "observe is of type int; it needs to be a function"),
+        ({"on_policy_rounds": 1}, "on-policy rounds need observe, a function that returns the rows that a network"),
+        ({"observe": lambda module: None}, "on-policy rounds need choose, which picks the best in closed loop"),
         ({"progress": print}, "progress is of type builtin_function_or_method; it needs to be a Progress"),
         ({"budget": 0.9999}, "cannot be reached: with as few channels as may be left in every group it is 0.98"),
     ],
@@ -532,6 +535,62 @@ def test_bad_input_gets_one_clear_sentence(classifier: nn.Module, changes: dict[
     arguments = {"data": torch.randn(200, 6), "budget": 0.5, "components": {"all": [""]}, **changes}
     with pytest.raises(PruningError, match=message):
         prune(classifier, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("returned", "what"),
+    [
+        (None, "NoneType"),
+        ({"x": torch.zeros(3, 6)}, "the names x"),
+        (torch.zeros(3, 5), r"\(3, 5\) for 'data'"),
+        ({"data": [1.0]}, "list for 'data'"),
+        (torch.tensor(1.0), r"\(\) for 'data'"),
+    ],
+)
+def test_what_observe_returns_has_to_be_rows_of_the_data(classifier: nn.Module, returned: Any, what: str) -> None:
+    message = rf"^observe returned {what}; it has to return rows like the data's, data \(rows, 6\)$"
+    with pytest.raises(PruningError, match=message):
+        prune(classifier, data=torch.randn(200, 6), budget=0.8, components={"all": [""]}, method="uniform",
+              choose=lambda candidates: 0, observe=lambda module: returned)  # fmt: skip
+
+
+def test_named_rows_that_are_met_have_to_be_as_many(classifier: nn.Module) -> None:
+    met = {"x": torch.zeros(3, 6), "y": torch.zeros(2, 6)}
+    with pytest.raises(PruningError, match=r"^observe returned as many rows as \[3, 2\]; it has to return rows like"):
+        prune(classifier, data={"x": torch.randn(200, 6), "y": torch.randn(200, 6)}, budget=0.8, method="uniform",
+              components={"all": [""]}, trace=lambda module, rows: module(rows["x"] + rows["y"]),
+              choose=lambda candidates: 0, observe=lambda module: met)  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [0, 40])
+def test_layers_are_refitted_to_what_is_met_in_closed_loop(classifier: nn.Module, steps: int) -> None:
+    torch.manual_seed(0)
+    start = torch.randn(40, 6)
+    asked: list[nn.Module] = []
+
+    def states(module: nn.Module) -> torch.Tensor:
+        asked.append(module)
+        assert not torch.is_grad_enabled()
+        met = [start]
+        for _ in range(20):
+            met.append(0.9 * met[-1] + 0.1 * module(met[-1]).repeat(1, 2))
+        met.append(torch.full((1, 6), math.nan))  # as where a loop runs away
+        return torch.cat(met)
+
+    def closest(candidates: Any) -> int:
+        with torch.no_grad():
+            wanted = states(classifier)[:-1]
+            errors = [float((states(one.module)[:-1] - wanted).square().mean()) for one in candidates]
+        return errors.index(min(errors))
+
+    data = torch.randn(200, 6)
+    settings: dict[str, Any] = {"data": data, "budget": 0.8, "components": {"all": [""]}, "method": "uniform"}
+    result = prune(classifier, **settings, choose=closest, observe=states, on_policy_rounds=2, distill_steps=steps)
+    without = prune(classifier, **settings, choose=closest, distill_steps=steps)
+    assert "uniform_on_policy" in result.candidates
+    assert result.chosen.on_policy
+    assert closest([without.chosen, result.chosen]) == 1
+    assert all(module is not result.chosen.module for module in asked[:2]), "it is a copy that is observed"
 
 
 @pytest.mark.parametrize("returned", [7, -1, "a", None, 0.0])
