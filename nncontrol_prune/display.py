@@ -87,7 +87,7 @@ def bundle_table(bundle: Bundle) -> Table:
     rows = {
         "architecture": str(manifest.architecture),
         "parameters": f"{manifest.parameters:,}",
-        "observation": ", ".join(f"{term.name} ({term.size})" for term in manifest.observation.terms),
+        "observation": "\n".join(map(str, manifest.observation.terms)),
         "action": ", ".join(f"{joint} [{lower:g}, {upper:g}]" for joint, lower, upper in _limits(manifest))
         + (f" {manifest.action.unit}" if manifest.action.is_commanded else f"; {manifest.action.conversion}"),
         "rate": f"{manifest.rate:g} Hz",

@@ -57,6 +57,13 @@ class ObservationTerm(Spec):
     offset: tuple[float, ...] = ()
     """In `unit`, such as the default pose of the joints: one number for each entry, or empty for none."""
 
+    def __str__(self) -> str:
+        measured = f"{self.quantity} of {', '.join(self.joints)}" if self.joints else self.quantity
+        text = f"{self.name} ({self.size}): {measured}" + (f" [{self.unit}]" if self.unit else "")
+        if self.offset:
+            text += f", less {in_words(self.offset)}"
+        return text if self.scale == 1.0 else f"{text}, times {in_words(self.scale)}"
+
     @property
     def scales(self) -> tuple[float, ...]:
         """The scale of each entry."""
@@ -90,6 +97,11 @@ class ObservationTerm(Spec):
         if self.size != wanted:
             raise ValueError(f"term {self.name!r} has size {self.size}, and {self.quantity} has {wanted}")
         return self
+
+
+def in_words(numbers: float | tuple[float, ...]) -> str:
+    """Return a number, or several, as a sentence has them."""
+    return f"({', '.join(f'{number:g}' for number in numbers)})" if isinstance(numbers, tuple) else f"{numbers:g}"
 
 
 def one_or_each(value: Any, size: int | None) -> float | tuple[float, ...]:

@@ -18,7 +18,13 @@ from pydantic import (
 )
 
 from nncontrol_prune.controllers import model
-from nncontrol_prune.controllers.observations import ObservationSpec, each_or_none, one_or_each, term_difference
+from nncontrol_prune.controllers.observations import (
+    ObservationSpec,
+    each_or_none,
+    in_words,
+    one_or_each,
+    term_difference,
+)
 
 FORMAT_VERSION = 1
 """Version of the bundle format that this release writes, and the newest it reads."""
@@ -98,9 +104,8 @@ class ActionSpec(Spec):
         """How commands follow from actions, in words."""
         if self.is_commanded:
             return "commands are the action"
-        scale, offset = (", ".join(f"{number:g}" for number in numbers) for numbers in (self.scales, self.offset))
-        factor = f"({scale})" if isinstance(self.scale, tuple) else f"{self.scale:g}"
-        return f"commands are {factor} · action{f' + ({offset})' if offset else ''} {self.unit}".rstrip()
+        offset = f" + {in_words(self.offset)}" if self.offset else ""
+        return f"commands are {in_words(self.scale)} · action{offset} {self.unit}".rstrip()
 
     # Both are brought into one form, so that specs that say the same are equal.
     @field_validator("scale", mode="before")

@@ -88,3 +88,22 @@ def test_controller_that_observes_with_another_offset_cannot_take_ones_place(shi
     moved = ObservationSpec(terms=(first.model_copy(update={"offset": (0.5,)}), *others))
     said = layout_difference(shipped_bundle.manifest.model_copy(update={"observation": moved}), shipped_bundle.manifest)
     assert said == "its observation term 1, 'x' (1 position), has offset (0.5,), not ()"
+
+
+@pytest.mark.parametrize(
+    ("term", "words"),
+    [
+        ({"name": "height", "size": 1, "unit": "m"}, "height (1): other [m]"),
+        (
+            {"name": "w", "size": 3, "quantity": "angular_velocity", "unit": "rad/s", "scale": 0.25},
+            "w (3): angular_velocity [rad/s], times 0.25",
+        ),
+        (
+            {"name": "q", "size": 2, "quantity": "position", "joints": ["hip", "knee"], "unit": "rad",
+             "offset": [0.4, -0.8], "scale": [1, 2]},
+            "q (2): position of hip, knee [rad], less (0.4, -0.8), times (1, 2)",
+        ),
+    ],
+)  # fmt: skip
+def test_a_term_says_in_words_what_it_measures(term: dict[str, object], words: str) -> None:
+    assert str(ObservationTerm.model_validate(term)) == words
