@@ -28,11 +28,11 @@ class LeggedEnv(MujocoEnv):
     action_term = EXAMPLE["MyRobotEnv"].action_term
 
     def __init__(self, **kwargs: Any) -> None:
-        space = gymnasium.spaces.Box(-np.inf, np.inf, (16,), np.float64)
+        space = gymnasium.spaces.Box(-np.inf, np.inf, (20,), np.float64)
         super().__init__(str(Path(__file__).with_name("legged.xml")), 4, space, **kwargs)
         self.action_space = gymnasium.spaces.Box(-4.0, 4.0, (2,))
         self._pose = np.array(EXAMPLE["DEFAULT_POSE"])
-        self._last = np.zeros(2)
+        self._last, self._speeds = np.zeros(2), np.zeros((3, 2))
         self._command = np.zeros(3)
 
     def step(
@@ -42,7 +42,7 @@ class LeggedEnv(MujocoEnv):
         self._last = np.array(action, dtype=np.float64)
         if self.np_random.random() < 0.1:
             self._command = self.np_random.uniform(-1.0, 1.0, 3)
-        return self._observe(), np.float64(0.0), False, False, {}
+        return self._observe(self._speeds[1:]), np.float64(0.0), False, False, {}
 
     def reset_model(self) -> NDArray[np.float64]:
         position, velocity = np.array(self.init_qpos), self.np_random.normal(size=self.model.nv)
@@ -51,20 +51,23 @@ class LeggedEnv(MujocoEnv):
         position[7:] = self._pose
         self.set_state(position, velocity)
         self._last, self._command = np.zeros(2), self.np_random.uniform(-1.0, 1.0, 3)
-        return self._observe()
+        return self._observe(None)
 
-    def _observe(self) -> NDArray[np.float64]:
+    def _observe(self, before: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        """Observe, with joint speeds of the two ticks before; without, an episode begins."""
         conjugate, gravity = np.zeros(4), np.zeros(3)
         mujoco.mju_negQuat(conjugate, self.data.qpos[3:7])
         mujoco.mju_rotVecQuat(gravity, np.array([0.0, 0.0, -1.0]), conjugate)
         noise = self.np_random.normal(scale=0.01, size=7)
+        speed = self.data.qvel[6:] + noise[5:]
+        self._speeds = np.array([speed] * 3) if before is None else np.array([*before, speed])
         return np.concatenate(
             [
                 (self.data.qvel[3:6] + noise[:3]) * 0.25,
                 gravity,
                 self._command * (2.0, 2.0, 0.25),
                 self.data.qpos[7:] + noise[3:5] - self._pose,
-                (self.data.qvel[6:] + noise[5:]) * 0.05,
+                self._speeds.flatten() * 0.05,
                 self._last,
                 self.data.qpos[2:3],
             ]

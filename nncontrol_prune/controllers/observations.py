@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from numbers import Real
 from typing import Annotated, Any, Literal
 
@@ -52,38 +53,48 @@ class ObservationTerm(Spec):
     """The joints measured, in order; empty for quantities that are no joint's."""
     unit: str = ""
     """SI unit, such as `rad` or `m/s`."""
+    history: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Of how many ticks the term holds what was measured, one behind the other, the newest last."""
     scale: float | tuple[float, ...] = 1.0
-    """An entry is (measured value in `unit` - offset) * scale: one number for all, or one for each; none is 0."""
+    """An entry is (measured value in `unit` - offset) * scale: one number for all, or one for each of a tick; none is
+    0."""
     offset: tuple[float, ...] = ()
-    """In `unit`, such as the default pose of the joints: one number for each entry, or empty for none."""
+    """In `unit`, such as the default pose of the joints: one number for each entry of a tick, or empty for none."""
 
     def __str__(self) -> str:
         measured = f"{self.quantity} of {', '.join(self.joints)}" if self.joints else self.quantity
         text = f"{self.name} ({self.size}): {measured}" + (f" [{self.unit}]" if self.unit else "")
+        if self.history > 1:
+            text += f" of {self.history} ticks"
         if self.offset:
             text += f", less {in_words(self.offset)}"
         return text if self.scale == 1.0 else f"{text}, times {in_words(self.scale)}"
 
     @property
+    def width(self) -> int:
+        """Entries of one tick."""
+        return self.size // self.history
+
+    @property
     def scales(self) -> tuple[float, ...]:
-        """The scale of each entry."""
-        return self.scale if isinstance(self.scale, tuple) else (self.scale,) * self.size
+        """The scale of each entry of a tick."""
+        return self.scale if isinstance(self.scale, tuple) else (self.scale,) * self.width
 
     @property
     def offsets(self) -> tuple[float, ...]:
-        """The offset of each entry."""
-        return self.offset or (0.0,) * self.size
+        """The offset of each entry of a tick."""
+        return self.offset or (0.0,) * self.width
 
     # Both are brought into one form, so that terms that say the same are equal.
     @field_validator("scale", mode="before")
     @classmethod
     def _one_or_each(cls, value: Any, info: ValidationInfo) -> float | tuple[float, ...]:
-        return one_or_each(value, info.data.get("size"))
+        return one_or_each(value, _width(info.data))
 
     @field_validator("offset", mode="before")
     @classmethod
     def _each_or_none(cls, value: Any, info: ValidationInfo) -> tuple[float, ...]:
-        return each_or_none(value, info.data.get("size"))
+        return each_or_none(value, _width(info.data))
 
     @model_validator(mode="after")
     def _measures_something(self) -> ObservationTerm:
@@ -91,12 +102,21 @@ class ObservationTerm(Spec):
             raise ValueError(f"term {self.name!r} has the scale 0, by which nothing is measured")
         if self.quantity in JOINT_QUANTITIES and not self.joints:
             raise ValueError(f"term {self.name!r} measures the {self.quantity} of no joint: name its joints")
-        if self.joints and len(self.joints) != self.size:
-            raise ValueError(f"term {self.name!r} has size {self.size} but names {len(self.joints)} joints")
-        wanted = VECTOR_SIZES.get(self.quantity, self.size)
-        if self.size != wanted:
-            raise ValueError(f"term {self.name!r} has size {self.size}, and {self.quantity} has {wanted}")
+        if self.size % self.history:
+            raise ValueError(f"term {self.name!r} has size {self.size}, which is no multiple of {self.history} ticks")
+        ticks = f" in {self.history} ticks" if self.history > 1 else ""
+        if self.joints and len(self.joints) != self.width:
+            raise ValueError(f"term {self.name!r} has size {self.size}{ticks} but names {len(self.joints)} joints")
+        wanted = VECTOR_SIZES.get(self.quantity, self.width)
+        if self.width != wanted:
+            raise ValueError(f"term {self.name!r} has size {self.size}{ticks}, and {self.quantity} has {wanted}")
         return self
+
+
+def _width(found: Mapping[str, Any]) -> int | None:
+    """Return how many entries of one tick a term has, by its size and history; None where these are wrong."""
+    size, history = found.get("size"), found.get("history")
+    return size // history or None if size and history else None
 
 
 def in_words(numbers: float | tuple[float, ...]) -> str:

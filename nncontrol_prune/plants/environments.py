@@ -257,7 +257,7 @@ def check_controller(manifest: Manifest, specs: EnvironmentSpecs) -> None:
     for ours, theirs in zip(manifest.observation.terms, specs.observation.terms, strict=False):
         if (ours.quantity, ours.joints, ours.size) != (theirs.quantity, theirs.joints, theirs.size):
             raise PlantError(f"{who}: its observation term {ours.name!r} is the environment's {theirs.name!r}")
-        if (ours.scale, ours.offset) != (theirs.scale, theirs.offset):
+        if (ours.scale, ours.offset, ours.history) != (theirs.scale, theirs.offset, theirs.history):
             as_theirs = theirs.model_copy(update={"name": ours.name, "unit": ours.unit})
             raise PlantError(f"{who}: its observation term {ours.name!r} has {term_difference(ours, as_theirs)}")
     if manifest.action.joints != specs.action.joints:

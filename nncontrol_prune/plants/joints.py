@@ -54,16 +54,16 @@ class JointReadout:
         self._taken: list[_Taken] = []
         start = 0
         for term in spec.terms:
-            entries = slice(start, start + term.size)
             start += term.size
+            entries = slice(start - term.width, start)  # of the newest tick
             place: slice | NDArray[np.intp] = slice(None)
             if term.quantity in of_joints:
                 values = of_joints[term.quantity]
                 place = np.array([self.names.index(joint) for joint in term.joints], dtype=np.intp)
             elif term.quantity in VECTOR_SIZES:
-                values = self.vectors.setdefault(term.quantity, np.zeros(term.size))
+                values = self.vectors.setdefault(term.quantity, np.zeros(term.width))
             elif term.quantity == "other":
-                values = self.others.setdefault(term.name, np.zeros(term.size))
+                values = self.others.setdefault(term.name, np.zeros(term.width))
             else:  # cosine and sine follow from the position, and who commands knows the action before
                 continue
             self._taken.append(_Taken(entries, np.array(term.scales), np.array(term.offsets), values, place))

@@ -63,5 +63,5 @@ def _check(term: ObservationTerm, joints: Collection[str], action_size: int) -> 
             f"term {term.name!r} names {', '.join(map(repr, unknown))}; the model's hinges and slides with a name are "
             f"{', '.join(joints) or 'none'}"
         )
-    if term.quantity == "previous_action" and term.size != action_size:
-        raise ValueError(f"term {term.name!r} has size {term.size}, and the action before has {action_size}")
+    if term.quantity == "previous_action" and term.width != action_size:
+        raise ValueError(f"term {term.name!r} has {term.width} values a tick, and the action before has {action_size}")

@@ -76,6 +76,8 @@ class PlantLink:
         self._names: tuple[str, ...] | None = None
         self._newest: bytes | None = None
         self._magnitude = np.zeros(manifest.observation.size)
+        self._observed = np.zeros(manifest.observation.size)
+        self._answered = math.nan
         self.monitor = InputMonitor(1 / manifest.rate, self._timeout, keeps_beat=keeps_beat)
         self.last_state = -math.inf
         """When the last state came that can be acted on, in seconds of `time.perf_counter`."""
@@ -98,6 +100,8 @@ class PlantLink:
         with self._lock:
             observation[:] = self._assembler.observation
             stamp = self._stamp
+            if self._assembler.remembers:
+                self._observed[:] = observation
         np.absolute(observation, out=self._magnitude)
         if not np.maximum.reduce(self._magnitude) <= self._limit:  # NaN is not either
             wild = ~(self._magnitude <= self._limit)
@@ -108,8 +112,12 @@ class PlantLink:
 
     def write(self, stamp: float, action: NDArray[np.float64]) -> None:
         """Send what an action commands, in the order of the controller's joints."""
-        del stamp  # ros2_control's command controllers have no place for it
+        # The stamp stays here: ros2_control's command controllers have no place for it.
         self._commands.publish(self._converter.command(action))
+        if self._assembler.remembers and stamp == stamp and stamp != self._answered:  # a stale tick is not another one
+            self._answered = stamp
+            with self._lock:
+                self._assembler.answered(self._observed)
         if self._observes_action:
             with self._lock:
                 self._assembler.previous_action(action)
@@ -127,6 +135,8 @@ class PlantLink:
         """Take the next state for new, whatever its stamp: a loop begins."""
         self.monitor.forget()
         self.last_state = -math.inf
+        with self._lock:
+            self._assembler.begin()
 
     def _subscribe(self, node: Node, resolve: Callable[[str], str]) -> None:
         def listen(message_type: type, topic: str, callback: Callable[..., None]) -> _Input:
@@ -253,6 +263,9 @@ class PlantLink:
                 return
             with self._lock:
                 self._assembler.vector(quantity, (0.0, 0.0, 0.0))  # nobody steers: stand
+        if self._assembler.remembers:
+            with self._lock:
+                self._assembler.complete()
         self._stamp, self._pending = stamp, math.nan
         self.last_state = now
         self.problem = ""

@@ -38,9 +38,10 @@ SOURCES: dict[str, tuple[int, Callable[[float], float] | None]] = {
 
 
 class _Place(NamedTuple):
-    """A term, where it is in the observation, and what brings measured values (size,) into its units."""
+    """A term, where it and its newest values are in the observation, and what brings these (width,) into its units."""
 
     term: ObservationTerm
+    whole: slice
     entries: slice
     offset: Vector
     scale: Vector
@@ -65,11 +66,14 @@ class ObservationAssembler:
         self._places: list[_Place] = []
         start = 0
         for term in spec.terms:
-            if term.quantity == "previous_action" and term.size != action_size:
-                raise ControllerError(f"term {term.name!r} has size {term.size}, and the action has {action_size}")
-            offset, scale = np.array(term.offsets), np.array(term.scales)
-            self._places.append(_Place(term, slice(start, start + term.size), offset, scale))
-            start += term.size
+            if term.quantity == "previous_action" and term.width != action_size:
+                raise ControllerError(
+                    f"term {term.name!r} has {term.width} values a tick, and the action has {action_size}"
+                )
+            end = start + term.size
+            whole, newest = slice(start, end), slice(end - term.width, end)
+            self._places.append(_Place(term, whole, newest, np.array(term.offsets), np.array(term.scales)))
+            start = end
         self.joints: tuple[str, ...] = tuple(
             dict.fromkeys(joint for term in spec.terms if term.quantity in JOINT_QUANTITIES for joint in term.joints)
         )
@@ -83,7 +87,9 @@ class ObservationAssembler:
         self._values = np.full(spec.size, math.nan)
         for place in self._places:
             if place.term.quantity == "previous_action":  # in the controller's units: as when an episode begins
-                self._values[place.entries] = 0.0
+                self._values[place.whole] = 0.0
+        self._histories = [place for place in self._places if place.term.history > 1]
+        self._begun = False
         self._names: tuple[str, ...] = ()
         self._measured: tuple[int, ...] = ()
         self._entries: list[_JointEntry] = []
@@ -93,6 +99,27 @@ class ObservationAssembler:
     def observation(self) -> Vector:
         """The newest observation (n,), in the controller's units; NaN where nothing has come yet, but 0 for actions."""
         return self._values
+
+    def begin(self) -> None:
+        """Take what comes next for the first of its history: ticks before it are taken for the same."""
+        self._begun = False
+
+    @property
+    def remembers(self) -> bool:
+        """Whether ticks before the newest one are observed."""
+        return bool(self._histories)
+
+    def answered(self, observation: Vector) -> None:
+        """Keep what was observed (n,) in a tick as that of the tick before; what has come since is the next one's."""
+        self._begun = True
+        for term, whole, entries, *_ in self._histories:
+            self._values[whole.start : entries.start] = observation[whole.start + term.width : whole.stop]
+
+    def complete(self) -> None:
+        """Fill the histories, where they have just begun, with what there is of the first tick."""
+        if not self._begun:
+            for term, whole, entries, *_ in self._histories:
+                self._values[whole].reshape(-1, term.width)[:] = self._values[entries]
 
     def joint_states(
         self, names: Sequence[str], position: Sequence[float], velocity: Sequence[float], effort: Sequence[float]
@@ -133,7 +160,7 @@ class ObservationAssembler:
         """Take a term that only its plant can tell; return whether it is observed and has that size."""
         for place in self._places:
             term = place.term
-            if term.quantity == "other" and term.name == name and term.size == len(values):
+            if term.quantity == "other" and term.name == name and term.width == len(values):
                 self._take(place, values)
                 return True
         return False

@@ -28,6 +28,7 @@ def test_observation_put_together_from_joint_states_is_the_environments(environm
         assert assembler.other(name, values)
     for quantity, values in readout.vectors.items():
         assembler.vector(quantity, values)
+    assembler.complete()
     np.testing.assert_allclose(assembler.observation, observation, atol=1e-15)
     env.close()
 
@@ -36,13 +37,13 @@ def test_offset_and_scale_are_taken_back_from_what_is_observed() -> None:
     env = make_environment(LEGGED)
     readout = JointReadout(env, environment_specs(LEGGED).observation)
     env.reset(seed=0)
-    readout.read(np.arange(1.0, 17.0))
+    readout.read(np.arange(1.0, 21.0))
     assert {quantity: values.tolist() for quantity, values in readout.vectors.items()} == {
         "angular_velocity": [4.0, 8.0, 12.0],
         "projected_gravity": [4.0, 5.0, 6.0],
         "velocity_command": [3.5, 4.0, 36.0],
     }
     np.testing.assert_allclose(readout.position, [10.4, 10.2])
-    np.testing.assert_allclose(readout.velocity, [240.0, 260.0])
-    assert {name: values.tolist() for name, values in readout.others.items()} == {"height": [16.0]}
+    np.testing.assert_allclose(readout.velocity, [320.0, 340.0])  # the newest of three ticks
+    assert {name: values.tolist() for name, values in readout.others.items()} == {"height": [20.0]}
     env.close()

@@ -24,7 +24,7 @@ def test_terms_of_the_documentation_are_what_the_environment_observes() -> None:
         ("projected_gravity", 3, "projected_gravity"),
         ("command", 3, "velocity_command"),
         ("joint_pos", 2, "position"),
-        ("joint_vel", 2, "velocity"),
+        ("joint_vel", 6, "velocity"),
         ("last_action", 2, "previous_action"),
         ("height", 1, "other"),
     ]
@@ -46,7 +46,7 @@ def test_terms_may_be_of_the_package_and_another_sequence(monkeypatch: pytest.Mo
 def test_environment_that_says_none_has_one_term(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LeggedEnv, "observation_terms", None)
     assert environment_specs(LEGGED).observation == ObservationSpec(
-        terms=(ObservationTerm(name="observation", size=16),)
+        terms=(ObservationTerm(name="observation", size=20),)
     )
 
 
@@ -97,13 +97,13 @@ def test_controller_fits_where_its_actions_stand_for_the_same() -> None:
     ("terms", "problem"),
     [
         (5, "allowed is a sequence of terms, which int is not"),
-        ({"name": "all", "size": 16}, "allowed is a sequence of terms, which dict is not"),
-        ((), "their sizes (no terms) add up to 0, and the observation has 16 entries"),
+        ({"name": "all", "size": 20}, "allowed is a sequence of terms, which dict is not"),
+        ((), "their sizes (no terms) add up to 0, and the observation has 20 entries"),
         (
             TERMS[:2],
-            "their sizes (base_ang_vel 3 + projected_gravity 3) add up to 6, and the observation has 16 entries",
+            "their sizes (base_ang_vel 3 + projected_gravity 3) add up to 6, and the observation has 20 entries",
         ),
-        ((*TERMS, {"name": "more", "size": 1}), "+ more 1) add up to 17, and the observation has 16 entries"),
+        ((*TERMS, {"name": "more", "size": 1}), "+ more 1) add up to 21, and the observation has 20 entries"),
         (
             ({"name": "gyro", "size": 3, "quantity": "rate"},),
             "term 1 ('gyro'): quantity = 'rate': input should be 'pos",
@@ -115,9 +115,14 @@ def test_controller_fits_where_its_actions_stand_for_the_same() -> None:
             "term 'joint_pos' names 'ankle'; the model's hinges and slides with a name are hip, knee",
         ),
         (({**TERMS[3], "joints": ["hip", "root"]},), "term 'joint_pos' names 'root'; the model's hinges and slides"),
-        (({**LAST, "size": 3, "offset": []},), "term 'last_action' has size 3, and the action before has 2"),
+        (({**LAST, "size": 3, "offset": []},), "term 'last_action' has 3 values a tick, and the action before has 2"),
+        (({**TERMS[4], "history": 4},), "term 'joint_vel' has size 6, which is no multiple of 4 ticks"),
+        (({**TERMS[4], "history": 2},), "term 'joint_vel' has size 6 in 2 ticks but names 2 joints"),
+        (({**TERMS[0], "history": 3},), "term 'base_ang_vel' has size 3 in 3 ticks, and angular_velocity has 3"),
+        (({**TERMS[4], "scale": [1.0] * 6},), "allowed are finite numbers, one for each of the 2 entries, or one for"),
+        (({**TERMS[4], "history": 0},), "history = 0: input should be greater than or equal to 1"),
         ((TERMS[0], TERMS[0]), "term 2 is called 'base_ang_vel', which is taken; allowed is any other name"),
-        (({"name": "stamp", "size": 16},), "term 1 is called 'stamp', which is taken; allowed is any other name"),
+        (({"name": "stamp", "size": 20},), "term 1 is called 'stamp', which is taken; allowed is any other name"),
     ],
 )
 def test_what_the_environment_cannot_observe_is_refused(
@@ -148,3 +153,14 @@ def test_controller_fits_where_its_terms_are_scaled_alike(
     else:
         with pytest.raises(PlantError, match=re.escape(problem)):
             check_controller(manifest, specs)
+
+
+def test_controller_fits_where_its_terms_are_of_as_many_ticks() -> None:
+    specs = environment_specs(LEGGED)
+    plain, stacked = (
+        ObservationSpec(terms=(ObservationTerm(name="scan", size=6, history=history),)) for history in (1, 3)
+    )
+    manifest: Any = SimpleNamespace(name="x", observation=stacked, action=specs.action, rate=specs.rate)
+    check_controller(manifest, replace(specs, observation=stacked))
+    with pytest.raises(PlantError, match="its observation term 'scan' has history 3, not 1"):
+        check_controller(manifest, replace(specs, observation=plain))

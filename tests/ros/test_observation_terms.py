@@ -26,7 +26,7 @@ from tests.legged_robot import EXAMPLE, LEGGED, STEPS
 from tests.ros.graph import TIMEOUT, Graph, wait_until
 
 SEED = 3
-LAST = slice(13, 15)
+LAST, SPEEDS = slice(17, 19), slice(11, 17)
 
 
 class Policy(nn.Module):
@@ -35,7 +35,7 @@ class Policy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.network = nn.Sequential(nn.Linear(16, 8), nn.ELU(), nn.Linear(8, 2))
+        self.network = nn.Sequential(nn.Linear(20, 8), nn.ELU(), nn.Linear(8, 2))
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = self.network(observation)
@@ -53,7 +53,7 @@ def reference(policy: Policy, graph: Graph, tmp_path: Path) -> str:
     file = str(tmp_path / "walker.onnx")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch would rather use its newer exporter
-        torch.onnx.export(policy, (torch.zeros(1, 16),), file, dynamo=False)
+        torch.onnx.export(policy, (torch.zeros(1, 20),), file, dynamo=False)
     bundle = bundle_from_onnx(Path(file), LEGGED)
     BundleStore(graph.store_path).add(bundle)
     return bundle.reference
@@ -86,7 +86,9 @@ def test_controller_observes_what_the_environment_does(
     with torch.no_grad():
         outputs = policy.network(torch.as_tensor(seen[:-1], dtype=torch.float32)).numpy()
     np.testing.assert_allclose(seen[1:, LAST], outputs, atol=1e-4, err_msg="the policy's output of the tick before")
-    expected[STEPS][LAST] = seen[STEPS, LAST]  # nobody tells the controller that an episode has ended
+    for step, entries in ((STEPS, LAST), (STEPS, SPEEDS), (STEPS + 1, SPEEDS)):
+        expected[step][entries] = seen[step, entries]  # nobody tells the controller that an episode has ended
+    np.testing.assert_allclose(seen[STEPS : STEPS + 2, SPEEDS][:, :4], seen[STEPS - 1 : STEPS + 1, SPEEDS][:, 2:])
     np.testing.assert_allclose(seen, expected, rtol=0, atol=1e-6)
 
     # The commands are positions, and in lockstep each is sent once, but for those before the plant listened.

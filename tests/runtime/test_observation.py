@@ -88,7 +88,7 @@ def test_entries_are_measured_values_without_their_offset_scaled() -> None:
 
 def test_previous_action_of_another_size_is_refused() -> None:
     spec = ObservationSpec(terms=(ObservationTerm(name="last", size=2, quantity="previous_action"),))
-    with pytest.raises(ControllerError, match="'last' has size 2, and the action has 1"):
+    with pytest.raises(ControllerError, match="'last' has 2 values a tick, and the action has 1"):
         ObservationAssembler(spec, 1)
 
 
@@ -115,3 +115,47 @@ def test_quaternion_that_is_no_rotation_is_told() -> None:
     assert rotation_problem((0.0, 0.0, 0.0, 0.0)) == "its quaternion has norm 0, not 1"
     assert rotation_problem((0.5, 0.5, 0.5, 0.5005)) == ""
     assert rotation_problem((math.nan, 0.0, 0.0, 1.0)) == "", "NaN shows in the observation"
+
+
+REMEMBERING = ObservationSpec(
+    terms=(
+        ObservationTerm(name="gyro", size=6, quantity="angular_velocity", history=2, scale=(1.0, 1.0, 2.0)),
+        ObservationTerm(name="angle", size=1, quantity="position", joints=("hinge",)),
+        ObservationTerm(name="last", size=3, quantity="previous_action", history=3),
+    )
+)
+
+
+def test_a_term_with_a_history_holds_what_was_observed_in_the_ticks_before() -> None:
+    assembler = ObservationAssembler(REMEMBERING, 1)
+    assert assembler.remembers
+    seen = []
+    for tick in range(1, 5):
+        assembler.vector("angular_velocity", (tick, 10.0 * tick, 100.0 * tick))
+        assert assembler.joint_states(["hinge"], [0.1 * tick], [], []) is None
+        assembler.complete()
+        seen.append(assembler.observation.copy())
+        assembler.vector("angular_velocity", (-1.0, -1.0, -1.0))  # has come since, and is not of this tick
+        assembler.answered(seen[-1])
+        assembler.previous_action(np.array([float(tick)]))
+    assert seen[0].tolist() == [1.0, 10.0, 200.0, 1.0, 10.0, 200.0, 0.1, 0.0, 0.0, 0.0]
+    assert seen[1].tolist() == [1.0, 10.0, 200.0, 2.0, 20.0, 400.0, 0.2, 0.0, 0.0, 1.0]
+    np.testing.assert_allclose(seen[3], [3.0, 30.0, 600.0, 4.0, 40.0, 800.0, 0.4, 1.0, 2.0, 3.0])
+
+
+def test_a_history_that_begins_anew_has_nothing_of_what_was_before() -> None:
+    assembler = ObservationAssembler(REMEMBERING, 1)
+    for value in (1.0, 2.0):
+        assembler.vector("angular_velocity", (value, value, value))
+        assembler.complete()
+        assembler.answered(assembler.observation.copy())
+    assembler.begin()
+    assembler.vector("angular_velocity", (3.0, 3.0, 3.0))
+    assembler.complete()
+    assert assembler.observation[:6].tolist() == [3.0, 3.0, 6.0, 3.0, 3.0, 6.0]
+
+
+def test_what_nothing_came_of_is_missing_in_its_history_too() -> None:
+    assembler = ObservationAssembler(REMEMBERING, 1)
+    assembler.complete()
+    assert np.isnan(assembler.observation[:7]).all()
