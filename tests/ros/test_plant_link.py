@@ -171,3 +171,31 @@ def test_imu_and_wanted_velocity_that_wait_are_taken_before_the_joint_states(pla
         time.sleep(0.02)  # all wait now, and the executor asks the joint states' subscription first
         plant.until_states(number + 1)
         assert plant.observation() == [1.0 + number, 10.0 + number, 0.0, 0.0, 20.0 + number, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("terms", [(TERMS[0], ObservationTerm(name="contact", size=2, history=2))])
+def test_a_history_is_of_the_ticks_that_were_answered(plant: Plant) -> None:
+    action, observation = np.zeros(1), np.zeros(3)
+
+    def observed(number: int) -> list[float]:
+        stamp = -0.5 + 0.05 * number
+        plant.contact(stamp, 10.0 * number)
+        plant.joint_states(stamp, float(number))
+        plant.until_states(number)
+        return plant.observation()
+
+    assert observed(1) == [1.0, 10.0, 10.0]
+    stamp = plant.link.read(observation)
+    plant.link.write(stamp, action)
+    plant.link.write(stamp, action)  # nothing has come since
+    plant.link.write(np.nan, action)  # as the safe command, which answers nothing
+    assert observed(2) == [2.0, 10.0, 20.0]
+    assert observed(3) == [3.0, 10.0, 30.0], "the second one was not answered"
+    stamp = plant.link.read(observation)
+    plant.contact(-0.3, 40.0)
+    plant.joint_states(-0.3, 4.0)
+    plant.until_states(4)  # the next one comes before the answer
+    plant.link.write(stamp, action)
+    assert plant.observation() == [4.0, 30.0, 40.0]
+    plant.link.forget()
+    assert observed(5) == [5.0, 50.0, 50.0]
