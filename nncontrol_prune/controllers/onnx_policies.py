@@ -34,6 +34,7 @@ from nncontrol_prune.controllers.onnx_graphs import (
     opset_of,
     read_model,
 )
+from nncontrol_prune.controllers.onnx_metadata import note_on_commands
 from nncontrol_prune.controllers.onnx_values import Array, Point, Signal, check_size
 from nncontrol_prune.controllers.specs import ActionSpec, Activation, Squash
 from nncontrol_prune.controllers.vecnormalize import Statistics
@@ -153,10 +154,10 @@ def _policy(model: ModelProto, observation_size: int, action: ActionSpec, output
         [tensor for tensor in graph.initializer if tensor.name in names],
     )
     alone = onnx.helper.make_model(used, ir_version=model.ir_version, opset_imports=model.opset_import)
-    return ImportedPolicy(module, tuple(_notes(model, reached)), action, alone)
+    return ImportedPolicy(module, tuple(_notes(model, reached, action)), action, alone)
 
 
-def _notes(model: ModelProto, reached: Sequence[str]) -> list[str]:
+def _notes(model: ModelProto, reached: Sequence[str], action: ActionSpec) -> list[str]:
     notes = []
     others = [name for name in inputs_of(model) if name not in reached]
     if others:
@@ -168,6 +169,8 @@ def _notes(model: ModelProto, reached: Sequence[str]) -> list[str]:
             "environment has to have the observations and actions that the network was trained with, and may say in "
             "observation_terms and action_term how these follow from what is measured and what is commanded"
         )
+    if commands := note_on_commands(model, action):
+        notes.append(commands)
     return notes
 
 
