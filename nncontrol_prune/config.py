@@ -65,7 +65,7 @@ class ControllerConfig(Spec):
     """What starts a tick: each new joint state, or a timer at the controller's rate, for a robot whose joint states
     come at another one (ROS 2)."""
     safe_command: tuple[FiniteFloat, ...] = ()
-    """What is sent where the controller's command cannot be, a value a joint; empty for zero."""
+    """The action that is taken where the controller's cannot be, a value a joint; empty for zero."""
     observation_limit: Annotated[FiniteFloat, Field(gt=0.0, le=1e12)] = 1e6
     """Magnitude past which an entry of the observation is as wrong as NaN."""
     command_controller: str = ""

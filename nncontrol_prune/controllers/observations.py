@@ -130,7 +130,8 @@ def one_or_each(value: Any, size: int | None) -> float | tuple[float, ...]:
     Raises:
         ValueError: It is something else.
     """
-    scales = _finite([value] * (size or 1) if isinstance(value, Real) else value, size, "one for all")
+    single = isinstance(value, Real) or getattr(value, "ndim", None) == 0
+    scales = _finite([value] * (size or 1) if single else value, size, "one for all")
     return scales[0] if len(set(scales)) == 1 else scales
 
 
@@ -157,7 +158,7 @@ def _finite(values: Any, size: int | None, otherwise: str) -> tuple[float, ...]:
         ValueError: It is something else.
     """
     try:
-        numbers = () if isinstance(values, (str, bytes, dict)) else tuple(map(float, values))
+        numbers = () if isinstance(values, (str, bytes, dict, set, frozenset)) else tuple(map(float, values))
     except (TypeError, ValueError, OverflowError):
         numbers = ()
     if not numbers or len(numbers) != (size or len(numbers)) or not all(map(math.isfinite, numbers)):

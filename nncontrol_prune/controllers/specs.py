@@ -26,7 +26,7 @@ from nncontrol_prune.controllers.observations import (
     term_difference,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the bundle format that this release writes, and the newest it reads."""
 LARGEST_LIMIT = 1e30
 """Of an action: a policy is of float32, and deviations are measured by the range."""
@@ -136,6 +136,11 @@ class ActionSpec(Spec):
                 raise ValueError(f"the lower limit of {joint!r} ({lower}) is not below the upper ({upper})")
             if max(abs(lower), abs(upper)) > LARGEST_LIMIT:
                 raise ValueError(f"a limit of {joint!r} ({lower}, {upper}) is beyond ±{LARGEST_LIMIT:g}")
+        for joint, lower, upper, scale, offset in zip(
+            self.joints, self.lower, self.upper, self.scales, self.offsets, strict=True
+        ):
+            if not abs(offset) + abs(scale) * max(abs(lower), abs(upper)) <= LARGEST_LIMIT:
+                raise ValueError(f"commands of {joint!r} ({scale:g} · action + {offset:g}) reach ±{LARGEST_LIMIT:g}")
         return self
 
     def __str__(self) -> str:

@@ -213,11 +213,19 @@ def _action_spec(environment: str, env: gymnasium.Env[Any, Any], *, opaque: bool
     if len(joints) != len(box.low):
         joints = tuple(f"action_{index}" for index in range(len(box.low)))
     limits = {"lower": tuple(map(float, box.low)), "upper": tuple(map(float, box.high))}
-    said = None if opaque else getattr(base, "action_term", None)
+    said = None if opaque else _said(environment, base, "action_term")
     if said is not None:
         return _action_as_said(environment, said, joints=joints, **limits)
     unit = "" if opaque or not _are_forces(base.model, box) else "N or N m"
     return ActionSpec(joints=joints, unit=unit, **limits)
+
+
+def _said(environment: str, base: Any, name: str) -> Any:
+    """Return an attribute by which an environment says something; None if it has none."""
+    try:
+        return getattr(base, name, None)
+    except Exception as error:  # whatever somebody's property raises
+        raise PlantError(f"{name} of {environment} raised {type(error).__name__}: {error}") from error
 
 
 def _action_as_said(environment: str, said: Any, **others: Any) -> ActionSpec:
@@ -294,7 +302,7 @@ def _observation_terms(environment: str, env: gymnasium.Env[Any, Any], size: int
     """Return what an environment says that it observes; None if it says nothing."""
     base: Any = env.unwrapped
     try:
-        given = getattr(base, "observation_terms", None)
+        given = _said(environment, base, "observation_terms")
         if given is None:
             return None
         joints = [joint.name for joint in scalar_joints(base.model)]

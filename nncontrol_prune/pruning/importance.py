@@ -297,7 +297,7 @@ def _gram_matrices(evidence: Evidence, names: Sequence[str]) -> dict[str, Tensor
         evidence.progress("importance", 0.0)
         inputs, _, weights = regression(operation, output, evidence.weights, contrasts=evidence.network.contrasts)
         intercept = getattr(operation.layer, "bias", None) is not None
-        grams[operation.name] = moments(inputs, inputs[:, :1], weights, intercept=intercept)[0]
+        grams[operation.name] = moments(inputs, inputs[:, :1], weights, intercept=intercept)[0].detach()
 
     with torch.no_grad(), telling_calls(module, names, rows_of(evidence.batch), note):
         evidence.network.run(module, evidence.network.once(evidence.batch))

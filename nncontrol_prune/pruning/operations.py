@@ -139,8 +139,9 @@ def telling_calls(
 
     def tell(operation: Operation) -> Tensor:
         output = operation.run()
-        if operation.name not in varied and operation.held.numel() % rows == 0:  # not what has no rows at all
-            by_row = operation.held.reshape(rows, -1)
+        held = operation.held
+        if operation.name not in varied and held.numel() and held.numel() % rows == 0:  # not what has no rows at all
+            by_row = held.reshape(rows, -1)
             varies = bool((by_row != by_row[:1]).any())
             if varies:
                 varied.add(operation.name)

@@ -97,11 +97,11 @@ def prune(
             and not only what it picks is distilled, but also the one with the least objective, and one with channels
             ranked by `fisher`.
         enough: Takes a candidate and tells whether to end the varying, and to spare what else would be distilled.
-        observe: Runs a pruned network where it is used, as in closed loop, and returns rows like the data's that it met
-            there; those with NaN or infinity do not count. It is told of the network in a copy, and needs `choose`,
-            since what is held out are rows of the dense network's.
+        observe: Runs a copy of a pruned network where it is used, as in closed loop, and returns rows like the data's
+            that it met there; those with NaN or infinity do not count, and of the others 3000 each time. It needs
+            `choose`, since what is held out are rows that the dense network met.
         on_policy_rounds: Times that the reconstruction is repeated, and that distillation is told more, with such rows;
-            None for some where there is `observe`.
+            None for three where there is `observe`.
         variations: Choices near the best one's coefficients that `choose` is asked about.
         jobs: Choices that the method `grid` judges at the same time, each in a thread, where `trace` and the terms are
             run; the result does not depend on it, unless these draw by lot.
@@ -130,7 +130,7 @@ def prune(
             "on-policy rounds need choose, which picks the best in closed loop: by rows of the dense network's, which "
             "is all that is held out, what knows its own states is the worse one"
         )
-    named = {"importance": importance} if isinstance(importance, str) else {}
+    by_name = {"importance": importance} if isinstance(importance, str) else {}
     ranking = None if isinstance(importance, str) else checked(importance)
     check_traceable(model)
     if progress is not None and not isinstance(progress, Progress):
@@ -149,7 +149,7 @@ def prune(
         variations=variations,
         jobs=jobs,
         seed=seed,
-        **named,
+        **by_name,
     )
     tensors = {"data": data} if isinstance(data, Tensor) else data
     batch: Batch = {name: values.detach() for name, values in tensors.items()}
@@ -162,7 +162,11 @@ def prune(
         given: Any = rows["data"] if alone else rows
         with _without_autocast():  # in this thread, which need not be the one that called prune()
             found = module(given) if trace is None else trace(module, given)
-        return {"output": found} if isinstance(found, Tensor) else found
+        named = {"output": found} if isinstance(found, Tensor) else found
+        if torch.is_grad_enabled() or not isinstance(named, Mapping):
+            return named
+        # A forward pass that turns gradients on would tie what is computed now to what is differentiated later.
+        return {name: value.detach() if isinstance(value, Tensor) else value for name, value in named.items()}
 
     dense = copied(model).eval()
     network = Network(dense, components, run, ties)
@@ -343,25 +347,39 @@ def _rows_met(observe: Callable[[Any], Tensor | Batch], data: Batch, module: Any
         found: Any = observe(copied(module).eval())
     if isinstance(found, Tensor) and len(data) == 1:
         found = {next(iter(data)): found}
-    like = ", ".join(f"{name} (rows{''.join(f', {n}' for n in rows.shape[1:])})" for name, rows in data.items())
+    like = ", ".join(
+        f"{name} (rows{''.join(f', {n}' for n in rows.shape[1:])}), {rows.dtype}" for name, rows in data.items()
+    )
     allowed = f"it has to return rows like the data's, {like}"
     if not isinstance(found, Mapping) or set(found) != set(data):
         what = f"the names {', '.join(map(str, found))}" if isinstance(found, Mapping) else type(found).__name__
         raise PruningError(f"observe returned {what}; {allowed}")
-    rows: dict[str, Tensor] = {}
-    for name, values in data.items():
-        if not isinstance(found[name], Tensor) or found[name].shape[1:] != values.shape[1:] or not found[name].dim():
-            shape = tuple(found[name].shape) if isinstance(found[name], Tensor) else type(found[name]).__name__
-            raise PruningError(f"observe returned {shape} for {name!r}; {allowed}")
-        rows[name] = found[name].detach().to(values.dtype)
-    count = rows_of(rows)
-    if any(len(values) != count for values in rows.values()):
-        raise PruningError(f"observe returned as many rows as {[len(v) for v in rows.values()]}; {allowed}")
-    finite = torch.ones(count, dtype=torch.bool)
-    for values in rows.values():
-        finite &= torch.isfinite(values).flatten(1).all(dim=1) if values.dim() > 1 else torch.isfinite(values)
-    usable = torch.nonzero(finite)[:, 0]
+    rows = {
+        name: _like(values, found[name], f"observe returned {{}} for {name!r}; {allowed}")
+        for name, values in data.items()
+    }
+    if len({len(values) for values in rows.values()}) > 1:
+        raise PruningError(f"observe returned as many rows as {[len(values) for values in rows.values()]}; {allowed}")
+    finite = [
+        torch.isfinite(values).reshape(len(values), max(1, values[:1].numel())).all(dim=1) for values in rows.values()
+    ]
+    usable = torch.nonzero(torch.stack(finite).all(dim=0))[:, 0]
     return take(rows, usable[spread_rows(len(usable), ON_POLICY_ROWS)])
+
+
+def _like(values: Tensor, found: Any, refusal: str) -> Tensor:
+    """Return rows that were found, of the type that the data has.
+
+    Raises:
+        PruningError: They are not like the data's; `refusal` with what they are.
+    """
+    if not isinstance(found, Tensor):
+        raise PruningError(refusal.format(type(found).__name__))
+    if not found.dim() or found.shape[1:] != values.shape[1:]:
+        raise PruningError(refusal.format(tuple(found.shape)))
+    if found.layout != torch.strided or found.is_meta or not torch.can_cast(found.dtype, values.dtype):
+        raise PruningError(refusal.format(f"a tensor of the type {found.type()}"))
+    return found.detach().to(values.dtype)
 
 
 def _dense_outputs(network: Network[Any], batch: Batch) -> Outputs:

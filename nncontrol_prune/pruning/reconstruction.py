@@ -92,7 +92,8 @@ def dense_targets(network: Network[Any], groups: Sequence[Group], batch: Batch) 
     targets: dict[str, Target] = {}
 
     def note(operation: Operation, output: Tensor) -> None:
-        targets[operation.name] = Target(operation.call, output.clone())  # what comes after may work in place
+        # What comes after may work in place, and a forward pass may have turned gradients on.
+        targets[operation.name] = Target(operation.call, output.detach().clone())
 
     names = fitted_layers(network.module, groups)
     with weighted_norms(network.module), telling_calls(network.module, names, rows_of(batch), note):

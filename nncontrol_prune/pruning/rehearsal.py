@@ -74,7 +74,7 @@ def _check_rows(network: Network[Any], groups: Sequence[Group], few: Batch) -> N
         for held, less, other in zip(calls, fewer[name], altered[name], strict=True):
             items = len(held) // len(rows)
             apart = items == 1 or torch.allclose(held[items:], other[items:], equal_nan=True)
-            if (len(held), len(less)) != (items * len(rows), items * (len(rows) - 1)) or not apart:
+            if not items or (len(held), len(less)) != (items * len(rows), items * (len(rows) - 1)) or not apart:
                 raise PruningError(
                     f"the layer {name} takes in a tensor of shape {tuple(held.shape)} for {len(rows)} rows of data; "
                     "where a layer takes in what may leave, the first dimension has to be the row, as in (rows, "

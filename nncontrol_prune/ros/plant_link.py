@@ -77,7 +77,7 @@ class PlantLink:
         self._newest: bytes | None = None
         self._magnitude = np.zeros(manifest.observation.size)
         self._observed = np.zeros(manifest.observation.size)
-        self._answered = math.nan
+        self._believed, self._answered = False, math.nan
         self.monitor = InputMonitor(1 / manifest.rate, self._timeout, keeps_beat=keeps_beat)
         self.last_state = -math.inf
         """When the last state came that can be acted on, in seconds of `time.perf_counter`."""
@@ -103,7 +103,8 @@ class PlantLink:
             if self._assembler.remembers:
                 self._observed[:] = observation
         np.absolute(observation, out=self._magnitude)
-        if not np.maximum.reduce(self._magnitude) <= self._limit:  # NaN is not either
+        self._believed = bool(np.maximum.reduce(self._magnitude) <= self._limit)  # which NaN is not either
+        if not self._believed:
             wild = ~(self._magnitude <= self._limit)
             observation[wild] = math.nan
             bad = np.flatnonzero(wild).tolist()
@@ -114,7 +115,8 @@ class PlantLink:
         """Send what an action commands, in the order of the controller's joints."""
         # The stamp stays here: ros2_control's command controllers have no place for it.
         self._commands.publish(self._converter.command(action))
-        if self._assembler.remembers and stamp == stamp and stamp != self._answered:  # a stale tick is not another one
+        # A tick without a new observation is not another one, and what cannot be believed is not remembered.
+        if self._assembler.remembers and self._believed and stamp == stamp and stamp != self._answered:
             self._answered = stamp
             with self._lock:
                 self._assembler.answered(self._observed)
@@ -135,6 +137,7 @@ class PlantLink:
         """Take the next state for new, whatever its stamp: a loop begins."""
         self.monitor.forget()
         self.last_state = -math.inf
+        self._answered = math.nan
         with self._lock:
             self._assembler.begin()
 
@@ -263,10 +266,10 @@ class PlantLink:
                 return
             with self._lock:
                 self._assembler.vector(quantity, (0.0, 0.0, 0.0))  # nobody steers: stand
-        if self._assembler.remembers:
-            with self._lock:
-                self._assembler.complete()
-        self._stamp, self._pending = stamp, math.nan
+        with self._lock:
+            self._assembler.complete()
+            self._stamp = stamp
+        self._pending = math.nan
         self.last_state = now
         self.problem = ""
         if not self._arrived.is_set():

@@ -88,6 +88,7 @@ class ObservationAssembler:
         for place in self._places:
             if place.term.quantity == "previous_action":  # in the controller's units: as when an episode begins
                 self._values[place.whole] = 0.0
+        self._complete = self._values.copy()
         self._histories = [place for place in self._places if place.term.history > 1]
         self._begun = False
         self._names: tuple[str, ...] = ()
@@ -97,8 +98,11 @@ class ObservationAssembler:
 
     @property
     def observation(self) -> Vector:
-        """The newest observation (n,), in the controller's units; NaN where nothing has come yet, but 0 for actions."""
-        return self._values
+        """The newest complete observation (n,), in the controller's units; before there is one, NaN, but 0 for actions.
+
+        Of the next one some inputs may have come already.
+        """
+        return self._complete
 
     def begin(self) -> None:
         """Take what comes next for the first of its history: ticks before it are taken for the same."""
@@ -113,13 +117,16 @@ class ObservationAssembler:
         """Keep what was observed (n,) in a tick as that of the tick before; what has come since is the next one's."""
         self._begun = True
         for term, whole, entries, *_ in self._histories:
-            self._values[whole.start : entries.start] = observation[whole.start + term.width : whole.stop]
+            before = slice(whole.start, entries.start)
+            self._values[before] = observation[whole.start + term.width : whole.stop]
+            self._complete[before] = self._values[before]
 
     def complete(self) -> None:
-        """Fill the histories, where they have just begun, with what there is of the first tick."""
+        """Make what has come the observation; where histories have just begun, it is that of the ticks before, too."""
         if not self._begun:
             for term, whole, entries, *_ in self._histories:
                 self._values[whole].reshape(-1, term.width)[:] = self._values[entries]
+        self._complete[:] = self._values
 
     def joint_states(
         self, names: Sequence[str], position: Sequence[float], velocity: Sequence[float], effort: Sequence[float]
@@ -166,8 +173,11 @@ class ObservationAssembler:
         return False
 
     def previous_action(self, action: Vector) -> None:
-        """Take the action (m,) that was commanded last."""
-        self.vector("previous_action", action)  # type: ignore[arg-type] # an array is as good as a sequence
+        """Take the action (m,) that was commanded last; also where the next observation is complete already."""
+        for place in self._places:
+            if place.term.quantity == "previous_action":
+                self._take(place, action)  # type: ignore[arg-type] # an array is as good as a sequence
+                self._complete[place.entries] = self._values[place.entries]
 
     def _take(self, place: _Place, values: Sequence[float]) -> None:
         entries = self._values[place.entries]

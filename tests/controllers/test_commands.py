@@ -50,7 +50,21 @@ def test_a_spec_says_in_words_what_is_commanded(changes: dict[str, object], word
     assert str(ActionSpec(**LIMITS, **changes)) == words
 
 
-@pytest.mark.parametrize("changes", [{"scale": 0.0}, {"scale": (1.0,)}, {"offset": (float("inf"), 0.0)}])
+def test_one_number_may_be_an_arrays() -> None:
+    assert ActionSpec(**LIMITS, scale=np.array(0.25)).scale == 0.25
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scale": 0.0},
+        {"scale": (1.0,)},
+        {"scale": {0.25, 0.5}},
+        {"scale": 1e31},
+        {"offset": (1e31, 0.0)},
+        {"offset": (float("inf"), 0.0)},
+    ],
+)
 def test_what_is_no_conversion_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         ActionSpec(**LIMITS, **changes)

@@ -164,3 +164,10 @@ def test_controller_fits_where_its_terms_are_of_as_many_ticks() -> None:
     check_controller(manifest, replace(specs, observation=stacked))
     with pytest.raises(PlantError, match="its observation term 'scan' has history 3, not 1"):
         check_controller(manifest, replace(specs, observation=plain))
+
+
+@pytest.mark.parametrize("name", ["observation_terms", "action_term"])
+def test_what_raises_when_it_is_asked_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(LeggedEnv, name, property(lambda env: 1 / 0))
+    with pytest.raises(PlantError, match=f"^{name} of {re.escape(LEGGED)} raised ZeroDivisionError: division by zero$"):
+        environment_specs(LEGGED)

@@ -366,3 +366,47 @@ def test_a_network_that_is_recomputed_for_its_gradient_is_refused() -> None:
 def test_a_network_that_does_not_run_on_the_traced_rows_is_refused(model: nn.Module, cause: str) -> None:
     with pytest.raises(PruningError, match=rf"fails where it is traced, on 4 rows of the data, with .*{cause}"):
         prune(model, data=torch.randn(300, 6), budget=0.3, components={"all": [""]})
+
+
+class Routed(nn.Module):
+    """Has a part that takes in some rows alone."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(6, 24), nn.Linear(24, 3), nn.Linear(6, 16), nn.Linear(16, 3)
+        self.threshold = threshold
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        chosen = inputs[:, 0] > self.threshold
+        output: Tensor = self.b(torch.relu(self.a(inputs))).clone()
+        output[chosen] += self.d(torch.relu(self.c(inputs[chosen])))
+        return output
+
+
+@pytest.mark.parametrize("threshold", [1e9, 1.0])
+@pytest.mark.parametrize("importance", ["taylor", "obs"])
+def test_a_layer_that_takes_in_some_rows_alone_is_refused(threshold: float, importance: Any) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(
+        PruningError, match=r"^the layer d takes in a tensor of shape \(., 16\) for 4 rows of data; where"
+    ):
+        prune(Routed(threshold), data=torch.randn(200, 6), budget=0.3, importance=importance)
+
+
+@pytest.mark.parametrize("importance", ["taylor", "obs", "l2"])
+@pytest.mark.parametrize("method", ["uniform", "gradient"])
+@pytest.mark.parametrize("off", [True, False])
+def test_a_forward_pass_may_turn_gradients_on_itself(method: Any, importance: Any, off: bool) -> None:
+    class Own(nn.Sequential):
+        def forward(self, inputs: Tensor) -> Tensor:
+            with torch.set_grad_enabled(not off):
+                hidden = torch.tanh(self[0](inputs))
+            with torch.enable_grad():
+                output: Tensor = self[2](torch.tanh(self[1](hidden)))
+            return output
+
+    torch.manual_seed(0)
+    model = Own(nn.Linear(6, 24), nn.Linear(24, 24), nn.Linear(24, 3))
+    result = prune(model, data=torch.randn(300, 6), budget=Budget(0.3, tolerance=0.05), method=method,
+                   importance=importance, components={"all": [""]}, distill_steps=20)  # fmt: skip
+    assert result.chosen.objective < 0.2

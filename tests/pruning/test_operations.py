@@ -188,5 +188,6 @@ def test_a_call_on_what_has_no_rows_tells_nothing() -> None:
     calls: list[int] = []
     with telling_calls(module, ["norm"], 3, lambda operation, _: calls.append(operation.call)):
         module["norm"](torch.randn(8))  # of a parameter, say
+        module["norm"](torch.randn(0, 8))
         module["norm"](torch.randn(3, 8))
-    assert calls == [1]
+    assert calls == [2]

@@ -545,13 +545,33 @@ def test_bad_input_gets_one_clear_sentence(classifier: nn.Module, changes: dict[
         (torch.zeros(3, 5), r"\(3, 5\) for 'data'"),
         ({"data": [1.0]}, "list for 'data'"),
         (torch.tensor(1.0), r"\(\) for 'data'"),
+        (torch.zeros(3, 6).to_sparse(), r"a tensor of the type torch.sparse.FloatTensor for 'data'"),
+        (torch.zeros(3, 6, dtype=torch.complex64), r"a tensor of the type torch.ComplexFloatTensor for 'data'"),
+        (torch.zeros(3, 6, device="meta"), r"a tensor of the type torch.meta.FloatTensor for 'data'"),
     ],
 )
 def test_what_observe_returns_has_to_be_rows_of_the_data(classifier: nn.Module, returned: Any, what: str) -> None:
-    message = rf"^observe returned {what}; it has to return rows like the data's, data \(rows, 6\)$"
+    message = rf"^observe returned {what}; it has to return rows like the data's, data \(rows, 6\), torch\.float32$"
     with pytest.raises(PruningError, match=message):
         prune(classifier, data=torch.randn(200, 6), budget=0.8, components={"all": [""]}, method="uniform",
               choose=lambda candidates: 0, observe=lambda module: returned)  # fmt: skip
+
+
+def test_numbers_of_rows_that_are_met_are_not_rounded(classifier: nn.Module) -> None:
+    data = {"x": torch.randn(200, 6), "kind": torch.randint(0, 3, (200,))}
+    met = {"x": torch.randn(5, 6), "kind": torch.tensor([0.0, 1.0, math.nan, 1.0, 2.0])}
+    with pytest.raises(PruningError, match=r"type torch\.FloatTensor for 'kind'; .*, kind \(rows\), torch\.int64$"):
+        prune(classifier, data=data, budget=0.8, method="uniform", components={"all": [""]},
+              trace=lambda module, rows: module(rows["x"] * (1 + rows["kind"][:, None])),
+              choose=lambda candidates: 0, observe=lambda module: met)  # fmt: skip
+
+
+@pytest.mark.parametrize("met", [torch.zeros(0, 6), torch.full((3, 6), math.nan)])
+def test_where_nothing_is_met_nothing_is_learned(classifier: nn.Module, met: torch.Tensor) -> None:
+    result = prune(classifier, data=torch.randn(200, 6), budget=0.8, components={"all": [""]}, method="uniform",
+                   choose=lambda candidates: 0, observe=lambda module: met)  # fmt: skip
+    before, after = result.candidates.values()
+    assert after.objective == before.objective
 
 
 def test_named_rows_that_are_met_have_to_be_as_many(classifier: nn.Module) -> None:

@@ -199,3 +199,39 @@ def test_a_history_is_of_the_ticks_that_were_answered(plant: Plant) -> None:
     assert plant.observation() == [4.0, 30.0, 40.0]
     plant.link.forget()
     assert observed(5) == [5.0, 50.0, 50.0]
+
+
+@pytest.mark.parametrize("terms", [(TERMS[0], ObservationTerm(name="contact", size=3, history=3))])
+def test_what_cannot_be_believed_is_not_remembered(plant: Plant) -> None:
+    seen = []
+    for number, contact in enumerate((np.nan, 1.0, 2.0, np.nan, 4.0, 5.0), 1):
+        stamp = -0.5 + 0.05 * number
+        plant.contact(stamp, contact)
+        plant.joint_states(stamp, float(number))
+        plant.until_states(number)
+        observation = np.zeros(4)
+        plant.link.write(plant.link.read(observation), np.zeros(1))
+        seen.append(observation[1:].tolist())
+    assert seen[1:3] == [[1.0, 1.0, 1.0], [1.0, 1.0, 2.0]]
+    assert seen[4:] == [[1.0, 2.0, 4.0], [2.0, 4.0, 5.0]]
+
+
+@pytest.mark.parametrize("terms", [(TERMS[0], ObservationTerm(name="contact", size=2, history=2))])
+def test_half_a_state_is_neither_observed_nor_remembered(plant: Plant) -> None:
+    observation = np.zeros(3)
+    for number in (1, 2):
+        stamp = -0.5 + 0.05 * number
+        plant.contact(stamp, 10.0 * number)
+        plant.joint_states(stamp, float(number))
+        plant.until_states(number)
+        if number == 1:
+            plant.link.write(plant.link.read(observation), np.zeros(1))
+    plant.joint_states(-0.35, 3.0)
+    plant.spin()
+    stamp = plant.link.read(observation)
+    assert stamp == pytest.approx(-0.4)
+    assert observation.tolist() == [2.0, 10.0, 20.0]
+    plant.link.write(stamp, np.zeros(1))
+    plant.contact(-0.35, 30.0)
+    plant.until_states(3)
+    assert plant.observation() == [3.0, 20.0, 30.0]

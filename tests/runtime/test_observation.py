@@ -28,8 +28,10 @@ def test_joints_are_found_by_name_in_any_order_among_others() -> None:
     assembler = ObservationAssembler(CARTPOLE, 1)
     expected = [1.0, math.cos(2.0), math.sin(2.0), 1.5]
     assert assembler.joint_states(["slider", "hinge"], [1.0, 2.0], [3.0, 4.0], []) is None
+    assembler.complete()
     np.testing.assert_allclose(assembler.observation, expected)
     assert assembler.joint_states(["gripper", "hinge", "slider"], [9.0, 2.0, 1.0], [9.0, 4.0, 3.0], []) is None
+    assembler.complete()
     np.testing.assert_allclose(assembler.observation, expected)
 
 
@@ -37,12 +39,14 @@ def test_missing_joints_and_values_are_named_and_nothing_is_taken() -> None:
     assembler = ObservationAssembler(CARTPOLE, 1)
     assert "lack hinge; they have slider" in str(assembler.joint_states(["slider"], [1.0], [3.0], []))
     assert "0 values of velocity for 2 joints" in str(assembler.joint_states(["slider", "hinge"], [1.0, 2.0], [], []))
+    assembler.complete()
     assert np.isnan(assembler.observation).all()
 
 
 def test_non_finite_angles_give_nan_and_no_error() -> None:
     assembler = ObservationAssembler(CARTPOLE, 1)
     assert assembler.joint_states(["slider", "hinge"], [1.0, math.inf], [3.0, math.nan], []) is None
+    assembler.complete()
     assert np.isnan(assembler.observation[1:3]).all()
 
 
@@ -63,6 +67,7 @@ def test_imu_command_and_previous_action_have_their_places() -> None:
     assembler.previous_action(np.array([7.0, 8.0]))
     assert assembler.other("contact", [1.0])
     assert not assembler.other("contact", [1.0, 2.0])
+    assembler.complete()
     assert assembler.observation.tolist() == [1.0, 2.0, 3.0, 1.0, 0.0, 0.5, 7.0, 8.0, 1.0]
 
 
@@ -83,6 +88,7 @@ def test_entries_are_measured_values_without_their_offset_scaled() -> None:
     assembler.previous_action(np.array([0.75, -2.0]))
     assert assembler.other("height", [0.5])
     expected = [1.0, 8.0, 4.0, 16.0, -5.5, 10 * (math.cos(3.0) - 1.0), 1.0, -4.0, 2.0]
+    assembler.complete()
     np.testing.assert_allclose(assembler.observation, expected)
 
 
@@ -159,3 +165,16 @@ def test_what_nothing_came_of_is_missing_in_its_history_too() -> None:
     assembler = ObservationAssembler(REMEMBERING, 1)
     assembler.complete()
     assert np.isnan(assembler.observation[:7]).all()
+
+
+def test_inputs_of_the_next_observation_do_not_show_before_it_is_complete() -> None:
+    assembler = ObservationAssembler(REMEMBERING, 1)
+    assembler.vector("angular_velocity", (1.0, 1.0, 1.0))
+    assert assembler.joint_states(["hinge"], [0.1], [], []) is None
+    assembler.complete()
+    assert assembler.joint_states(["hinge"], [0.2], [], []) is None
+    assert assembler.observation[6] == 0.1
+    assembler.complete()  # before the action that answers the first one
+    assembler.answered(np.array([1.0, 1.0, 2.0, 1.0, 1.0, 2.0, 0.1, 0.0, 0.0, 0.0]))
+    assembler.previous_action(np.array([5.0]))
+    assert assembler.observation[6:].tolist() == [0.2, 0.0, 0.0, 5.0]
