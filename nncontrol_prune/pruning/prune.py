@@ -16,11 +16,12 @@ from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import HELD_OUT_SHARE, MIN_ROWS, Calibration
 from nncontrol_prune.pruning.conduct import steady
 from nncontrol_prune.pruning.copying import copied
-from nncontrol_prune.pruning.engine import ON_POLICY_ROUNDS, ON_POLICY_ROWS, Choose, Enough, Pruned, prune_network
+from nncontrol_prune.pruning.engine import ON_POLICY_ROUNDS, Choose, Enough, Pruned, prune_network
 from nncontrol_prune.pruning.errors import PruningError, Unreachable
 from nncontrol_prune.pruning.groups import Components
 from nncontrol_prune.pruning.importance import Importance, checked
-from nncontrol_prune.pruning.network import Batch, Network, Outputs, rows_of, spread_rows, take
+from nncontrol_prune.pruning.network import Batch, Network, Outputs, rows_of, take
+from nncontrol_prune.pruning.observing import Observe, rows_met
 from nncontrol_prune.pruning.parts import Undivided
 from nncontrol_prune.pruning.rehearsal import rehearse
 from nncontrol_prune.pruning.settings import CostName, ImportanceName, Method, PruningSettings
@@ -63,7 +64,7 @@ def prune(
     latency: Callable[[Any], float] | None = None,
     choose: Choose | None = None,
     enough: Enough | None = None,
-    observe: Callable[[Any], Tensor | Batch] | None = None,
+    observe: Observe | None = None,
     on_policy_rounds: int | None = None,
     variations: int = 0,
     jobs: int = 1,
@@ -191,7 +192,7 @@ def prune(
                 progress=progress,
                 latency=latency,
                 importance=ranking,
-                more_data=None if observe is None else functools.partial(_rows_met, observe, batch),
+                more_data=None if observe is None else functools.partial(rows_met, observe, batch),
                 choose=choose,
                 enough=enough,
             )
@@ -335,51 +336,6 @@ def _rehearsed(network: Network[Module], batch: Batch, terms: Sequence[Term]) ->
         else:
             return whole, [f"what chunk and glu divide keeps its channels, as otherwise {error}", *notes]
         raise
-
-
-def _rows_met(observe: Callable[[Any], Tensor | Batch], data: Batch, module: Any) -> Batch:
-    """Return rows that a network meets where it is used, as many as count at the most.
-
-    Raises:
-        PruningError: They are not like the data's.
-    """
-    with torch.no_grad():
-        found: Any = observe(copied(module).eval())
-    if isinstance(found, Tensor) and len(data) == 1:
-        found = {next(iter(data)): found}
-    like = ", ".join(
-        f"{name} (rows{''.join(f', {n}' for n in rows.shape[1:])}), {rows.dtype}" for name, rows in data.items()
-    )
-    allowed = f"it has to return rows like the data's, {like}"
-    if not isinstance(found, Mapping) or set(found) != set(data):
-        what = f"the names {', '.join(map(str, found))}" if isinstance(found, Mapping) else type(found).__name__
-        raise PruningError(f"observe returned {what}; {allowed}")
-    rows = {
-        name: _like(values, found[name], f"observe returned {{}} for {name!r}; {allowed}")
-        for name, values in data.items()
-    }
-    if len({len(values) for values in rows.values()}) > 1:
-        raise PruningError(f"observe returned as many rows as {[len(values) for values in rows.values()]}; {allowed}")
-    finite = [
-        torch.isfinite(values).reshape(len(values), max(1, values[:1].numel())).all(dim=1) for values in rows.values()
-    ]
-    usable = torch.nonzero(torch.stack(finite).all(dim=0))[:, 0]
-    return take(rows, usable[spread_rows(len(usable), ON_POLICY_ROWS)])
-
-
-def _like(values: Tensor, found: Any, refusal: str) -> Tensor:
-    """Return rows that were found, of the type that the data has.
-
-    Raises:
-        PruningError: They are not like the data's; `refusal` with what they are.
-    """
-    if not isinstance(found, Tensor):
-        raise PruningError(refusal.format(type(found).__name__))
-    if not found.dim() or found.shape[1:] != values.shape[1:]:
-        raise PruningError(refusal.format(tuple(found.shape)))
-    if found.layout != torch.strided or found.is_meta or not torch.can_cast(found.dtype, values.dtype):
-        raise PruningError(refusal.format(f"a tensor of the type {found.type()}"))
-    return found.detach().to(values.dtype)
 
 
 def _dense_outputs(network: Network[Any], batch: Batch) -> Outputs:
