@@ -119,27 +119,22 @@ class ActionSpec(Spec):
         return each_or_none(value, len(info.data.get("joints", ())) or None)
 
     @model_validator(mode="after")
-    def _commands_something(self) -> ActionSpec:
-        if 0.0 in self.scales:
-            raise ValueError("an action has the scale 0, by which nothing is commanded")
-        return self
-
-    @model_validator(mode="after")
     def _limits_match(self) -> ActionSpec:
         if not len(self.joints) == len(self.lower) == len(self.upper):
             raise ValueError(
                 f"{len(self.joints)} joints need as many limits, "
                 f"not {len(self.lower)} lower and {len(self.upper)} upper"
             )
-        for joint, lower, upper in zip(self.joints, self.lower, self.upper, strict=True):
+        columns = (self.joints, self.lower, self.upper, self.scales, self.offsets)
+        for joint, lower, upper, scale, offset in zip(*columns, strict=True):
+            largest = max(abs(lower), abs(upper))
             if not lower < upper:
                 raise ValueError(f"the lower limit of {joint!r} ({lower}) is not below the upper ({upper})")
-            if max(abs(lower), abs(upper)) > LARGEST_LIMIT:
+            if largest > LARGEST_LIMIT:
                 raise ValueError(f"a limit of {joint!r} ({lower}, {upper}) is beyond ±{LARGEST_LIMIT:g}")
-        for joint, lower, upper, scale, offset in zip(
-            self.joints, self.lower, self.upper, self.scales, self.offsets, strict=True
-        ):
-            if not abs(offset) + abs(scale) * max(abs(lower), abs(upper)) <= LARGEST_LIMIT:
+            if scale == 0.0:
+                raise ValueError(f"the action of {joint!r} has the scale 0, by which nothing is commanded")
+            if not abs(offset) + abs(scale) * largest <= LARGEST_LIMIT:
                 raise ValueError(f"commands of {joint!r} ({scale:g} · action + {offset:g}) reach ±{LARGEST_LIMIT:g}")
         return self
 

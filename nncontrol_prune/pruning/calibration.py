@@ -23,6 +23,8 @@ START_STEPS = 5
 """Steps that belong to the start itself; after it, weights fall like one over the time."""
 PERTURBED_WEIGHT = 0.1
 """Weight of a perturbed row, relative to the logged row it comes from."""
+ON_POLICY_ROWS = 3000
+"""Rows that a pruned network met which count in each round, at the most."""
 LARGEST = 1e18
 """Squares of larger numbers are infinite in single precision, and no sensor gives any."""
 
@@ -46,7 +48,10 @@ class Calibration:
     warnings: tuple[str, ...] = ()
 
     def with_more(self, batch: Batch) -> Calibration:
-        """Return the same with further rows to fit, of weight 1."""
+        """Return the same with further rows to fit, of weight 1: of the finite ones ON_POLICY_ROWS at the most."""
+        finite = [torch.isfinite(values).unsqueeze(-1).flatten(1).all(dim=1) for values in batch.values()]
+        usable = torch.nonzero(torch.stack(finite).all(dim=0))[:, 0]
+        batch = take(batch, usable[spread_rows(len(usable), ON_POLICY_ROWS)])
         weights = torch.cat([self.fit_weights, torch.ones(rows_of(batch))])
         return replace(self, fit=joined(self.fit, batch), fit_weights=weights / weights.mean())
 

@@ -35,8 +35,6 @@ error before a gradient step."""
 
 ON_POLICY_ROUNDS = 3
 """Where nothing else is said."""
-ON_POLICY_ROWS = 3000
-"""Rows of each round at the most."""
 
 
 @dataclass(frozen=True)

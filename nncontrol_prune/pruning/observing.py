@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 
 from nncontrol_prune.pruning.copying import copied
-from nncontrol_prune.pruning.engine import ON_POLICY_ROWS
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.network import Batch, spread_rows, take
+from nncontrol_prune.pruning.network import Batch
 
 Observe = Callable[[Any], Tensor | Batch]
 """Runs a network where it is used and returns the rows that it met: a tensor, or named ones as the data are."""
 
 
 def rows_met(observe: Observe, data: Batch, module: Any) -> Batch:
-    """Return rows that a network meets, those that are finite and as many as count at the most.
+    """Return rows that a network meets.
 
     Args:
         observe: Runs a copy of the network.
@@ -43,9 +42,7 @@ def rows_met(observe: Observe, data: Batch, module: Any) -> Batch:
     counts = [len(values) for values in rows.values()]
     if len(set(counts)) > 1:
         raise _refused(f"as many rows as {counts}", data)
-    finite = [torch.isfinite(values).reshape(counts[0], values[:1].numel() or 1).all(dim=1) for values in rows.values()]
-    usable = torch.nonzero(torch.stack(finite).all(dim=0))[:, 0]
-    return take(rows, usable[spread_rows(len(usable), ON_POLICY_ROWS)])
+    return rows
 
 
 def _difference(values: Tensor, found: Any) -> str | None:

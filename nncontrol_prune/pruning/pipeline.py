@@ -21,10 +21,10 @@ from nncontrol_prune.pruning.architectures import Recipe, recipe_for, sample_bat
 from nncontrol_prune.pruning.calibration import Calibration, calibration_from
 from nncontrol_prune.pruning.candidates import Candidate
 from nncontrol_prune.pruning.costs import parameter_cost
-from nncontrol_prune.pruning.engine import ON_POLICY_ROUNDS, ON_POLICY_ROWS, index_of_best, prune_network
+from nncontrol_prune.pruning.engine import ON_POLICY_ROUNDS, index_of_best, prune_network
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.group_report import GroupReport
-from nncontrol_prune.pruning.network import Batch, spread_rows
+from nncontrol_prune.pruning.network import Batch
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.pruning.terms import Term, chosen_terms
 from nncontrol_prune.rollouts.reader import Rollouts
@@ -301,8 +301,7 @@ def _provenance(dense: Bundle, rollouts: Rollouts, settings: PruningSettings, ca
 
 
 def rows_like(batch: Batch, observations: NDArray[np.float64]) -> Batch:
-    """Return rows with these observations, or ON_POLICY_ROWS of them, and with other entries as the batch has them."""
-    observations = observations[np.isfinite(observations).all(axis=1)]
-    rows = torch.from_numpy(observations.astype(np.float32))[spread_rows(len(observations), ON_POLICY_ROWS)]
+    """Return rows with these observations, and with other entries as the batch has them."""
+    rows = torch.from_numpy(observations.astype(np.float32))
     again = torch.arange(len(rows)) % len(batch["observation"])
     return {name: rows if name == "observation" else values[again] for name, values in batch.items()}

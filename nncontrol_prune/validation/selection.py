@@ -13,7 +13,7 @@ from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.verdict import EpisodeSummary
 from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.tasks import task_of
-from nncontrol_prune.pruning.engine import ON_POLICY_ROWS
+from nncontrol_prune.pruning.calibration import ON_POLICY_ROWS
 from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.evaluation import check_environment, run_episodes, summarize, trajectories
 from nncontrol_prune.validation.metrics import Episode

@@ -55,16 +55,16 @@ def test_one_number_may_be_an_arrays() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "message"),
     [
-        {"scale": 0.0},
-        {"scale": (1.0,)},
-        {"scale": {0.25, 0.5}},
-        {"scale": 1e31},
-        {"offset": (1e31, 0.0)},
-        {"offset": (float("inf"), 0.0)},
+        ({"scale": 0.0}, "the action of 'hip' has the scale 0"),
+        ({"scale": (1.0,)}, "one for each of the 2 entries, or one for all"),
+        ({"scale": {0.25, 0.5}}, "one for each of the 2 entries, or one for all"),
+        ({"scale": 1e31}, r"commands of 'hip' \(1e\+31 · action \+ 0\) reach ±1e\+30"),
+        ({"offset": (0.0, 1e31)}, r"commands of 'knee' \(1 · action \+ 1e\+31\) reach ±1e\+30"),
+        ({"offset": (float("inf"), 0.0)}, "one for each of the 2 entries, or none"),
     ],
 )
-def test_what_is_no_conversion_is_refused(changes: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
+def test_what_is_no_conversion_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         ActionSpec(**LIMITS, **changes)

@@ -70,7 +70,7 @@ def test_terms_are_not_taken_behind_a_wrapper_that_may_change_what_is_observed()
         (0.25, "of {} is 0.25; it needs to be a mapping of scale, offset, unit"),
         ({"scale": 0.25, "clip": 1.0}, "of {} is {{'scale': 0.25, 'clip': 1.0}}; it needs to be a mapping of scale, "),
         ({"scale": [0.25]}, "of {}: scale = [0.25]: allowed are finite numbers, one for each of the 2 entries, or one"),
-        ({"scale": [0.25, 0.0]}, "of {}: an action has the scale 0, by which nothing is commanded"),
+        ({"scale": [0.25, 0.0]}, "of {}: the action of 'knee' has the scale 0, by which nothing is commanded"),
         ({"offset": [0.4, float("nan")]}, "of {}: offset = [0.4, nan]: allowed are finite numbers, one for each of"),
         ({"unit": 1}, "of {}: unit = 1: input should be a valid string"),
     ],

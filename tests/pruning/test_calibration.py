@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from nncontrol_prune.pruning.calibration import calibration_from
+from nncontrol_prune.pruning.calibration import ON_POLICY_ROWS, Calibration, calibration_from
 from nncontrol_prune.pruning.errors import PruningError
 
 
@@ -163,3 +164,20 @@ def test_directions_are_of_the_size_of_the_states_spread(make_rollouts) -> None:
     rollouts = make_rollouts(np.random.default_rng(0).normal(size=(800, 3)) * np.array([1.0, 50.0, 0.0]))
     data = calibration_from(rollouts, directions=True)
     assert data.fit["direction"].std(dim=0).numpy() == pytest.approx([1.0, 50.0, 0.0], rel=0.2)
+
+
+def test_of_further_rows_the_finite_ones_count_and_as_many_as_there_may_be() -> None:
+    fit = {"x": torch.zeros(10, 2), "kind": torch.zeros(10, dtype=torch.long)}
+    data = Calibration(fit, torch.ones(10), fit, torch.ones(10))
+    met = {"x": torch.arange(8.0).reshape(4, 2), "kind": torch.arange(4)}
+    met["x"][1, 1] = torch.inf
+    more = data.with_more(met)
+    assert more.fit["kind"][10:].tolist() == [0, 2, 3]
+    assert more.fit["x"][10:].tolist() == [[0.0, 1.0], [4.0, 5.0], [6.0, 7.0]]
+    assert len(more.fit_weights) == 13
+    assert more.held_out is data.held_out
+    many = torch.arange(2.0 * ON_POLICY_ROWS)
+    kept = data.with_more({"x": many[:, None].expand(-1, 2), "kind": many.long()}).fit["kind"][10:]
+    assert len(kept) == ON_POLICY_ROWS
+    assert kept[[0, -1]].tolist() == [0, 2 * ON_POLICY_ROWS - 1]
+    assert data.with_more({"x": torch.zeros(0, 2), "kind": torch.zeros(0, dtype=torch.long)}).fit["x"].shape == (10, 2)

@@ -17,6 +17,7 @@ from nncontrol_prune.pruning.importance import (
     Importance,
     checked,
     fisher,
+    magnitude,
     normalized,
     obs,
     taylor,
@@ -296,3 +297,19 @@ def test_normalized_scores_compare_between_groups_and_weigh_components() -> None
         torch.testing.assert_close(after, factor * before)
     with pytest.raises(PruningError, match="a weight for component 'critic'; there are dynamics, encoder"):
         normalized(groups, scores, {"critic": 1.0})
+
+
+@pytest.mark.parametrize("importance", [taylor, fisher, obs])
+def test_what_is_taken_in_where_gradients_are_off_is_ranked_by_its_norm(importance: Importance) -> None:
+    class Blind(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            with torch.no_grad():
+                return super().forward(inputs)
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 12), nn.Tanh(), Blind(12, 8), nn.Tanh(), nn.Linear(8, 2))
+    network = Network(module, {"all": [""]}, lambda net, rows: {"action": net(rows["x"])})
+    evidence = evidence_of(network, {"x": torch.randn(200, 4)})
+    (before, after), norms = importance(evidence), magnitude(evidence)
+    torch.testing.assert_close(before, norms[0])
+    assert not torch.allclose(after, norms[1])
