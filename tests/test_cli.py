@@ -127,11 +127,14 @@ def test_where_its_environment_is_not_installed_rollouts_are_enough(
 
 def test_a_configuration_gives_what_no_option_does(bag: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    parameters = "sparsity: 0.5, method: uniform, on_policy_rounds: 0, variations: 0, limits: {action: 0.3}"
+    parameters = (
+        "sparsity: 0.5, method: uniform, on_policy_rounds: 0, variations: 0, limits: {action: 0.3}, channel_multiple: 4"
+    )
     config.write_text(f"/**/pruning_service:\n  ros__parameters: {{{parameters}}}\n")
     arguments = ["prune", "cartpole_swingup_sac", "--rollouts", bag, "--config", config, "--json"]
     result = json_of(run(*arguments, "--out", tmp_path / "a"))
     assert (round(result["sparsity"], 1), result["chosen"]) == (0.5, "uniform")
+    assert {width % 4 for width in load_bundle(tmp_path / "a").manifest.architecture.hidden} == {0}
     assert round(json_of(run(*arguments, "--sparsity", 0.6, "--out", tmp_path / "b"))["sparsity"], 1) == 0.6
     limited = run(*arguments, "--limit", "action=1e-9", "--out", tmp_path / "c")
     assert "the limit on action is exceeded" in json_of(limited)["warnings"][0]
@@ -407,6 +410,8 @@ def test_import_of_a_stable_baselines3_file(tmp_path: Path, file: str, name: str
         ),
         (["prune", "cartpole_swingup_sac", "--sparsity", -0.1], 2, "sparsity = -0.1"),
         (["prune", "cartpole_swingup_sac", "--sparsity", "nan"], 2, "sparsity = nan"),
+        (["prune", "cartpole_swingup_sac", "--channel-multiple", 2000], 2, "channel_multiple = 2000: input should be"),
+        (["prune", "cartpole_swingup_sac", "--channel-multiple", 512], 1, "as few channels in multiples of 512 as may"),
         (["prune", "cartpole_swingup_sac", "--sparsity", 0.99999, "--tolerance", 0.00001], 1, "which is the largest"),
         (["prune", "cartpole_swingup_sac", "--env", "Hoper-v5"], 1, "did you mean"),
         (["prune", "cartpole_swingup_sac", "--env", "Hopper-v5"], 1, "does not fit Hopper-v5"),
@@ -437,11 +442,12 @@ def mnist_data(tmp_path: Path) -> Path:
 def test_mnist_prunes_and_writes_what_it_found(mnist_data: Path, tmp_path: Path) -> None:
     result = run(
         *("mnist", "--data", mnist_data, "--out", tmp_path / "out", "--sparsity", 0.6, "--method", "uniform"),
-        *("--importance", "l2", "--epochs", 1, "--json"),
+        *("--importance", "l2", "--epochs", 1, "--channel-multiple", 4, "--json"),
     )
     report = json_of(result)
     assert result.exit_code == 0, result.stderr
     assert [entry["sparsity"] for entry in report["results"]] == [pytest.approx(0.6, abs=0.01)]
+    assert {group["kept"] % 4 for entry in report["results"] for group in entry["groups"]} == {0}
     assert all(Path(path).exists() for path in report["written"])
 
 

@@ -21,6 +21,9 @@ def mnist(
     sparsity: Annotated[
         list[float], typer.Option(help="Share of the parameters to remove; may be given several times.")
     ] = list(MNIST.sparsity),  # noqa: B006
+    channel_multiple: Annotated[
+        int, typer.Option(help="Layers keep a multiple of so many channels, or all.", min=1)
+    ] = MNIST.channel_multiple,
     method: Annotated[
         list[str], typer.Option(help="Optimizer of the coefficients; may be given several times.")
     ] = list(MNIST.method),  # noqa: B006
@@ -43,6 +46,7 @@ def mnist(
 
     values = {
         "sparsity": sparsity,
+        "channel_multiple": channel_multiple,
         "method": method,
         "importance": importance,
         "distill_steps": distill_steps,

@@ -48,6 +48,10 @@ def prune(
     ] = None,
     tolerance: Annotated[float | None, setting(PRUNING, "tolerance", "How far the sparsity may be off.")] = None,
     cost: Annotated[CostName | None, setting(PRUNING, "cost", "What the sparsity is a share of.")] = None,
+    channel_multiple: Annotated[
+        int | None,
+        setting(PRUNING, "channel_multiple", "Layers keep a multiple of so many channels, or all.", min=1),
+    ] = None,
     method: Annotated[Method | None, setting(PRUNING, "method", "Optimizer of the pruning coefficients.")] = None,
     importance: Annotated[ImportanceName | None, setting(PRUNING, "importance", "Which channels leave first.")] = None,
     term: Annotated[
@@ -98,6 +102,7 @@ def prune(
     options: dict[str, Any] = {
         "tolerance": tolerance,
         "cost": cost,
+        "channel_multiple": channel_multiple,
         "method": method,
         "importance": importance,
         "terms": _named_numbers(term, "--term") or None,

@@ -4,6 +4,7 @@
     subject to         | 1 - C(α) / C(0) - ρ | ≤ ε                C: parameters, multiplications or latency
                        mean_i ω_i e_t(i; α) ≤ limit_t             for each term t that has a limit
                        0 ≤ α_g < 1,  α_g = α_h where g and h are tied
+                       (1 - α_g) n_g                              a count of channels that may stay: see Group.counts
 
 α_g is the pruning coefficient of group g, ρ the target sparsity and ε its tolerance (arXiv 2507.14882); e_t(i) is the
 error of term t on row i, ω_i the row's weight. docs/pruning.md explains it at length.
@@ -11,6 +12,7 @@ error of term t on row i, ω_i the row's weight. docs/pruning.md explains it at 
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import re
@@ -65,6 +67,7 @@ class CoefficientProblem(Generic[Module]):
         cost: What the budget is about.
         sparsity: ρ.
         tolerance: ε.
+        channel_multiple: Layers keep a multiple of so many channels, or all of theirs.
         seed: Of the optimizers that draw.
         reconstructed: Whether the layers are refitted after surgery; only comparisons turn it off.
         twice_fitted: Whether the last layers are then fitted once more, to what matters of them (reconstruction.py).
@@ -80,6 +83,7 @@ class CoefficientProblem(Generic[Module]):
     cost: CostModel
     sparsity: float
     tolerance: float
+    channel_multiple: int = 1
     seed: int = 0
     reconstructed: bool = True
     twice_fitted: bool = True
@@ -113,10 +117,24 @@ class CoefficientProblem(Generic[Module]):
         """Channels of each variable's groups."""
         return [self.groups[members[0]].channels for members in self.ties]
 
+    @cached_property
+    def counts(self) -> list[list[int]]:
+        """How many channels of each variable's groups may stay, in ascending order."""
+        counts = [set(group.counts(self.channel_multiple)) for group in self.groups]
+        return [sorted(set.intersection(*(counts[member] for member in members))) for members in self.ties]
+
     @property
     def fewest(self) -> list[int]:
         """Channels that have to stay of each variable's groups."""
-        return [max(self.groups[member].fewest for member in members) for members in self.ties]
+        return [counts[0] for counts in self.counts]
+
+    @cached_property
+    def gaps(self) -> list[float]:
+        """How far apart the counts of each variable are at the most, as a share of its channels."""
+        return [
+            max((more - less for less, more in itertools.pairwise(counts)), default=0) / counts[-1]
+            for counts in self.counts
+        ]
 
     @property
     def largest_sparsity(self) -> float:
@@ -148,8 +166,10 @@ class CoefficientProblem(Generic[Module]):
         """
         if self.sparsity > self.largest_sparsity + self.tolerance:
             raise Unreachable(
-                f"sparsity {self.sparsity:g} cannot be reached: with as few channels as may be left in every group "
-                f"it is {self.largest_sparsity:.4g}, which is the largest there is; the smallest is 0"
+                f"sparsity {self.sparsity:g} cannot be reached: with as few channels{self._in_multiples} as may be "
+                f"left in every group it is {self.largest_sparsity:.4g}, which is the largest there is; "
+                "the smallest is 0",
+                self.largest_sparsity,
             )
 
     def land(self, coefficients: Sequence[float]) -> list[int]:
@@ -177,20 +197,28 @@ class CoefficientProblem(Generic[Module]):
             best = next((choice for choice in near if self._distance(choice) <= self.tolerance), best)
         if self._distance(best) > self.tolerance:
             raise NoChoice(
-                f"no whole number of channels comes within {self.tolerance:g} of sparsity {self.sparsity:g}; "
-                f"the nearest found is {self.sparsity_of(best):.4g}; ask for that, or allow a larger tolerance"
+                f"no whole number of channels{self._in_multiples} comes within {self.tolerance:g} of sparsity "
+                f"{self.sparsity:g}; the nearest found is {self.sparsity_of(best):.4g}; ask for that, or allow a "
+                "larger tolerance",
+                self.sparsity_of(best),
             )
         return best
 
     def near(self, kept: Sequence[int], deviation: float, rng: np.random.Generator) -> list[int]:
-        """Return a choice near another: with Gaussian noise, of one channel at least, on its coefficients.
+        """Return a choice near another: with Gaussian noise, of one count at least, on its coefficients.
 
         Raises:
             NoChoice: No choice of channels near there is within the tolerance.
         """
-        deviations = np.maximum(deviation, 1.0 / np.array(self.channels))
+        deviations = np.maximum(deviation, self.gaps)
         noise = deviations * rng.normal(size=len(kept))
         return self.land((self.coefficients_of(kept) + noise).tolist())
+
+    def around(self, variable: int, count: int, change: int) -> list[int]:
+        """Return counts of a variable that are about `change` more and less than one, where there are more and less."""
+        counts = self.counts[variable]
+        more, less = counts[bisect.bisect_right(counts, count) :], counts[: bisect.bisect_left(counts, count)]
+        return [nearest(side, count + step) for side, step in ((more, change), (less, -change)) if side]
 
     def draft(self) -> CoefficientProblem[Module]:
         """Return the problem on few rows and without the second fit: choices cost a tenth to judge."""
@@ -258,26 +286,38 @@ class CoefficientProblem(Generic[Module]):
         """Return the names of the terms whose limit is exceeded by these errors, of `errors`."""
         return [t.label for t in self.terms if t.limit is not None and errors[t.label] > t.limit]
 
+    @property
+    def _in_multiples(self) -> str:
+        return f" in multiples of {self.channel_multiple}" if self.channel_multiple > 1 else ""
+
     def _distance(self, kept: Sequence[int]) -> float:
         return abs(self.sparsity_of(kept) - self.sparsity)
 
     def _changed(self, kept: Sequence[int], variables: int, largest: int) -> Iterator[list[int]]:
-        """Yield choices with up to `largest` channels more or less of so many variables, small changes first."""
-        fewest = self.fewest
+        """Yield choices with so many variables up to `largest` counts away, small changes first."""
+        counts = self.counts
+        places = [bisect.bisect_left(allowed, count) for allowed, count in zip(counts, kept, strict=True)]
         steps = [step for size in range(1, largest + 1) for step in (size, -size)]
         for chosen in itertools.combinations(range(len(kept)), variables):
             for changes in itertools.product(steps, repeat=variables):
-                choice = list(kept)
-                for variable, change in zip(chosen, changes, strict=True):
-                    choice[variable] += change
-                if all(fewest[variable] <= choice[variable] <= self.channels[variable] for variable in chosen):
+                moved = [(variable, places[variable] + step) for variable, step in zip(chosen, changes, strict=True)]
+                if all(0 <= place < len(counts[variable]) for variable, place in moved):
+                    choice = list(kept)
+                    for variable, place in moved:
+                        choice[variable] = counts[variable][place]
                     yield choice
 
     def _round(self, coefficients: Sequence[float], shift: float) -> list[int]:
         return [
-            max(fewest, round(channels * (1.0 - min(max(coefficient + shift, 0.0), 1.0))))
-            for coefficient, channels, fewest in zip(coefficients, self.channels, self.fewest, strict=True)
+            nearest(counts, channels * (1.0 - min(max(coefficient + shift, 0.0), 1.0)))
+            for coefficient, channels, counts in zip(coefficients, self.channels, self.counts, strict=True)
         ]
+
+
+def nearest(counts: Sequence[int], wanted: float) -> int:
+    """Return which of some numbers in ascending order is nearest; of two as near, the even one, as `round` does."""
+    place = bisect.bisect_left(counts, wanted)
+    return min(counts[max(0, place - 1) : place + 1], key=lambda count: (abs(count - wanted), count % 2))
 
 
 def _with_earlier(earlier: Sequence[str], warnings: Sequence[str]) -> tuple[str, ...]:

@@ -6,7 +6,16 @@ class PruningError(Exception):
 
 
 class NoChoice(PruningError):
-    """No whole number of channels meets the budget."""
+    """No whole number of channels meets the budget.
+
+    Args:
+        message: What and where, and what is allowed.
+        nearest: The sparsity nearest to the one that was asked for, of those that were found.
+    """
+
+    def __init__(self, message: str, nearest: float) -> None:
+        super().__init__(message)
+        self.nearest = nearest
 
 
 class Unreachable(NoChoice):

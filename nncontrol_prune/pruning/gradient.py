@@ -82,8 +82,8 @@ SMALLEST_MASK = 1e-4
 DRAFTS = 160
 """Choices judged by the draft, after which no further step is taken."""
 DIFFERENCE, TRUST = 0.1, 0.15
-"""What a coefficient is changed by to see what follows, and Δ, at first; both are halved when a step leads to nothing
-better, down to SMALLEST of themselves."""
+"""What a coefficient is changed by to see what follows, and Δ, at first, and never less than to the next count of
+channels; both are halved when a step leads to nothing better, down to SMALLEST of themselves."""
 SMALLEST = 1 / 8
 LENGTHS = (1.0, 0.5, 1.5, 0.25)
 """Of each step, of which the best is taken."""
@@ -138,11 +138,11 @@ def _newton_step(
     slopes, curvatures, prices = np.array(
         [_parabola(draft, judge, kept, variable, share * DIFFERENCE) for variable in range(len(kept))]
     ).T
-    prices, trust = prices.clip(CHEAPEST), share * TRUST
+    prices, trust = prices.clip(CHEAPEST), share * np.maximum(TRUST, draft.gaps)
     # Where it curves little or the wrong way, a step of twice the trust region is what it would ask for.
     curvatures = np.maximum(curvatures, np.abs(slopes) / (2 * trust)).clip(FLATTEST)
     now, most = np.array(draft.coefficients_of(kept)), np.array(draft.coefficients_of(draft.fewest))
-    lowest, highest = (-now).clip(-trust), (most - now).clip(max=trust)
+    lowest, highest = np.maximum(-now, -trust), np.minimum(most - now, trust)
 
     def step_at(multiplier: float) -> NDArray[np.float64]:
         return np.clip(-(slopes + multiplier * prices) / curvatures, lowest, highest)
@@ -157,14 +157,12 @@ def _parabola(
 ) -> tuple[float, float, float]:
     """Return slope and curvature of log E, and the slope of the cost that is saved, by a coefficient."""
     channels, count = draft.channels[variable], kept[variable]
-    change = max(1, round(difference * channels))
     slopes, prices, moves = list[float](), list[float](), list[float]()
-    for other in (min(channels, count + change), max(draft.fewest[variable], count - change)):
-        if other != count:
-            choice = (*kept[:variable], other, *kept[variable + 1 :])
-            moves.append((count - other) / channels)
-            slopes.append((judge(choice) - judge(kept)) / moves[-1])
-            prices.append((draft.sparsity_of(choice) - draft.sparsity_of(kept)) / moves[-1])
+    for other in draft.around(variable, count, max(1, round(difference * channels))):
+        choice = (*kept[:variable], other, *kept[variable + 1 :])
+        moves.append((count - other) / channels)
+        slopes.append((judge(choice) - judge(kept)) / moves[-1])
+        prices.append((draft.sparsity_of(choice) - draft.sparsity_of(kept)) / moves[-1])
     if len(moves) < 2:  # at a bound, or at both
         return sum(slopes), 0.0, sum(prices)
     (less, more), (before, after) = moves, slopes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -97,6 +98,11 @@ class Group:
     def places(self) -> frozenset[tuple[str, int, int]]:
         """The tensors, dimensions and widths it lies in: no other group's, and the same after channels have left."""
         return frozenset((member.tensor, member.dim, member.width) for member in self.members)
+
+    def counts(self, multiple: int) -> list[int]:
+        """Return how many channels may stay, in ascending order: all, or such that all widths are multiples."""
+        step = math.lcm(*(multiple // math.gcd(multiple, member.width) for member in self.members))
+        return [*range(step * math.ceil(self.fewest / step), self.channels, step), self.channels]
 
     def parameters_per_channel(self, module: nn.Module) -> int:
         """Count the parameters that leave with one channel while all others stay."""

@@ -260,8 +260,12 @@ def controller_calibration(
     )
 
 
-def largest_sparsity(dense: Bundle) -> float:
+def largest_sparsity(dense: Bundle, channel_multiple: int = 1) -> float:
     """Return the share of a controller's parameters that is gone with as few channels as may be left in every group.
+
+    Args:
+        dense: The controller.
+        channel_multiple: Layers keep a multiple of so many channels, or all of theirs.
 
     Raises:
         PruningError: It has nothing to prune.
@@ -269,7 +273,7 @@ def largest_sparsity(dense: Bundle) -> float:
     recipe = recipe_for(dense.module())
     groups = recipe.network.groups(sample_batch(recipe, dense.reference_observations, dense.manifest.action.size))
     cost = parameter_cost(recipe.network.module, groups)
-    return float(cost.removed([group.fewest / group.channels for group in groups]))
+    return float(cost.removed([group.counts(channel_multiple)[0] / group.channels for group in groups]))
 
 
 def latency_of(bundle: Bundle) -> float:

@@ -14,7 +14,7 @@ from torch import nn
 
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration
-from nncontrol_prune.pruning.coefficients import CoefficientProblem, Optimizer, uniform
+from nncontrol_prune.pruning.coefficients import CoefficientProblem, Optimizer, nearest, uniform
 from nncontrol_prune.pruning.costs import Cost, LatencyCost, multiplication_cost, parameter_cost
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.gradient import gradient
@@ -88,6 +88,7 @@ def coefficient_problem(
         cost=_cost(network, groups, calibration, settings, latency),
         sparsity=settings.sparsity,
         tolerance=settings.tolerance,
+        channel_multiple=settings.channel_multiple,
         seed=settings.seed,
         teacher=teacher,
     )
@@ -129,7 +130,8 @@ def _cost(
             "a budget on latency needs a way to measure it: pass latency= to prune(), "
             "a function that returns the seconds that a network takes"
         )
-    choices = [[max(group.fewest, round(share * group.channels)) for group in groups] for share in LATENCY_SHARES]
+    allowed = [group.counts(settings.channel_multiple) for group in groups]
+    choices = [[nearest(counts, share * counts[-1]) for counts in allowed] for share in LATENCY_SHARES]
     modules = [remove_channels(network.module, groups, [torch.arange(count) for count in kept]) for kept in choices]
     shares = [[count / group.channels for count, group in zip(kept, groups, strict=True)] for kept in choices]
     work = [float(multiplications(share)) for share in shares]

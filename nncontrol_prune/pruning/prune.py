@@ -53,6 +53,7 @@ def prune(
     trace: Callable[[Any, Any], Any] | None = None,
     components: Components | None = None,
     terms: Sequence[Term] | None = None,
+    channel_multiple: int = 1,
     method: Method = "gradient",
     importance: ImportanceName | Importance = "taylor",
     component_weights: Mapping[str, float] | None = None,
@@ -83,6 +84,7 @@ def prune(
         components: Names of the modules of each component; by default each child of the model is one, or the model
             itself where it has none.
         terms: What matters of the outputs; by default each output's squared error, in units of its own spread.
+        channel_multiple: Layers keep a multiple of so many channels, or all of theirs.
         method: How the coefficients are found.
         importance: How the channels of a group are ranked: a name, or a function that takes `Evidence` and returns, by
             group, scores (channels,) of 0 or more, of which the least leave first; it is asked in each round.
@@ -142,6 +144,7 @@ def prune(
         sparsity=budget.sparsity,
         tolerance=budget.tolerance,
         cost=budget.cost,
+        channel_multiple=channel_multiple,
         method=method,
         component_weights=component_weights or {},
         rounds=rounds,
@@ -199,7 +202,7 @@ def prune(
         except Unreachable as error:
             staying = network.kept_channels(batch, needlessly=False)
             unused = network.unused_parts(batch) if budget.cost == "parameters" else []
-            raise Unreachable("; ".join([str(error), *staying, *unused])) from error
+            raise Unreachable("; ".join([str(error), *staying, *unused]), error.nearest) from error
     return replace(pruned, warnings=(*rehearsed, *kept, *pruned.warnings))
 
 

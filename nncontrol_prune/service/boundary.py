@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.progress import Progress
-from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.errors import NoChoice, PruningError
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.rollouts.reader import Rollouts
 from nncontrol_prune.service.work import prune
@@ -114,22 +115,21 @@ def prune_to_boundary(
     gate = gate.model_copy(update={"jobs": settings.jobs})
     searching = gate.model_copy(update={"first_seed": SEARCH_SEED})
 
+    def pruned_to(sparsity: float, told: Progress) -> tuple[Bundle, PruningReport]:
+        pruned = functools.partial(
+            prune, dense, rollouts, gate=gate, environment=environment, cache=cache, name=name, progress=told
+        )
+        try:
+            return pruned(settings.model_copy(update={"sparsity": sparsity}))
+        except NoChoice as error:  # as of a small network, or one that keeps multiples
+            return pruned(settings.model_copy(update={"sparsity": error.nearest}))
+
     def passes(sparsity: float) -> bool:
         told = Progress(
             lambda stage, share: progress(f"try {len(tried) + 1}, {percent_removed(sparsity)}: {stage}", share),
         )
-        chosen = settings.model_copy(update={"sparsity": sparsity})
         try:
-            candidate, report = prune(
-                dense,
-                rollouts,
-                chosen,
-                gate=gate,
-                environment=environment,
-                cache=cache,
-                name=name,
-                progress=told,
-            )
+            candidate, report = pruned_to(sparsity, told)
         except PruningError as error:
             tried.append((_unbuilt(sparsity, str(error)), None, None))
             return False
@@ -137,7 +137,7 @@ def prune_to_boundary(
         tried.append((_point(report.sparsity, verdict), candidate, report))
         return verdict.accepted
 
-    narrow_down(passes, largest_sparsity(dense))
+    narrow_down(passes, largest_sparsity(dense, settings.channel_multiple))
     tried.sort(key=lambda attempt: attempt[0].sparsity)
     # From the smallest on: chance may have let one pass in the search that does not pass on seeds of its own.
     for number, (point, candidate, report) in reversed([*enumerate(tried)]):

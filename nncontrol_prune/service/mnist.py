@@ -210,6 +210,7 @@ def compare(dense: Autoencoder, images: Images, settings: MnistSettings, progres
                 trace=lambda module, rows: {"image": module(rows["image"])},
                 components=dense.components(),
                 terms=TERMS,
+                channel_multiple=settings.channel_multiple,
                 method=method,
                 importance=settings.importance,
                 distill_steps=settings.distill_steps,

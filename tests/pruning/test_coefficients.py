@@ -56,6 +56,34 @@ def test_every_method_lands_within_the_tolerance(
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sparsity", [0.4, 0.7])
+def test_every_method_keeps_multiples_within_the_tolerance(
+    method: str, sparsity: float, module: Mlp, calibration: Calibration
+) -> None:
+    to_solve = problem(module, calibration, sparsity=sparsity, channel_multiple=4, tolerance=0.05)
+    kept = solve(method, to_solve)
+    assert all(count % 4 == 0 for count in kept)
+    assert to_solve.sparsity_of(kept) == pytest.approx(sparsity, abs=0.05)
+
+
+def test_gradient_finds_its_way_between_multiples_that_are_far_apart(calibration: Calibration) -> None:
+    to_solve = dataclasses.replace(with_redundant_layer(calibration), channel_multiple=8, tolerance=0.2)
+    start = uniform(to_solve, Progress())
+    assert to_solve.gaps == [0.25, 0.25]  # further than the trust region is wide
+    first, second = found = solve("gradient", to_solve)
+    assert second == 8
+    assert first > start[0]
+    assert to_solve.score(found) < 0.1 * to_solve.score(start)
+
+
+def test_what_cannot_be_met_in_multiples_is_told_so(module: Mlp, calibration: Calibration) -> None:
+    with pytest.raises(PruningError, match="with as few channels in multiples of 16 as may be left .* it is 0.3"):
+        problem(module, calibration, sparsity=0.5, channel_multiple=16)
+    with pytest.raises(PruningError, match="no whole number of channels in multiples of 8 comes within 0.001 of"):
+        uniform(problem(module, calibration, sparsity=0.5, channel_multiple=8, tolerance=0.001), Progress())
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_deterministic(method: str, module: Mlp, calibration: Calibration) -> None:
     to_solve = problem(module, calibration, sparsity=0.6)
     assert solve(method, to_solve) == solve(method, to_solve)
@@ -121,6 +149,14 @@ def test_a_choice_near_another_holds_the_budget_and_differs_by_a_channel_where_t
     assert any(kept != start for kept in found)
 
 
+def test_a_choice_near_another_differs_by_a_multiple(module: Mlp, calibration: Calibration) -> None:
+    to_solve = problem(module, calibration, sparsity=0.6, channel_multiple=4, tolerance=0.1)
+    start, rng = uniform(to_solve, Progress()), np.random.default_rng(0)
+    found = [to_solve.near(start, 1e-6, rng) for _ in range(10)]
+    assert all(count % 4 == 0 for kept in found for count in kept)
+    assert any(kept != start for kept in found)
+
+
 def test_a_draft_is_the_same_problem_on_fewer_rows(module: Mlp, calibration: Calibration) -> None:
     to_solve = problem(module, calibration, sparsity=0.6)
     draft = to_solve.draft()
@@ -178,6 +214,15 @@ def test_tied_groups_keep_as_many_channels_as_each_other() -> None:
         to_solve = with_tied_members(settings)
         pruned = to_solve.build(optimizer_of(settings)(to_solve, Progress()))
         assert len({member[0].out_features for member in pruned.q}) == 1
+
+
+def test_tied_groups_keep_multiples_that_all_of_them_may() -> None:
+    to_solve = with_tied_members(PruningSettings(sparsity=0.5, tolerance=0.1, channel_multiple=4))
+    tied = next(number for number, members in enumerate(to_solve.ties) if len(members) > 1)
+    assert to_solve.counts[tied] == [4, 8, 12]
+    pruned = to_solve.build(uniform(to_solve, Progress()))
+    assert {member[0].out_features for member in pruned.q} <= {4, 8, 12}
+    assert len({member[0].out_features for member in pruned.q}) == 1
 
 
 def test_how_channels_of_tied_groups_are_numbered_makes_no_difference_to_the_threshold() -> None:

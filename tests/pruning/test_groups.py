@@ -169,6 +169,20 @@ def test_a_channel_of_an_image_takes_all_its_pixels_along() -> None:
     assert next(group for group in groups if group.name == "encoder.7").kind == "inter-component"
 
 
+def test_widths_are_multiples_in_every_member_or_as_they_were() -> None:
+    module = ConvNet()
+    by_name = {g.name: g for g in find_groups(module, module.components, lambda m: m(torch.rand(2, 1, 12, 12)))}
+    image = by_name["encoder.3"]  # a channel is 9 pixels for the layer after it, and one for the convolution
+    assert [image.counts(multiple) for multiple in (1, 3, 4, 16)] == [[*range(1, 9)], [3, 6, 8], [4, 8], [8]]
+    module = WorldModel()
+    groups = find_groups(module, module.components, lambda m: m(torch.randn(3, 5), torch.randn(3, 2, 2)))
+    latent = next(group for group in groups if group.name == "encoder.3")  # of 6 simplices of 4 entries
+    assert latent.fewest == 1
+    assert [latent.counts(multiple) for multiple in (4, 8, 16)] == [[1, 2, 3, 4, 5, 6], [2, 4, 6], [4, 6]]
+    hidden = next(group for group in groups if group.name == "encoder.0")
+    assert (hidden.fewest, hidden.counts(2)[0]) == (3, 4)
+
+
 def test_layers_go_by_how_their_weight_is_used() -> None:
     class Halved(nn.Linear):
         def forward(self, inputs: Tensor) -> Tensor:

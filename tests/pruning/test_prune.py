@@ -496,6 +496,8 @@ def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
         ({"trace": lambda m, rows: m(rows).log()}, "the dense network's output 'output' holds NaN or infinity"),
         ({"budget": 1.0}, "sparsity = 1.0: input should be less than 1"),
         ({"budget": -0.1}, "sparsity = -0.1: input should be greater than or equal to 0"),
+        ({"channel_multiple": 0}, "channel_multiple = 0: input should be greater than or equal to 1"),
+        ({"channel_multiple": 7.5}, "channel_multiple = 7.5: input should be a valid integer"),
         ({"jobs": 0}, "jobs = 0: input should be greater than or equal to 1"),
         ({"method": "gradeint"}, "method = 'gradeint': input should be 'uniform', 'threshold', 'grid', 'gradient'"),
         ({"component_weights": {"all": -1.0}}, r"component_weights\.all = -1.0: input should be greater than 0"),

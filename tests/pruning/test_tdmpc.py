@@ -143,6 +143,16 @@ def test_the_largest_sparsity_leaves_one_simplex(bundle: Bundle) -> None:
     assert 0.9 < largest_sparsity(bundle) < 1.0
 
 
+def test_the_largest_sparsity_in_multiples_is_the_one_that_can_be_reached(bundle: Bundle, rollouts: Rollouts) -> None:
+    largest = largest_sparsity(bundle, 8)
+    assert 0.5 < largest < largest_sparsity(bundle)
+    settings = PruningSettings(sparsity=largest, channel_multiple=8, method="uniform", max_rows=600)
+    candidate, report = prune_bundle(bundle, rollouts, settings)
+    assert report.sparsity == pytest.approx(largest)
+    widths = candidate.manifest.architecture
+    assert {width % 8 for width in (*widths.encoder, *widths.dynamics, *widths.q, widths.latent)} == {0}
+
+
 def test_distance_of_latents_counts_only_where_the_observation_was_logged(agent: TdMpc) -> None:
     recipe = recipe_for(agent)
     batch = sample_batch(recipe, torch.randn(6, 5).numpy(), 2)

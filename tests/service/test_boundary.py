@@ -13,7 +13,7 @@ from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.progress import Cancelled, Progress
-from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.errors import NoChoice, PruningError
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.rollouts.reader import Rollouts, read_rollouts
 from nncontrol_prune.service.boundary import RESOLUTION, SEARCH_SEED, Boundary, narrow_down, prune_to_boundary
@@ -150,6 +150,35 @@ def test_all_that_the_gate_asks_bounds_the_search_and_its_own_seeds_have_the_las
     with_jobs = gate.model_copy(update={"jobs": 2})
     assert asked[:-1] == [with_jobs.model_copy(update={"first_seed": SEARCH_SEED})] * len(tried)
     assert asked[-1] == with_jobs
+
+
+def test_between_whole_channels_the_nearest_are_tried(
+    shipped_bundle: Bundle,
+    small_bundle: Bundle,
+    make_verdict: Callable[..., Verdict],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = list[float]()
+
+    def prune(*arguments: Any, **_: Any) -> tuple[Bundle, Any]:
+        asked.append(arguments[2].sparsity)
+        if asked[-1] not in (0.25, 0.875):
+            raise NoChoice("there are two sizes", min((0.25, 0.875), key=lambda size: abs(size - asked[-1])))
+        return small_bundle, SimpleNamespace(sparsity=asked[-1])
+
+    monkeypatch.setattr("nncontrol_prune.service.boundary.prune", prune)
+    monkeypatch.setattr("nncontrol_prune.service.boundary.judge", lambda *_, **__: make_verdict(small_bundle))
+    found = prune_to_boundary(
+        shipped_bundle,
+        cast(Rollouts, None),  # not looked at here
+        PruningSettings(),
+        environment=CARTPOLE,
+        gate=GateSettings(),
+        progress=Progress(),
+    )
+    assert found.report.sparsity == 0.875
+    assert {point.sparsity for point in found.curve} <= {0.25, 0.875}
+    assert len(asked) == 2 * len(found.curve)
 
 
 def test_what_its_own_seeds_reject_has_not_passed(
