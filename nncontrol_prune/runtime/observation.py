@@ -105,8 +105,9 @@ class ObservationAssembler:
         return self._complete
 
     def begin(self) -> None:
-        """Take what comes next for the first of its history: ticks before it are taken for the same."""
+        """Take what is observed next for the first of its history: ticks before it are taken for the same."""
         self._begun = False
+        self._begin_histories(self._complete)
 
     @property
     def remembers(self) -> bool:
@@ -124,9 +125,12 @@ class ObservationAssembler:
     def complete(self) -> None:
         """Make what has come the observation; where histories have just begun, it is that of the ticks before, too."""
         if not self._begun:
-            for term, whole, entries, *_ in self._histories:
-                self._values[whole].reshape(-1, term.width)[:] = self._values[entries]
+            self._begin_histories(self._values)
         self._complete[:] = self._values
+
+    def _begin_histories(self, values: Vector) -> None:
+        for term, whole, entries, *_ in self._histories:
+            values[whole].reshape(-1, term.width)[:] = values[entries]
 
     def joint_states(
         self, names: Sequence[str], position: Sequence[float], velocity: Sequence[float], effort: Sequence[float]

@@ -161,6 +161,21 @@ def test_a_history_that_begins_anew_has_nothing_of_what_was_before() -> None:
     assert assembler.observation[:6].tolist() == [3.0, 3.0, 6.0, 3.0, 3.0, 6.0]
 
 
+def test_a_history_that_begins_anew_before_the_newest_is_answered_holds_the_newest_alone() -> None:
+    assembler = ObservationAssembler(REMEMBERING, 1)
+    for value in (1.0, 2.0):
+        assembler.vector("angular_velocity", (value, value, value))
+        assembler.complete()
+        if value == 1.0:
+            assembler.answered(assembler.observation.copy())
+    assembler.begin()
+    assert assembler.observation[:6].tolist() == [2.0, 2.0, 4.0, 2.0, 2.0, 4.0]
+    assembler.answered(assembler.observation.copy())
+    assembler.vector("angular_velocity", (3.0, 3.0, 3.0))
+    assembler.complete()
+    assert assembler.observation[:6].tolist() == [2.0, 2.0, 4.0, 3.0, 3.0, 6.0]
+
+
 def test_what_nothing_came_of_is_missing_in_its_history_too() -> None:
     assembler = ObservationAssembler(REMEMBERING, 1)
     assembler.complete()
