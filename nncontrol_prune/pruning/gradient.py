@@ -82,8 +82,8 @@ SMALLEST_MASK = 1e-4
 DRAFTS = 160
 """Choices judged by the draft, after which no further step is taken."""
 DIFFERENCE, TRUST = 0.1, 0.15
-"""What a coefficient is changed by to see what follows, and Δ, at first, and never less than to the next count of
-channels; both are halved when a step leads to nothing better, down to SMALLEST of themselves."""
+"""What a coefficient is changed by to see what follows, and Δ, at first, where neither is less than from one count of
+channels to the next; both are halved when a step leads to nothing better, down to SMALLEST of themselves."""
 SMALLEST = 1 / 8
 LENGTHS = (1.0, 0.5, 1.5, 0.25)
 """Of each step, of which the best is taken."""
