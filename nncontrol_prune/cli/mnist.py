@@ -22,7 +22,7 @@ def mnist(
         list[float], typer.Option(help="Share of the parameters to remove; may be given several times.")
     ] = list(MNIST.sparsity),  # noqa: B006
     channel_multiple: Annotated[
-        int, typer.Option(help="Layers keep a multiple of so many channels, or all.", min=1)
+        int, typer.Option(help="Groups keep a multiple of so many channels, or all.", min=1)
     ] = MNIST.channel_multiple,
     method: Annotated[
         list[str], typer.Option(help="Optimizer of the coefficients; may be given several times.")

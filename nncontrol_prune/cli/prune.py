@@ -50,7 +50,7 @@ def prune(
     cost: Annotated[CostName | None, setting(PRUNING, "cost", "What the sparsity is a share of.")] = None,
     channel_multiple: Annotated[
         int | None,
-        setting(PRUNING, "channel_multiple", "Layers keep a multiple of so many channels, or all.", min=1),
+        setting(PRUNING, "channel_multiple", "Groups keep a multiple of so many channels, or all.", min=1),
     ] = None,
     method: Annotated[Method | None, setting(PRUNING, "method", "Optimizer of the pruning coefficients.")] = None,
     importance: Annotated[ImportanceName | None, setting(PRUNING, "importance", "Which channels leave first.")] = None,

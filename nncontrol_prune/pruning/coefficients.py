@@ -23,11 +23,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration
-from nncontrol_prune.pruning.errors import NoChoice, Unreachable, failing
+from nncontrol_prune.pruning.errors import NoChoice, Unreachable, failing, in_multiples
 from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.network import Network, Outputs, rows_of, take
 from nncontrol_prune.pruning.reconstruction import Target, dense_targets, last_layer_sensitivity, reconstruct
@@ -40,6 +41,8 @@ DRAFT_SHARES = (1 / 12, 1 / 4)
 """Of the rows to fit and of those held out that a draft has."""
 FEWEST_DRAFT_ROWS = 200
 """Of either, where there are as many."""
+MOST_CHOICES = 300_000
+"""Choices of channels that are looked at one and all, to find those that meet the budget."""
 LARGE = 1e6
 """Weight of a violated limit in the objective: any choice that violates less is better."""
 
@@ -67,7 +70,7 @@ class CoefficientProblem(Generic[Module]):
         cost: What the budget is about.
         sparsity: ρ.
         tolerance: ε.
-        channel_multiple: Layers keep a multiple of so many channels, or all of theirs.
+        channel_multiple: Groups keep a multiple of so many channels, or all of theirs.
         seed: Of the optimizers that draw.
         reconstructed: Whether the layers are refitted after surgery; only comparisons turn it off.
         twice_fitted: Whether the last layers are then fitted once more, to what matters of them (reconstruction.py).
@@ -166,9 +169,9 @@ class CoefficientProblem(Generic[Module]):
         """
         if self.sparsity > self.largest_sparsity + self.tolerance:
             raise Unreachable(
-                f"sparsity {self.sparsity:g} cannot be reached: with as few channels{self._in_multiples} as may be "
-                f"left in every group it is {self.largest_sparsity:.4g}, which is the largest there is; "
-                "the smallest is 0",
+                f"sparsity {self.sparsity:g} cannot be reached: with as few channels"
+                f"{in_multiples(self.channel_multiple)} as may be left in every group it is "
+                f"{self.largest_sparsity:.4g}, which is the largest there is; the smallest is 0",
                 self.largest_sparsity,
             )
 
@@ -176,7 +179,8 @@ class CoefficientProblem(Generic[Module]):
         """Return whole numbers of channels to keep, within the tolerance of the target, near some coefficients.
 
         All coefficients are shifted by the same amount until the budget holds; then some channels are added or
-        removed where that brings the sparsity closer.
+        removed where that brings the sparsity closer. Where that leads to nothing, and in multiples, which are far
+        apart, it is the choice on the budget that is nearest to the shifted coefficients.
 
         Raises:
             NoChoice: No choice of channels is within the tolerance.
@@ -189,20 +193,31 @@ class CoefficientProblem(Generic[Module]):
                 low = shift
             else:
                 high = shift
-        kept = self._round(coefficients, high)
-        # As little as needed is changed, so that the result stays near the coefficients asked for.
-        best = min([kept, *self._changed(kept, 1, 1)], key=self._distance)
+        shifted = [min(max(coefficient + high, 0.0), 1.0) for coefficient in coefficients]
+        best = self._closest(shifted) if self.channel_multiple > 1 else None
+        if best is None:
+            best = self._refined(self._round(shifted, 0.0))
+            if self._distance(best) > self.tolerance:
+                best = self._closest(shifted) or best
         if self._distance(best) > self.tolerance:
-            near = (choice for size in (1, 2) for choice in self._changed(kept, size, 4))
-            best = next((choice for choice in near if self._distance(choice) <= self.tolerance), best)
-        if self._distance(best) > self.tolerance:
+            found = " found" if self.on_budget is None else ""
             raise NoChoice(
-                f"no whole number of channels{self._in_multiples} comes within {self.tolerance:g} of sparsity "
-                f"{self.sparsity:g}; the nearest found is {self.sparsity_of(best):.4g}; ask for that, or allow a "
-                "larger tolerance",
+                f"no whole number of channels{in_multiples(self.channel_multiple)} comes within {self.tolerance:g} of "
+                f"sparsity {self.sparsity:g}; the nearest{found} is {self.sparsity_of(best):.4g}; ask for that, or "
+                "allow a larger tolerance",
                 self.sparsity_of(best),
             )
         return best
+
+    @cached_property
+    def on_budget(self) -> NDArray[np.int64] | None:
+        """All choices (choices, variables) that meet the budget, or else the nearest; None where there are too many."""
+        if math.prod(len(counts) for counts in self.counts) > MOST_CHOICES:
+            return None
+        every = np.stack(np.meshgrid(*self.counts, indexing="ij"), axis=-1).reshape(-1, len(self.counts))
+        shares: list[Any] = [every[:, variable] / channels for variable, channels in enumerate(self.channels)]
+        distances = np.abs(self.cost.removed(self.by_group(shares)) - self.sparsity)
+        return every[distances <= max(self.tolerance, distances.min())]
 
     def near(self, kept: Sequence[int], deviation: float, rng: np.random.Generator) -> list[int]:
         """Return a choice near another: with Gaussian noise, of one count at least, on its coefficients.
@@ -286,9 +301,21 @@ class CoefficientProblem(Generic[Module]):
         """Return the names of the terms whose limit is exceeded by these errors, of `errors`."""
         return [t.label for t in self.terms if t.limit is not None and errors[t.label] > t.limit]
 
-    @property
-    def _in_multiples(self) -> str:
-        return f" in multiples of {self.channel_multiple}" if self.channel_multiple > 1 else ""
+    def _closest(self, coefficients: Sequence[float]) -> list[int] | None:
+        """Return the choice on the budget that is nearest to some coefficients; None where there are too many."""
+        if self.on_budget is None:
+            return None
+        off = np.square(1.0 - self.on_budget / np.array(self.channels) - coefficients).sum(axis=1)
+        closest: list[int] = self.on_budget[off.argmin()].tolist()
+        return closest
+
+    def _refined(self, kept: list[int]) -> list[int]:
+        """Return a choice nearer to the budget; as little as needed is changed, so that it stays near this one."""
+        best = min([kept, *self._changed(kept, 1, 1)], key=self._distance)
+        if self._distance(best) > self.tolerance:
+            near = (choice for size in (1, 2) for choice in self._changed(kept, size, 4))
+            best = next((choice for choice in near if self._distance(choice) <= self.tolerance), best)
+        return best
 
     def _distance(self, kept: Sequence[int]) -> float:
         return abs(self.sparsity_of(kept) - self.sparsity)

@@ -136,7 +136,7 @@ class LatencyCost:
         """Return the seconds when group g keeps `shares[g]` of its channels."""
         work: Any = self._multiplications(shares)
         if not isinstance(work, Tensor):
-            return float(np.interp(work, self._work, self._seconds))
+            return np.interp(work, self._work, self._seconds)
         right = int(np.clip(np.searchsorted(self._work, float(work.detach())), 1, len(self._work) - 1))
         slope = (self._seconds[right] - self._seconds[right - 1]) / (self._work[right] - self._work[right - 1])
         return self._seconds[right - 1] + slope * (work - self._work[right - 1])

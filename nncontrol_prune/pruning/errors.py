@@ -22,6 +22,11 @@ class Unreachable(NoChoice):
     """No choice of channels is as sparse as was asked for."""
 
 
+def in_multiples(multiple: int) -> str:
+    """Return what to say behind `channels` where they are counted in multiples."""
+    return f" in multiples of {multiple}" if multiple > 1 else ""
+
+
 def failing(which: str, error: Exception) -> PruningError:
     """Return what to raise where a network does not run any more with another number of channels."""
     return PruningError(

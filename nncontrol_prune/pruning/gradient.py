@@ -109,6 +109,9 @@ def gradient(problem: CoefficientProblem[Module], progress: Progress) -> list[in
         return math.log(min(max(draft.score(kept), 1e-10), 1e10))
 
     start = tuple(uniform(problem, progress))
+    every = problem.on_budget
+    if every is not None and len(every) <= DRAFTS:  # as of a small network, or in multiples
+        return _best_of(problem, start, [tuple(choice) for choice in every.tolist()], judge)
     reached = [start]
     for coefficients in _descend(problem, problem.coefficients_of(start), progress):
         with contextlib.suppress(PruningError):  # near some points no whole number of channels meets the budget
@@ -127,7 +130,18 @@ def gradient(problem: CoefficientProblem[Module], progress: Progress) -> list[in
             share /= 2
         else:
             path.append(best)
-    best = min(dict.fromkeys([start, *sorted(path, key=judge)[:JUDGED]]), key=problem.score)
+    return _best_of(problem, start, path, judge)
+
+
+def _best_of(
+    problem: CoefficientProblem[Module], start: tuple[int, ...], found: Sequence[tuple[int, ...]], judge: Judge
+) -> list[int]:
+    """Return the best by the true objective, of the start and of the choices that are best by the drafts."""
+    judged: dict[tuple[int, ...], float] = {}
+    for choice in (start, *sorted(found, key=judge)[:JUDGED]):
+        if choice not in judged:
+            judged[choice] = problem.score(choice)
+    best, _ = min(judged.items(), key=lambda item: item[1])
     return list(best)
 
 

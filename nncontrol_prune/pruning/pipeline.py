@@ -265,7 +265,7 @@ def largest_sparsity(dense: Bundle, channel_multiple: int = 1) -> float:
 
     Args:
         dense: The controller.
-        channel_multiple: Layers keep a multiple of so many channels, or all of theirs.
+        channel_multiple: Groups keep a multiple of so many channels, or all of theirs.
 
     Raises:
         PruningError: It has nothing to prune.

@@ -16,7 +16,7 @@ from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.coefficients import CoefficientProblem, Optimizer, nearest, uniform
 from nncontrol_prune.pruning.costs import Cost, LatencyCost, multiplication_cost, parameter_cost
-from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.errors import PruningError, in_multiples
 from nncontrol_prune.pruning.gradient import gradient
 from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.importance import IMPORTANCES, Evidence, Importance, normalized
@@ -131,6 +131,11 @@ def _cost(
             "a function that returns the seconds that a network takes"
         )
     allowed = [group.counts(settings.channel_multiple) for group in groups]
+    if all(len(counts) == 1 for counts in allowed):
+        raise PruningError(
+            "there is nothing to remove for a budget on latency: every group has as few channels"
+            f"{in_multiples(settings.channel_multiple)} as may be left"
+        )
     choices = [[nearest(counts, share * counts[-1]) for counts in allowed] for share in LATENCY_SHARES]
     modules = [remove_channels(network.module, groups, [torch.arange(count) for count in kept]) for kept in choices]
     shares = [[count / group.channels for count, group in zip(kept, groups, strict=True)] for kept in choices]

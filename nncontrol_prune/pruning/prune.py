@@ -84,7 +84,7 @@ def prune(
         components: Names of the modules of each component; by default each child of the model is one, or the model
             itself where it has none.
         terms: What matters of the outputs; by default each output's squared error, in units of its own spread.
-        channel_multiple: Layers keep a multiple of so many channels, or all of theirs.
+        channel_multiple: Groups keep a multiple of so many channels, or all of theirs.
         method: How the coefficients are found.
         importance: How the channels of a group are ranked: a name, or a function that takes `Evidence` and returns, by
             group, scores (channels,) of 0 or more, of which the least leave first; it is asked in each round.

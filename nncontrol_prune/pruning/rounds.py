@@ -9,7 +9,7 @@ from dataclasses import replace
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.candidates import Candidate, candidate_of, share_removed
 from nncontrol_prune.pruning.coefficients import CoefficientProblem
-from nncontrol_prune.pruning.errors import NoChoice, PruningError
+from nncontrol_prune.pruning.errors import NoChoice, PruningError, in_multiples
 from nncontrol_prune.pruning.groups import NothingToPrune
 from nncontrol_prune.pruning.importance import Importance
 from nncontrol_prune.pruning.problem import Latency, coefficient_problem, optimizer_of
@@ -64,8 +64,8 @@ def shrunk(
             if abs(candidate.sparsity - settings.sparsity) > settings.tolerance:
                 raise PruningError(
                     f"the rounds before the last removed {candidate.sparsity:.4g}, and from there no whole number of "
-                    f"channels comes within {settings.tolerance:g} of sparsity {settings.sparsity:g}; "
-                    "take fewer rounds, or allow a larger tolerance"
+                    f"channels{in_multiples(settings.channel_multiple)} comes within {settings.tolerance:g} of "
+                    f"sparsity {settings.sparsity:g}; take fewer rounds, or allow a larger tolerance"
                 ) from error
         else:
             module, left = candidate.module, [outcome.kept for outcome in candidate.groups]

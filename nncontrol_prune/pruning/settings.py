@@ -25,7 +25,7 @@ class PruningSettings(Spec):
     cost: CostName = "parameters"
     """What the sparsity is a share of."""
     channel_multiple: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Layers keep a multiple of so many channels, or all of theirs: where a runtime computes channels in blocks, a part
+    """Groups keep a multiple of so many channels, or all of theirs: where a runtime computes channels in blocks, a part
     of a block takes as long as a whole one."""
     method: Method = "gradient"
     """How the coefficients are found."""

@@ -11,7 +11,7 @@ from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.progress import Progress
-from nncontrol_prune.pruning.errors import NoChoice, PruningError
+from nncontrol_prune.pruning.errors import NoChoice, PruningError, in_multiples
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.rollouts.reader import Rollouts
 from nncontrol_prune.service.work import prune
@@ -122,6 +122,8 @@ def prune_to_boundary(
         try:
             return pruned(settings.model_copy(update={"sparsity": sparsity}))
         except NoChoice as error:  # as of a small network, or one that keeps multiples
+            if error.nearest <= 0.0:  # that would be the controller itself
+                raise
             return pruned(settings.model_copy(update={"sparsity": error.nearest}))
 
     def passes(sparsity: float) -> bool:
@@ -133,6 +135,9 @@ def prune_to_boundary(
         except PruningError as error:
             tried.append((_unbuilt(sparsity, str(error)), None, None))
             return False
+        for point, other, _ in tried:  # one may be the nearest to several sparsities
+            if other is not None and (other.reference, point.sparsity) == (candidate.reference, report.sparsity):
+                return point.accepted
         verdict = judge(candidate, dense, environment, searching, told, cache=cache)
         tried.append((_point(report.sparsity, verdict), candidate, report))
         return verdict.accepted
@@ -146,7 +151,10 @@ def prune_to_boundary(
             tried[number] = _point(report.sparsity, verdict), candidate, report
             if verdict.accepted:
                 return Boundary(candidate, report, verdict, tuple(point for point, _, _ in tried))
-    raise PruningError(f"nothing that was tried passes validation: {_tried([point for point, _, _ in tried])}")
+    reasons = _tried([point for point, _, _ in tried]) or (
+        f"there are no fewer channels{in_multiples(settings.channel_multiple)} that would be worth a try"
+    )
+    raise PruningError(f"nothing that was tried passes validation: {reasons}")
 
 
 def _point(sparsity: float, verdict: Verdict) -> BoundaryPoint:
@@ -178,7 +186,4 @@ def _unbuilt(sparsity: float, reason: str) -> BoundaryPoint:
 
 
 def _tried(curve: Sequence[BoundaryPoint]) -> str:
-    return (
-        "; ".join(f"{percent_removed(point.sparsity)}: {point.reason}" for point in curve)
-        or "the network is too small to prune"
-    )
+    return "; ".join(f"{percent_removed(point.sparsity)}: {point.reason}" for point in curve)

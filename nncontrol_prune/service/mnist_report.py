@@ -21,7 +21,7 @@ class MnistSettings(Spec):
     sparsity: tuple[Annotated[FiniteFloat, Field(gt=0.0, lt=1.0)], ...] = (0.3, 0.5, 0.7, 0.9)
     """Shares of the parameters to remove."""
     channel_multiple: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Layers keep a multiple of so many channels, or all of theirs."""
+    """Groups keep a multiple of so many channels, or all of theirs."""
     method: tuple[Method, ...] = METHODS
     """How the coefficients are found."""
     importance: ImportanceName = "obs"

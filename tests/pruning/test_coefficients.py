@@ -10,11 +10,11 @@ from torch import nn
 from nncontrol_prune.controllers.mlp import Mlp, parameter_count
 from nncontrol_prune.controllers.specs import MlpArchitecture
 from nncontrol_prune.progress import Cancelled, Progress
-from nncontrol_prune.pruning import gradient
+from nncontrol_prune.pruning import coefficients, gradient
 from nncontrol_prune.pruning.architectures import recipe_for
 from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.coefficients import CoefficientProblem, uniform
-from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.errors import NoChoice, PruningError
 from nncontrol_prune.pruning.network import Network
 from nncontrol_prune.pruning.problem import coefficient_problem, optimizer_of
 from nncontrol_prune.pruning.search import threshold, tpe
@@ -66,14 +66,57 @@ def test_every_method_keeps_multiples_within_the_tolerance(
     assert to_solve.sparsity_of(kept) == pytest.approx(sparsity, abs=0.05)
 
 
-def test_gradient_finds_its_way_between_multiples_that_are_far_apart(calibration: Calibration) -> None:
-    to_solve = dataclasses.replace(with_redundant_layer(calibration), channel_multiple=8, tolerance=0.2)
+def test_gradient_finds_its_way_between_multiples_that_are_far_apart(
+    calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coefficients, "MOST_CHOICES", 0)  # as if there were too many to try one and all
+    monkeypatch.setattr(gradient, "STEPS", 0)
+    to_solve = dataclasses.replace(with_redundant_layer(calibration), channel_multiple=8, tolerance=0.1)
     start = uniform(to_solve, Progress())
     assert to_solve.gaps == [0.25, 0.25]  # further than the trust region is wide
-    first, second = found = solve("gradient", to_solve)
-    assert second == 8
-    assert first > start[0]
-    assert to_solve.score(found) < 0.1 * to_solve.score(start)
+    assert start == [16, 24]
+    assert solve("gradient", to_solve) == [32, 8]
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.8])
+def test_where_few_choices_meet_the_budget_gradient_finds_the_best(
+    sparsity: float, module: Mlp, calibration: Calibration
+) -> None:
+    to_solve = problem(module, calibration, sparsity=sparsity, channel_multiple=4, tolerance=0.1)
+    every = to_solve.on_budget
+    assert every is not None
+    assert 1 < len(every) <= gradient.DRAFTS
+    best = min(to_solve.score(choice) for choice in every.tolist())
+    assert to_solve.score(solve("gradient", to_solve)) == best
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("hidden", [(32, 48, 24), (64, 16, 64, 16, 96, 16)])
+def test_a_budget_that_some_choice_meets_is_landed_on(
+    method: str, hidden: tuple[int, ...], calibration: Calibration
+) -> None:
+    module = Mlp(MlpArchitecture(hidden=hidden), 5, 2).eval()
+    settings = {"sparsity": 0.3, "channel_multiple": 8, "tolerance": 0.01, "importance": "l2"}
+    to_solve = problem(module, calibration, **settings)
+    assert to_solve.sparsity_of(solve(method, to_solve)) == pytest.approx(0.3, abs=0.01)
+
+
+def test_in_multiples_uniform_coefficients_are_as_even_as_the_budget_lets_them(calibration: Calibration) -> None:
+    module = Mlp(MlpArchitecture(hidden=(51, 30, 24)), 5, 2).eval()
+    to_solve = problem(module, calibration, sparsity=0.5, channel_multiple=8, tolerance=0.02)
+    kept = uniform(to_solve, Progress())
+    assert max(to_solve.coefficients_of(kept)) - min(to_solve.coefficients_of(kept)) < 0.5
+    assert all(count % 8 == 0 for count in kept)
+
+
+@pytest.mark.parametrize("sparsity", [0.2, 0.5, 0.85])
+def test_the_nearest_sparsity_there_is_is_told(sparsity: float, calibration: Calibration) -> None:
+    module = Mlp(MlpArchitecture(hidden=(48, 64)), 5, 2).eval()
+    to_solve = problem(module, calibration, sparsity=sparsity, channel_multiple=16, tolerance=1e-4)
+    with pytest.raises(NoChoice, match="the nearest is") as raised:
+        uniform(to_solve, Progress())
+    every = [to_solve.sparsity_of([first, second]) for first in (16, 32, 48) for second in (16, 32, 48, 64)]
+    assert raised.value.nearest == min(every, key=lambda found: abs(found - sparsity))
 
 
 def test_what_cannot_be_met_in_multiples_is_told_so(module: Mlp, calibration: Calibration) -> None:
@@ -81,6 +124,15 @@ def test_what_cannot_be_met_in_multiples_is_told_so(module: Mlp, calibration: Ca
         problem(module, calibration, sparsity=0.5, channel_multiple=16)
     with pytest.raises(PruningError, match="no whole number of channels in multiples of 8 comes within 0.001 of"):
         uniform(problem(module, calibration, sparsity=0.5, channel_multiple=8, tolerance=0.001), Progress())
+
+
+def test_a_latency_budget_where_nothing_can_be_removed_is_told_so(module: Mlp, calibration: Calibration) -> None:
+    settings = PruningSettings(sparsity=0.3, cost="latency", channel_multiple=64)
+    recipe = recipe_for(module)
+    with pytest.raises(
+        PruningError, match="nothing to remove .* has as few channels in multiples of 64 as may be left"
+    ):
+        coefficient_problem(recipe.network, calibration, recipe.terms, settings, Progress(), latency=lambda _: 1.0)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -311,7 +363,7 @@ def test_unreachable_sparsity_names_the_reachable_range(module: Mlp, calibration
 
 def test_sparsity_between_whole_channels_names_the_nearest(calibration: Calibration) -> None:
     module = Mlp(MlpArchitecture(hidden=(3,)), 5, 2).eval()
-    with pytest.raises(PruningError, match="nearest found is"):
+    with pytest.raises(PruningError, match="nearest is"):
         uniform(problem(module, calibration, sparsity=0.45, tolerance=0.001), Progress())
 
 

@@ -152,22 +152,28 @@ def test_all_that_the_gate_asks_bounds_the_search_and_its_own_seeds_have_the_las
     assert asked[-1] == with_jobs
 
 
-def test_between_whole_channels_the_nearest_are_tried(
+def test_between_whole_channels_the_nearest_are_tried_once_each(
     shipped_bundle: Bundle,
     small_bundle: Bundle,
+    make_cartpole_bundle: Callable[..., Bundle],
     make_verdict: Callable[..., Verdict],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = list[float]()
+    sizes = {0.25: small_bundle, 0.875: make_cartpole_bundle()}
+    asked, judged = list[float](), list[Bundle]()
 
     def prune(*arguments: Any, **_: Any) -> tuple[Bundle, Any]:
         asked.append(arguments[2].sparsity)
-        if asked[-1] not in (0.25, 0.875):
-            raise NoChoice("there are two sizes", min((0.25, 0.875), key=lambda size: abs(size - asked[-1])))
-        return small_bundle, SimpleNamespace(sparsity=asked[-1])
+        if asked[-1] not in sizes:
+            raise NoChoice("there are two sizes", min(sizes, key=lambda size: abs(size - asked[-1])))
+        return sizes[asked[-1]], SimpleNamespace(sparsity=asked[-1])
+
+    def judge(candidate: Bundle, *_: Any, **__: Any) -> Verdict:
+        judged.append(candidate)
+        return make_verdict(candidate, accepted=candidate is small_bundle)
 
     monkeypatch.setattr("nncontrol_prune.service.boundary.prune", prune)
-    monkeypatch.setattr("nncontrol_prune.service.boundary.judge", lambda *_, **__: make_verdict(small_bundle))
+    monkeypatch.setattr("nncontrol_prune.service.boundary.judge", judge)
     found = prune_to_boundary(
         shipped_bundle,
         cast(Rollouts, None),  # not looked at here
@@ -176,9 +182,32 @@ def test_between_whole_channels_the_nearest_are_tried(
         gate=GateSettings(),
         progress=Progress(),
     )
-    assert found.report.sparsity == 0.875
-    assert {point.sparsity for point in found.curve} <= {0.25, 0.875}
-    assert len(asked) == 2 * len(found.curve)
+    assert found.report.sparsity == 0.25
+    assert [(point.sparsity, point.accepted) for point in found.curve] == [(0.25, True), (0.875, False)]
+    assert len(asked) > 4
+    assert len(judged) == 3  # either in the search, and the one that passes on the gate's own seeds
+
+
+def test_the_controller_itself_is_no_candidate(shipped_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prune(*arguments: Any, **_: Any) -> tuple[Bundle, Any]:
+        if arguments[2].sparsity > 0:
+            raise NoChoice("there is one size", 0.0)
+        return shipped_bundle, SimpleNamespace(sparsity=0.0)
+
+    monkeypatch.setattr("nncontrol_prune.service.boundary.prune", prune)
+    for multiple, message in (
+        (1, "passes validation: .*: there is one size"),
+        (256, "no fewer channels in multiples of 256"),
+    ):
+        with pytest.raises(PruningError, match=message):
+            prune_to_boundary(
+                shipped_bundle,
+                cast(Rollouts, None),  # not looked at here
+                PruningSettings(channel_multiple=multiple),
+                environment=CARTPOLE,
+                gate=GateSettings(),
+                progress=Progress(),
+            )
 
 
 def test_what_its_own_seeds_reject_has_not_passed(
