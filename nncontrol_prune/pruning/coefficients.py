@@ -216,7 +216,8 @@ class CoefficientProblem(Generic[Module]):
             return None
         every = np.stack(np.meshgrid(*self.counts, indexing="ij"), axis=-1).reshape(-1, len(self.counts))
         shares: list[Any] = [every[:, variable] / channels for variable, channels in enumerate(self.channels)]
-        distances = np.abs(self.cost.removed(self.by_group(shares)) - self.sparsity)
+        removed = np.broadcast_to(self.cost.removed(self.by_group(shares)), len(every))  # groups may cost nothing
+        distances = np.abs(removed - self.sparsity)
         return every[distances <= max(self.tolerance, distances.min())]
 
     def near(self, kept: Sequence[int], deviation: float, rng: np.random.Generator) -> list[int]:

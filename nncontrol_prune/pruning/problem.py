@@ -123,6 +123,11 @@ def _cost(
         return parameter_cost(network.module, groups)
     few = take(calibration.fit, torch.arange(2))
     multiplications = multiplication_cost(network.module, groups, lambda module: network.run(module, few))
+    if not multiplications.dense:
+        raise PruningError(
+            f"a budget on {settings.cost} goes by the multiplications of linear layers and convolutions, and there are "
+            "none in this network; ask for a share of the parameters"
+        )
     if settings.cost == "multiplications":
         return multiplications
     if latency is None:

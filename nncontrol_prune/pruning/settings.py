@@ -13,6 +13,7 @@ ImportanceName = Literal["taylor", "fisher", "obs", "l2", "random"]
 CostName = Literal["parameters", "multiplications", "latency"]
 
 Positive = Annotated[FiniteFloat, Field(gt=0.0)]
+ChannelMultiple = Annotated[int, Field(ge=1, le=1024)]
 
 
 class PruningSettings(Spec):
@@ -24,7 +25,7 @@ class PruningSettings(Spec):
     """How far the sparsity may be off."""
     cost: CostName = "parameters"
     """What the sparsity is a share of."""
-    channel_multiple: Annotated[int, Field(ge=1, le=1024)] = 1
+    channel_multiple: ChannelMultiple = 1
     """Groups keep a multiple of so many channels, or all of theirs: where a runtime computes channels in blocks, a part
     of a block takes as long as a whole one."""
     method: Method = "gradient"

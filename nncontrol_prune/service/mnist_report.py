@@ -9,7 +9,7 @@ from pydantic import Field, FiniteFloat
 
 from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.pruning.group_report import GroupReport
-from nncontrol_prune.pruning.settings import ImportanceName, Method
+from nncontrol_prune.pruning.settings import ChannelMultiple, ImportanceName, Method
 from nncontrol_prune.tables import Table
 
 METHODS: tuple[Method, ...] = ("uniform", "threshold", "grid", "gradient", "tpe")
@@ -20,7 +20,7 @@ class MnistSettings(Spec):
 
     sparsity: tuple[Annotated[FiniteFloat, Field(gt=0.0, lt=1.0)], ...] = (0.3, 0.5, 0.7, 0.9)
     """Shares of the parameters to remove."""
-    channel_multiple: Annotated[int, Field(ge=1, le=1024)] = 1
+    channel_multiple: ChannelMultiple = 1
     """Groups keep a multiple of so many channels, or all of theirs."""
     method: tuple[Method, ...] = METHODS
     """How the coefficients are found."""

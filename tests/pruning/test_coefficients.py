@@ -20,7 +20,7 @@ from nncontrol_prune.pruning.problem import coefficient_problem, optimizer_of
 from nncontrol_prune.pruning.search import threshold, tpe
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.pruning.terms import Term, chosen_terms
-from tests.pruning.networks import WorldModel
+from tests.pruning.networks import StackedEnsemble, WorldModel
 
 METHODS = ["gradient", "grid", "threshold", "tpe", "uniform"]
 SEARCHES = ["gradient", "grid", "tpe"]
@@ -117,6 +117,39 @@ def test_the_nearest_sparsity_there_is_is_told(sparsity: float, calibration: Cal
         uniform(to_solve, Progress())
     every = [to_solve.sparsity_of([first, second]) for first in (16, 32, 48) for second in (16, 32, 48, 64)]
     assert raised.value.nearest == min(every, key=lambda found: abs(found - sparsity))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_groups_that_cost_nothing_keep_what_they_have(method: str) -> None:
+    class Ensemble(nn.Module):
+        """Two members in one tensor, whose products are no layer's, beside a layer that stays as it is."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Parameter(torch.randn(2, 6, 8)), nn.Parameter(torch.randn(2, 8, 1))
+            self.layer = nn.Linear(6, 1)
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return torch.relu(rows @ self.first).matmul(self.second).sum(0) + self.layer(rows)
+
+    torch.manual_seed(0)
+    batch = {"x": torch.randn(200, 6)}
+    network = Network(Ensemble(), {"all": [""]}, lambda m, b: {"y": m(b["x"])})
+    data = Calibration(batch, torch.ones(200), batch, torch.ones(200))
+    settings = PruningSettings(sparsity=0.0, cost="multiplications", method=method)
+    to_solve = coefficient_problem(network, data, [Term("y")], settings, Progress())
+    assert optimizer_of(settings)(to_solve, Progress()) == [8]
+
+
+@pytest.mark.parametrize("cost", ["multiplications", "latency"])
+def test_a_budget_on_multiplications_without_layers_is_refused(cost: str) -> None:
+    module = StackedEnsemble()
+    batch = {"x": torch.randn(200, 5)}
+    network = Network(module, module.components, lambda m, b: {"y": m(b["x"]).transpose(0, 1)})
+    data = Calibration(batch, torch.ones(200), batch, torch.ones(200))
+    settings = PruningSettings(sparsity=0.5, cost=cost)
+    with pytest.raises(PruningError, match=f"a budget on {cost} goes by .* there are none in this network; ask for"):
+        coefficient_problem(network, data, [Term("y")], settings, Progress(), latency=lambda _: 1.0)
 
 
 def test_what_cannot_be_met_in_multiples_is_told_so(module: Mlp, calibration: Calibration) -> None:
