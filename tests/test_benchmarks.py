@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from torch import nn
 
@@ -24,7 +25,7 @@ from comparison.controllers import (
     ControllerTask,
     DeployedController,
 )
-from comparison.images import DeployedAutoencoder, ImageTask
+from comparison.images import DENSE_WEIGHTS, DeployedAutoencoder, ImageTask
 from comparison.intervals import Estimate, Status, estimate_of, rounds, status_of
 from comparison.recording import record
 from comparison.report import write_report, write_summary
@@ -40,6 +41,8 @@ from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.network import Network
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.pruning.terms import Term
+from nncontrol_prune.service.mnist import made_from
+from nncontrol_prune.service.mnist_report import MnistSettings
 from nncontrol_prune.validation.evaluation import run_episodes
 from nncontrol_prune.validation.selection import (
     OBSERVATION_EPISODES,
@@ -243,6 +246,13 @@ def test_autoencoder_without_images_says_what_is_missing(tmp_path: Path) -> None
     assert reason is not None
     assert "t10k-images-idx3-ubyte" in reason
     assert "--mnist" in reason
+
+
+def test_the_dense_autoencoder_that_is_kept_was_trained_as_it_would_be_now() -> None:
+    with safetensors.safe_open(DENSE_WEIGHTS, framework="pt") as file:
+        kept = file.metadata()
+        Autoencoder(28).load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    assert {**made_from(torch.zeros(1), MnistSettings()), "images": kept["images"]} == kept
 
 
 def test_an_autoencoder_meets_no_states_of_its_own() -> None:

@@ -145,28 +145,33 @@ def dense_autoencoder(path: Path, images: Tensor, settings: MnistSettings, progr
     Raises:
         Cancelled: `progress` said so.
     """
-    made_from = {
+    wanted = made_from(images, settings)
+    module = _loaded(path, wanted)
+    if module is None:
+        module = train(images, settings, progress)
+        tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+        write_atomically(path, safetensors.torch.save(tensors, metadata=wanted))
+    return module
+
+
+def made_from(images: Tensor, settings: MnistSettings) -> dict[str, str]:
+    """Return what a file of weights says of how they were trained."""
+    return {
         "channels": str(CHANNELS),
         "latent": str(LATENT),
         "epochs": str(settings.epochs),
         "seed": str(settings.seed),
         "images": hashlib.sha256(images.numpy().tobytes()).hexdigest(),
     }
-    module = _loaded(path, made_from)
-    if module is None:
-        module = train(images, settings, progress)
-        tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
-        write_atomically(path, safetensors.torch.save(tensors, metadata=made_from))
-    return module
 
 
-def _loaded(path: Path, made_from: dict[str, str]) -> Autoencoder | None:
+def _loaded(path: Path, wanted: dict[str, str]) -> Autoencoder | None:
     """Return what a file holds; None if there is none, or it was not made from this."""
     if not path.exists():
         return None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            if file.metadata() != made_from:
+            if file.metadata() != wanted:
                 return None
             module = Autoencoder(SIDE)
             module.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
