@@ -649,6 +649,52 @@ def test_without_a_simulation_it_says_so(command: list[str], port: int) -> None:
     assert "is `nncontrol-prune sim` or `run` running" in " ".join((result.stderr + result.stdout).split())
 
 
+def test_loop_whose_standard_error_cannot_be_written_goes_on(tmp_path: Path, port: int) -> None:
+    command = [sys.executable, "-m", "nncontrol_prune.cli", "run", "cartpole_swingup_sac", "--duration", "1"]
+    with Path("/dev/full").open("wb") as full:
+        told = subprocess.check_output(
+            [*command, "--no-record", "--port", str(port), "--out", str(tmp_path)], stderr=full, text=True
+        )
+    assert "cartpole_swingup_sac@" in told
+
+
+def test_results_are_told_where_only_ascii_can_be(tmp_path: Path) -> None:
+    command = ["rollout", "cartpole_swingup_sac", "--episodes", "1", "--out", str(tmp_path / "bag")]
+    told = subprocess.check_output(
+        [sys.executable, "-m", "nncontrol_prune.cli", *command], env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert b"success 1 of 1" in told
+
+
+def test_store_below_home_is_found_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NNCONTROL_PRUNE_STORE", "~/store")
+    bundle = load_bundle(shipped_controllers()["cartpole_swingup_sac"])
+    BundleStore(tmp_path / "store").add(bundle)
+    assert run("inspect", bundle.reference).exit_code == 0
+
+
+@pytest.mark.parametrize("kind", ["file", "loop"])
+def test_store_that_cannot_be_written_is_refused_before_the_work(bag: Path, tmp_path: Path, kind: str) -> None:
+    store = tmp_path / "store"
+    store.touch() if kind == "file" else store.symlink_to("store")
+    result = run("prune", "cartpole_swingup_sac", "--rollouts", bag, "--out", tmp_path / "a", "--store", store)
+    assert result.exit_code == 1
+    assert "is no directory; name another" in " ".join(result.stderr.split())
+    assert "groups" not in result.stderr
+
+
+def test_verdict_is_told_though_the_store_cannot_keep_it(pruned: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/verdicts").touch()
+    result = run(
+        *("validate", pruned, "--against", "cartpole_swingup_sac", "--no-robustness", "--store", tmp_path / "store")
+    )
+    assert result.exit_code == 1
+    assert "ACCEPT" in result.stdout
+    assert "cannot be written" in " ".join(result.stderr.split())
+
+
 def started_sim(tmp_path: Path, port: int) -> tuple[subprocess.Popen[str], list[int]]:
     """Start a simulation without an end, and return it with its processes once it prunes."""
     command = [sys.executable, "-m", "nncontrol_prune.cli", "sim", "--duration", "0", "--prune-after", "1", "--json"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nncontrol_prune.files import held_directory, held_file
+from nncontrol_prune.files import held_directory, held_file, naming
 
 Hold = Callable[[Path], AbstractContextManager[None]]
 
@@ -39,3 +40,9 @@ def test_error_of_who_holds_a_place_is_passed_on_and_the_place_let_go_of(hold: H
         raise BlockingIOError("a pipe is full")
     with hold(tmp_path / "place"):
         pass
+
+
+@pytest.mark.parametrize(("given", "told"), [((), "place"), (("another",), "another")])
+def test_error_of_writing_names_the_file(given: tuple[str, ...], told: str) -> None:
+    with pytest.raises(OSError, match=f"^.Errno 28. full: '{told}'$"), naming(Path("place")):
+        raise OSError(errno.ENOSPC, "full", *given)

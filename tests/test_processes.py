@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from pathlib import Path
 
 import joblib
 import pytest
 
-from nncontrol_prune.processes import end_workers, how_it_ended, told_to_parent
+from nncontrol_prune.processes import BestEffortStream, end_workers, how_it_ended, told_to_parent
 from nncontrol_prune.runtime.store import StoreError
 
 
@@ -38,3 +39,13 @@ def test_workers_that_joblib_keeps_are_ended() -> None:
     assert set(found) <= {worker.pid for worker in kept}
     end_workers()
     assert not any(worker.is_alive() for worker in kept)
+
+
+def test_what_cannot_be_told_ends_nothing() -> None:
+    full = Path("/dev/full").open("w")  # noqa: SIM115 - closing it fails, as is to be seen
+    stream = BestEffortStream(full)
+    assert stream.write("a line\n") == 7
+    stream.flush()
+    assert stream.fileno() == full.fileno()
+    with pytest.raises(OSError, match="No space left"):
+        full.close()

@@ -7,6 +7,7 @@ interrupted, by Ctrl-C or another signal that ends a process. With `--json`, sta
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import sys
 from typing import Any
@@ -24,7 +25,7 @@ from nncontrol_prune.cli.rollout import rollout
 from nncontrol_prune.cli.run import run
 from nncontrol_prune.cli.sim import sim
 from nncontrol_prune.cli.validate import validate
-from nncontrol_prune.processes import end_workers
+from nncontrol_prune.processes import end_workers, tell_as_well_as_possible
 from nncontrol_prune.transport.signals import interrupt_by_any_signal
 
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -66,6 +67,9 @@ app.add_typer(importer, name="import")
 def main() -> None:
     """Run the command line; whatever ends a process interrupts it as Ctrl-C does."""
     interrupt_by_any_signal()
+    tell_as_well_as_possible()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a ± that a terminal of ASCII alone cannot show is no failure
     try:
         app()
     except SystemExit as end:

@@ -22,8 +22,16 @@ if TYPE_CHECKING:
     from nncontrol_prune.controllers.bundle import Bundle
 
 FAILED, USAGE, REJECTED, INTERRUPTED = 1, 2, 3, 130
-REFUSED = (None, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the operating system, or we in its words, say where a file cannot be written, and no fault of ours."""
+REFUSED = (
+    *(None, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EMFILE, errno.ENFILE),
+)
+"""What the operating system, or we in its words, say where a file cannot be had, and no fault of ours."""
+
+
+def _from_home(path: Path | None) -> Path | None:
+    """Take `~` for the home directory in what an environment variable says; the shell does so in options alone."""
+    return None if path is None else path.expanduser()
 
 
 def _checked_name(name: str | None) -> str | None:
@@ -35,9 +43,10 @@ def _checked_name(name: str | None) -> str | None:
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Env = Annotated[str | None, typer.Option(help="Gymnasium MuJoCo id; default: what the controller was made for.")]
-Store = Annotated[Path, typer.Option(help="The bundle store.", envvar="NNCONTROL_PRUNE_STORE")]
+Store = Annotated[Path, typer.Option(help="The bundle store.", envvar="NNCONTROL_PRUNE_STORE", callback=_from_home)]
 LoopStore = Annotated[
-    Path | None, typer.Option(help="The bundle store; default OUT/store.", envvar="NNCONTROL_PRUNE_STORE")
+    Path | None,
+    typer.Option(help="The bundle store; default OUT/store.", envvar="NNCONTROL_PRUNE_STORE", callback=_from_home),
 ]
 Name = Annotated[
     str | None, typer.Option(help="Name of the new controller; default: after the old one.", callback=_checked_name)
@@ -149,7 +158,11 @@ def check_writable(directory: Path) -> None:
         NotADirectoryError: It, or what it lies in, is a file.
         PermissionError: It may not be written.
     """
-    nearest = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    try:
+        absolute = directory.absolute()
+    except FileNotFoundError as error:
+        raise NotADirectoryError(f"nothing can be written into {directory}: the working directory is gone") from error
+    nearest = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
     if not nearest.is_dir():
         raise NotADirectoryError(f"nothing can be written into {directory}: {nearest} is no directory; name another")
     if not os.access(nearest, os.W_OK | os.X_OK):

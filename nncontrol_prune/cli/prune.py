@@ -14,6 +14,7 @@ from nncontrol_prune.cli.common import (
     Name,
     Store,
     check_new,
+    check_writable,
     environment_of,
     handled,
     print_json,
@@ -130,7 +131,9 @@ def prune(
     where = _environment(dense, env or section.env or None, needed=auto)
     if where is None and (settings.variations or settings.on_policy_rounds):
         raise ConfigError("prune: --variations and --on-policy-rounds run the controller; say where with --env")
-    curve = None
+    if where is not None:
+        check_writable(store)  # the episodes of candidates are kept there
+    found = None
     with display.progress_bar(as_json) as show:
         data = work.with_origin(work.read(dense, tuple(rollouts), Progress(show)), dense, bundles)
         if auto:
@@ -144,10 +147,7 @@ def prune(
                 progress=Progress(show),
                 name=name,
             )
-            bundle, report, curve = found.candidate, found.report, found.curve
-            bundles.add(dense)
-            bundles.add(bundle)
-            bundles.write_verdict(found.verdict)
+            bundle, report = found.candidate, found.report
         else:
             bundle, report = work.prune(
                 dense,
@@ -160,16 +160,20 @@ def prune(
                 progress=Progress(show),
             )
     bundle.write(out)
+    if found is not None:
+        bundles.add(dense)
+        bundles.add(bundle)
+        bundles.write_verdict(found.verdict)
     if as_json:
         summary = {"bundle": str(out), "reference": bundle.reference, **report.model_dump(mode="json")}
-        if curve is not None:
-            summary["curve"] = [point.model_dump(mode="json") for point in curve]
+        if found is not None:
+            summary["curve"] = [point.model_dump(mode="json") for point in found.curve]
         print_json(summary)
         return
     groups = [group.model_dump() for group in report.groups]
     display.out.print(display.groups_table(groups, f"{percent_removed(report.sparsity)} of the {report.cost} removed"))
-    if curve is not None:
-        display.out.print(display.boundary_table(curve))
+    if found is not None:
+        display.out.print(display.boundary_table(found.curve))
     errors = ", ".join(f"{name} {error:.2e}" for name, error in report.errors.items())
     display.out.print(f"held-out error: {errors}; chosen: {report.chosen}")
     for warning in report.warnings:

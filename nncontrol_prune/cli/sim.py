@@ -131,7 +131,8 @@ def sim(
             display.note(note)
         if result.job.state == "cancelled":
             display.note("pruning was cancelled, since the session was ended before it was done")
-        display.out.print(display.written(written), soft_wrap=True)
+        if written:
+            display.out.print(display.written(written), soft_wrap=True)
     if result.job.state == "rejected":
         raise typer.Exit(REJECTED)
     if result.job.state == "failed" or result.notes:

@@ -78,7 +78,7 @@ def validate(
     from nncontrol_prune.plants.environments import PlantError
     from nncontrol_prune.progress import Progress
     from nncontrol_prune.runtime.finding import stored_bundle
-    from nncontrol_prune.runtime.store import BundleStore
+    from nncontrol_prune.runtime.store import BundleStore, StoreError
     from nncontrol_prune.service import work
     from nncontrol_prune.service.report_files import PAGE, check_directory
     from nncontrol_prune.validation.offline import check_unseen
@@ -104,6 +104,7 @@ def validate(
     if not robustness:
         values["robustness"]["enabled"], values["attraction_starts"] = False, 0
     gate = validated(GateSettings, values, "validate")
+    check_writable(store)
     bundles = BundleStore(store)
     pruned, dense = stored_bundle(bundles, candidate), stored_bundle(bundles, against)
     with display.progress_bar(as_json) as show:
@@ -113,11 +114,18 @@ def validate(
             check_unseen(pruned, where)
         else:
             where = environment_of(dense, env or section.env)
-        verdict = work.decide(pruned, dense, bundles, where, gate, Progress(show))
+        verdict = work.judged(pruned, dense, bundles, where, gate, Progress(show))
+    unwritten: StoreError | None = None
+    try:
+        bundles.write_verdict(verdict)
+    except StoreError as error:  # it took long, so it is told at least
+        unwritten = error
     if not as_json:  # before the report, which takes longer than some decisions
         display.out.print(display.verdict_table(verdict))
         if verdict.robustness:
             display.out.print(display.robustness_table(verdict))
+    if unwritten is not None:
+        raise unwritten
     written, no_report = report or work.default_report(bundles, pruned), ""
     try:
         with display.progress_bar(as_json) as show:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -91,9 +92,14 @@ class BagWriter:
         }
         with self._reported():
             self._make_directory()
-            self._file = self._path.open("xb")
-            self._mcap: Any = Writer(self._file)  # its methods are partly untyped
-            self._channels = self._open()
+        try:
+            with self._reported():
+                self._file = self._path.open("xb")
+                self._mcap: Any = Writer(self._file)  # its methods are partly untyped
+                self._channels = self._open()
+        except RolloutError:
+            shutil.rmtree(self._directory, ignore_errors=True)  # it is new, and holds no message
+            raise
 
     def transition(self, stamp: float, bundle: int, observation: ArrayLike, action: ArrayLike) -> None:
         """Write what the controller saw and did in one tick.

@@ -73,7 +73,8 @@ def carry_out(job: Job, progress: Progress, decided: Callable[[Outcome], None]) 
         where = job.environment or _parted(read(dense, job.rollouts, progress))[1]
     else:
         raise StoreError("the job names neither how to prune nor a candidate to validate")
-    verdict = decide(candidate, dense, store, where, job.gate, progress)
+    verdict = judged(candidate, dense, store, where, job.gate, progress)
+    store.write_verdict(verdict)
     details = None if pruning is None else pruning.model_dump(mode="json")
     directory = job.report or default_report(store, candidate)
     decided(Outcome(candidate=candidate.reference, verdict=verdict, report=directory, pruning=details))
@@ -149,7 +150,7 @@ def prune(
     )
 
 
-def decide(
+def judged(
     candidate: Bundle,
     dense: Bundle,
     store: BundleStore,
@@ -157,12 +158,12 @@ def decide(
     gate: GateSettings,
     progress: Progress,
 ) -> Verdict:
-    """Judge a candidate, and keep the verdict in the store.
+    """Judge a candidate.
 
     Args:
         candidate: The controller to be judged.
         dense: The one that it is to replace.
-        store: Where the verdict goes.
+        store: Where episodes are kept.
         where: The environment to run both in; or rollouts, where there is none.
         gate: What is asked.
         progress: Told of every stage, and asked whether to stop.
@@ -172,11 +173,8 @@ def decide(
         Cancelled: `progress` said so.
     """
     if isinstance(where, str):
-        verdict = judge(candidate, dense, where, gate, progress, cache=episode_cache(store))
-    else:
-        verdict = check_offline(candidate, dense, where, gate, progress)
-    store.write_verdict(verdict)
-    return verdict
+        return judge(candidate, dense, where, gate, progress, cache=episode_cache(store))
+    return check_offline(candidate, dense, where, gate, progress)
 
 
 def report_on(

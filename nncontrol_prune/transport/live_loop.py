@@ -26,7 +26,6 @@ from nncontrol_prune.transport.requests import Client
 
 POLL = 1.0
 """Seconds between looks at a loop."""
-PRUNING_DIED = "the pruning process ended; it was started again, and its job is lost"
 REPORT = "report"
 """Where, among what comes of a loop, the report is."""
 
@@ -106,16 +105,18 @@ class LiveLoop(ProcessGroup):
             if name != "pruning":
                 raise ProcessError(self.how_it_ended(name))
 
-    def revive_pruning(self) -> bool:
-        """Start the pruning service again if it has died; return whether it had.
+    def revive_pruning(self) -> str | None:
+        """Start the pruning service again if it has died; return what became of it, as a sentence, if it had.
 
-        Raises:
-            ProcessError: It cannot start; the loop goes on without it.
+        A plant needs its loop, and can do without the service: where it cannot start, that is all there is to say.
         """
-        died = "pruning" in self.dead()
-        if died:
+        if "pruning" not in self.dead():
+            return None
+        try:
             self.restart("pruning")
-        return died
+        except ProcessError as error:
+            return f"the pruning process ended, and cannot be started again: {error}"
+        return "the pruning process ended; it was started again, and its job is lost"
 
     def ticks(self) -> TickTrace:
         """Fetch the controller's ticks."""
@@ -143,11 +144,8 @@ def watch(
     started, notes = time.monotonic(), list[str]()
     while True:
         loop.check_alive()
-        try:
-            if loop.revive_pruning():
-                notes.append(PRUNING_DIED)
-        except ProcessError as error:  # a plant needs its loop, and can do without the service
-            notes.append(f"the pruning process ended, and cannot be started again: {error}")
+        if (died := loop.revive_pruning()) is not None:
+            notes.append(died)
         try:
             status: dict[str, Any] = loop.controller.request(Status())
         except TransportError:

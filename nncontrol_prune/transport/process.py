@@ -149,7 +149,6 @@ class ProcessGroup:
         Raises:
             ProcessError: One cannot start; the message says which and why.
         """
-        self._logs.mkdir(parents=True, exist_ok=True)
         try:
             for name in self._settings:
                 self._children[name] = self._start(name)
@@ -204,4 +203,8 @@ class ProcessGroup:
 
     def _start(self, name: str) -> ChildProcess:
         module = f"nncontrol_prune.transport.{name}_process"
-        return ChildProcess(name, module, self._settings[name], self._logs / f"{name}.log")
+        try:
+            self._logs.mkdir(parents=True, exist_ok=True)  # somebody may have cleared it away since the first start
+            return ChildProcess(name, module, self._settings[name], self._logs / f"{name}.log")
+        except OSError as error:
+            raise ProcessError(f"the {name} process cannot be started: {error}") from error

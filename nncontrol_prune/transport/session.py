@@ -18,7 +18,7 @@ from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.runtime.statistics import BUNDLE, COMPUTE, Quantiles, summarize
 from nncontrol_prune.runtime.store import BundleStore
 from nncontrol_prune.service.pruning_service import JobStatus
-from nncontrol_prune.transport.live_loop import PRUNING_DIED, TickTrace
+from nncontrol_prune.transport.live_loop import TickTrace
 from nncontrol_prune.transport.messages import Cancel, Deploy, Prune, Status
 from nncontrol_prune.transport.network import TransportError
 from nncontrol_prune.transport.requests import RequestFailedError
@@ -111,8 +111,8 @@ def run_session(
     job = JobStatus()
     while not ending.is_set() and ((now := time.monotonic()) < end or phase in ("pruning", "accepted")):
         simulation.check_alive()
-        if simulation.revive_pruning():
-            notes.append(PRUNING_DIED)
+        if (died := simulation.revive_pruning()) is not None:
+            notes.append(died)
             job = job.model_copy(update={"state": "failed", "message": "the pruning process ended"})
             phase = "running"
         try:

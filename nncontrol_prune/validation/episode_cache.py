@@ -13,6 +13,7 @@ import onnxruntime
 from pydantic import ValidationError
 
 from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.files import naming
 from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.environments import environment_digest
 from nncontrol_prune.plants.tasks import Task
@@ -57,11 +58,12 @@ class EpisodeCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = b"".join(episode.model_dump_json().encode() + b"\n" for episode in episodes)
         # One append, so that what several processes write is not mixed; the line feed ends one that was cut short.
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            os.write(file, b"\n" + lines)
-        finally:
-            os.close(file)
+        with naming(path):
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                os.write(file, b"\n" + lines)
+            finally:
+                os.close(file)
 
     def _file(self, bundle: Bundle, environment: str, conditions: Conditions, task: Task) -> Path:
         # What an episode follows from, the libraries that compute it included.

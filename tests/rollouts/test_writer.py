@@ -105,6 +105,12 @@ def test_unwritable_place_is_refused(tmp_path: Path) -> None:
         BagWriter(tmp_path / "file" / "bag", **SIZES)
 
 
+def test_bag_whose_files_can_have_no_name_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RolloutError, match="File name too long"):
+        BagWriter(tmp_path / ("n" * 252), **SIZES)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("observation", "action"), [([1.0], [1.0]), (1.0, [1.0]), ([1.0, 2.0], [1.0, 2.0])])
 def test_vector_of_another_size_is_refused(tmp_path: Path, observation: object, action: object) -> None:
     with BagWriter(tmp_path / "bag", **SIZES) as writer, pytest.raises(RolloutError, match="has shape .*, not"):

@@ -68,10 +68,10 @@ class Processes:
     def check_alive(self) -> None:
         pass
 
-    def revive_pruning(self) -> bool:
+    def revive_pruning(self) -> str | None:
         died = bool(self._deaths) and self._deaths.pop(0)
         self.restarts += died
-        return died
+        return "it died" if died else None
 
     def ticks(self) -> TickTrace:
         return TickTrace(0, np.zeros((0, len(COLUMNS))))
@@ -125,7 +125,7 @@ def test_pruning_process_that_ends_is_started_again_and_its_job_is_lost(shipped_
     result = session(processes)
     assert processes.restarts == 1
     assert (result.job.state, result.job.message) == ("failed", "the pruning process ended")
-    assert result.notes == ["the pruning process ended; it was started again, and its job is lost"]
+    assert result.notes == ["it died"]
     assert not any(isinstance(message, Cancel) for message in processes.pruning.asked)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -33,6 +34,7 @@ from nncontrol_prune.transport.network import PORT_OFFSETS, Network
 from nncontrol_prune.transport.plant_process import PlantProcessSettings
 from nncontrol_prune.transport.process import ChildProcess, ProcessError
 from nncontrol_prune.transport.requests import Client, RequestFailedError
+from nncontrol_prune.transport.session import run_session
 from nncontrol_prune.transport.simulation import Simulation
 
 CONFIG = Config().override("nn_controller", controller="cartpole_swingup_sac")
@@ -119,9 +121,36 @@ def test_killed_pruning_process_leaves_the_loop_undisturbed(network: Network, tm
         running.check_alive()
         assert running.dead() == ["pruning"]
         assert [path.name for path in (tmp_path / "store/bundles").iterdir()] == [running.dense.digest]
-        assert running.revive_pruning()
+        assert running.revive_pruning() == "the pruning process ended; it was started again, and its job is lost"
         running.pruning.request(Prune(settings={**QUICK, "sparsity": 0.3}))
         assert wait_until(lambda: job_ended(running.pruning))["state"] == "accepted"
+
+
+def test_session_goes_on_without_a_pruning_process_that_cannot_be_started_again(
+    network: Network, tmp_path: Path
+) -> None:
+    with simulation(network, tmp_path) as running:
+        shutil.rmtree(tmp_path / "logs")
+        (tmp_path / "logs").touch()  # also root cannot write there
+        os.kill(running.processes["pruning"], signal.SIGKILL)
+        wait_until(lambda: running.dead() == ["pruning"])
+        result, _ = run_session(running, duration=1.0, prune_after=None, tell=lambda *_: None)
+    assert "the pruning process ended, and cannot be started again" in result.notes[0]
+    assert "logs" in result.notes[0]
+    assert result.ticks > 50
+
+
+def test_loop_whose_log_cannot_be_written_goes_on(network: Network, tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/controller.log").symlink_to("/dev/full")
+    with simulation(network, tmp_path) as running:
+        controller = running.processes["controller"]
+        (recorder,) = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+        os.kill(int(recorder), signal.SIGKILL)
+        wait_until(lambda: running.controller.request(Status())["problems"])
+        time.sleep(0.5)  # in which it is told, to a disk that is full
+        before = running.controller.request(Status())["ticks"]["ticks"]
+        wait_until(lambda: running.controller.request(Status())["ticks"]["ticks"] > before)
 
 
 def test_dead_plant_is_noticed(network: Network, tmp_path: Path) -> None:
