@@ -185,7 +185,8 @@ def session_table(result: SessionResult) -> Table:
         swap += f", its whole tick {1e6 * result.swap_tick_compute:.0f} µs"
     table.add_row("swap", "", swap)
     table.add_row("ticks skipped, late", "", f"{result.skipped} of {result.ticks:,}, {result.overruns}")
-    table.add_row("plant steps without a fresh command", "", str(result.missed_commands))
+    missed = "unknown" if result.missed_commands is None else str(result.missed_commands)
+    table.add_row("plant steps without a fresh command", "", missed)
     table.add_row("recorder drops, faulty actions", "", f"{result.dropped}, {result.faults}")
     return table
 

@@ -203,7 +203,7 @@ class ControlLoop:
         recorder, statistics, observation, action = self._recorder, self.statistics, self._observation, self._action
         tick = statistics.ticks
         stamp = plant.read(observation)
-        new = stamp != self._last_stamp and stamp == stamp  # NaN is no observation, and no new one either
+        new = stamp != self._last_stamp and math.isfinite(stamp)  # without a time it is no observation, nor a new one
         if new:
             self._last_stamp, self._last_change = stamp, start
         fresh = start - self._last_change <= self._timeout

@@ -139,23 +139,28 @@ def watch(
 
     Raises:
         ProcessError: The controller ended by itself.
-        TransportError: It does not answer any more.
+        TransportError: It does not answer in the end.
     """
     started, notes = time.monotonic(), list[str]()
     while True:
         loop.check_alive()
         if (died := loop.revive_pruning()) is not None:
             notes.append(died)
+        elapsed = time.monotonic() - started
+        over = ending.is_set() or (duration is not None and elapsed >= duration)
         try:
             status: dict[str, Any] = loop.controller.request(Status())
-        except TransportError:
+        except TransportError as error:
             loop.check_alive()  # it may have died since
-            raise
-        elapsed = time.monotonic() - started
-        if ending.is_set() or (duration is not None and elapsed >= duration):
-            return status, loop.ticks(), [*notes, *status["problems"]]
-        tell(f"{elapsed:3.0f} s  {_doing(status)}")
-        ending.wait(POLL if duration is None else min(POLL, duration - elapsed))
+            if over:
+                raise
+            doing = str(error)  # others keep it busy, or a slow disk does; its loop has a thread of its own
+        else:
+            if over:
+                return status, loop.ticks(), [*notes, *status["problems"]]
+            doing = _doing(status)
+        tell(f"{elapsed:3.0f} s  {doing}")
+        ending.wait(POLL if duration is None else max(0.0, min(POLL, started + duration - time.monotonic())))
 
 
 def _doing(status: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from nncontrol_prune.processes import how_it_ended, line_from_parent, told_to_pa
 
 GRACE = 1.2
 """Seconds that a process has to end by itself."""
+PATIENCE = 30.0
+"""Seconds that one has to start again, in which nobody looks after the others."""
 
 Settings = TypeVar("Settings", bound=Spec)
 Group = TypeVar("Group", bound="ProcessGroup")
@@ -95,13 +98,18 @@ class ChildProcess:
         """How it ended; None while it runs."""
         return self._process.poll()
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self, timeout: float | None = None) -> None:
         """Wait until it is ready; a process always says either that, or why not, or ends.
 
+        Args:
+            timeout: Seconds to wait at the most; None for as long as it takes.
+
         Raises:
-            ProcessError: It is not going to be.
+            ProcessError: It is not going to be, or not in time.
         """
         assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], timeout)[0]:
+            raise ProcessError(f"the {self.name} process was not ready within {timeout:g} s")
         line = self._process.stdout.readline()
         if not line:
             raise ProcessError(f"{self.how_it_ended()} before it was ready")
@@ -195,7 +203,7 @@ class ProcessGroup:
         self._children.pop(name).finish_stop(0.0)
         child = self._start(name)
         try:
-            child.wait_until_ready()
+            child.wait_until_ready(PATIENCE)
         except BaseException:
             child.finish_stop(0.0)
             raise

@@ -106,14 +106,16 @@ class RequestServer:
                 continue
             began = time.thread_time()
             frames = self._socket.recv_multipart()
-            reply, payload = self._answer(frames[0], frames[1] if len(frames) > 1 else b"")
+            reply, payload = self._answer(*frames)
             reply.service = self._service
             self._socket.send_multipart([reply.model_dump_json().encode(), payload])
             # The loop runs in the same interpreter, and whoever asks as fast as he can must not keep it from that: this
             # thread has no real-time priority, so other work may take the processor from it while it has the lock.
             time.sleep(min(max(SHORTEST_REST, REST * (time.thread_time() - began)), LONGEST_REST))
 
-    def _answer(self, data: bytes, payload: bytes) -> tuple[Reply, bytes]:
+    def _answer(self, data: bytes, payload: bytes = b"", *more: bytes) -> tuple[Reply, bytes]:
+        if more:
+            return Reply(ok=False, error=f"a message has two frames at the most, and this one has {2 + len(more)}"), b""
         try:
             request = parse_request(self._requests, data)
             result, attached = self._handlers[type(request)](request, payload)

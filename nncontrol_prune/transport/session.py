@@ -69,8 +69,8 @@ class SessionResult(BaseModel):
     ticks: int
     skipped: int
     overruns: int
-    missed_commands: int
-    """Plant steps for which no fresh command had come in time."""
+    missed_commands: int | None
+    """Plant steps for which no fresh command had come in time; None where the plant does not say."""
     faults: int
     dropped: int
     """Transitions and steps that the recorder could not take."""
@@ -177,7 +177,12 @@ def _describe(phase: str, job: JobStatus, elapsed: float) -> str:
 
 
 def _result(simulation: Simulation, job: JobStatus, notes: list[str]) -> tuple[SessionResult, np.ndarray]:
-    controller, plant = simulation.controller.request(Status()), simulation.plant.request(Status())
+    controller = simulation.controller.request(Status())
+    try:
+        missed: int | None = simulation.plant.request(Status())["missed_commands"]
+    except TransportError as error:  # what else is known need not be lost with it
+        missed = None
+        notes.append(str(error))
     notes.extend(controller["problems"])
     trace = simulation.ticks()
     ticks = trace.rows[: controller["ticks"]["ticks"] - trace.first]  # the loop has gone on since it was asked
@@ -202,7 +207,7 @@ def _result(simulation: Simulation, job: JobStatus, notes: list[str]) -> tuple[S
         ticks=controller["ticks"]["ticks"],
         skipped=controller["ticks"]["skipped"],
         overruns=controller["ticks"]["overruns"],
-        missed_commands=plant["missed_commands"],
+        missed_commands=missed,
         faults=controller["faults"],
         dropped=controller["dropped"],
         bag=controller["bag"],

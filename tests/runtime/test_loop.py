@@ -114,6 +114,17 @@ def test_old_observations_lead_to_the_safe_command_until_new_ones_come(slot: Con
     assert commands[-1] != 0.0
 
 
+@pytest.mark.parametrize("stamp", [math.nan, math.inf, -math.inf])
+def test_state_without_a_time_is_no_observation(slot: ControllerSlot, stamp: float, monkeypatch) -> None:
+    plant, recorded = FakePlant(), Transitions()
+    monkeypatch.setattr(plant, "read", lambda _: stamp)
+    loop = ControlLoop(slot, plant, recorded)
+    run_while(loop, lambda: time.sleep(0.1))
+    assert loop.stale > 0
+    assert recorded == []
+    assert {command for _, command in plant.commands} == {0.0}
+
+
 @pytest.mark.parametrize("value", [math.nan, -math.inf, 1e300, -2e3])
 def test_observation_beyond_belief_commands_nothing_wild_and_is_not_held_against_the_controller(
     slot: ControllerSlot, store: BundleStore, make_cartpole_bundle, value: float

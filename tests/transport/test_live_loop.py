@@ -25,6 +25,7 @@ from nncontrol_prune.transport.live_loop import LiveLoop, fetch_ticks, watch
 from nncontrol_prune.transport.messages import TICKS_PER_REPLY, Status, Ticks
 from nncontrol_prune.transport.network import Network
 from nncontrol_prune.transport.process import ProcessError
+from nncontrol_prune.transport.requests import Client
 from tests.documentation import DOCS, block
 
 
@@ -99,6 +100,25 @@ def test_a_plant_that_says_nothing_or_something_else_is_told(
     ticks = status["ticks"]["ticks"]  # the loop does some more while the rest is asked for
     assert status["stale"] >= ticks
     assert (len(trace.rows) >= ticks, notes) == (True, [])
+
+
+def test_loop_that_does_not_answer_for_a_while_is_waited_for(
+    network: Network, tmp_path: Path, shipped_bundle: Bundle
+) -> None:
+    ending, told = threading.Event(), list[str]()
+    with live_loop(network, tmp_path, shipped_bundle) as loop:
+        loop.controller = Client(network, "controller", timeout=0.3)
+
+        def tell(what: str) -> None:
+            told.append(what)
+            os.kill(loop.processes["controller"], signal.SIGCONT if "no answer" in what else signal.SIGSTOP)
+            if "no answer" in what:
+                ending.set()
+
+        status, _, _ = watch(loop, duration=60.0, tell=tell, ending=ending)
+        loop.controller.close()
+    assert "though somebody listens" in told[1]
+    assert status["active"] == shipped_bundle.reference
 
 
 def test_state_beyond_the_limit_of_the_configuration_is_answered_by_the_safe_command(

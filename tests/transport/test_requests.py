@@ -59,6 +59,12 @@ def raw(network: Network, *frames: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("server")
+def test_message_of_more_frames_than_a_request_and_its_payload_gets_an_error(network: Network) -> None:
+    reply = raw(network, b'{"request": "status"}', b"payload", b"more")
+    assert (reply["ok"], reply["error"]) == (False, "a message has two frames at the most, and this one has 3")
+
+
+@pytest.mark.usefixtures("server")
 @pytest.mark.parametrize(
     ("data", "field"),
     [

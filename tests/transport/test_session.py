@@ -16,6 +16,7 @@ from nncontrol_prune.service.jobs import Outcome
 from nncontrol_prune.service.pruning_service import JobStatus
 from nncontrol_prune.transport.live_loop import TickTrace
 from nncontrol_prune.transport.messages import Cancel, Deploy, Prune, Status
+from nncontrol_prune.transport.network import TransportError
 from nncontrol_prune.transport.session import (
     ControllerFigures,
     SessionResult,
@@ -109,6 +110,19 @@ def test_report_that_there_is_not_is_told_with_the_reason(shipped_bundle: Bundle
     ended = accepted.model_copy(update={"progress": 1.0, "outcome": outcome})
     result = session(Processes(shipped_bundle, [accepted, ended]))
     assert result.notes == ["there is no report: the disk is full"]
+
+
+def test_results_are_not_lost_with_a_plant_that_does_not_answer(
+    shipped_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def request(_: Any) -> dict[str, Any]:
+        raise TransportError("no answer from the plant")
+
+    processes = Processes(shipped_bundle, [JobStatus()])
+    monkeypatch.setattr(processes.plant, "request", request)
+    result, _ = run_session(processes, duration=0.05, prune_after=None, tell=lambda *_: None)
+    assert (result.missed_commands, result.notes) == (None, ["no answer from the plant"])
+    assert result.dense.reference == shipped_bundle.reference
 
 
 def test_job_that_is_not_accepted_is_told_and_nothing_is_deployed(shipped_bundle: Bundle, accepted: JobStatus) -> None:

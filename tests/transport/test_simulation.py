@@ -196,6 +196,15 @@ def test_process_that_ends_before_it_is_ready_is_told(network: Network, tmp_path
     child.finish_stop(0.0)
 
 
+def test_process_that_is_not_ready_in_time_is_not_waited_for(network: Network, tmp_path: Path) -> None:
+    settings = PlantProcessSettings(network=network, config=CONFIG.mujoco_sim)
+    child = ChildProcess("plant", "nncontrol_prune.transport.plant_process", settings, tmp_path / "plant.log")
+    os.kill(child.pid, signal.SIGSTOP)
+    with pytest.raises(ProcessError, match=r"^the plant process was not ready within 0\.2 s$"):
+        child.wait_until_ready(0.2)
+    child.finish_stop(0.0)
+
+
 def test_second_simulation_on_the_same_ports_is_refused_and_the_first_goes_on(network: Network, tmp_path: Path) -> None:
     with simulation(network, tmp_path / "first") as first:
         with pytest.raises(ProcessError, match=r"port \d+ is taken.*--port"), simulation(network, tmp_path / "second"):
