@@ -11,7 +11,7 @@ from pathlib import Path
 
 import matplotlib
 
-from comparison.cells import BASELINES, METHODS, OURS, PIPELINE, Cell, Dense, Settings
+from comparison.cells import BASELINES, METHODS, OURS, PIPELINE, SPARSITIES, Cell, Dense, Settings
 from comparison.tasks import HELPS, Task
 
 matplotlib.use("Agg")
@@ -359,11 +359,10 @@ def _plot(path: Path, task: Task, cells: Cells) -> None:
     position = {sparsity: number for number, sparsity in enumerate(sparsities)}
     for axis, name in zip(axes, helps, strict=True):
         for number, method in enumerate(METHODS):
-            mine = sorted(
-                (c for c in cells.values() if c.method == method and c.help == name and not math.isnan(c.kept)),
-                key=lambda cell: cell.sparsity,
-            )
-            if mine:
+            # Without a value at a share of all tasks, so that no line leads across what was not measured there.
+            keys = [(method, share, name) for share in sparsities]
+            mine = [cells.get(key, Cell(*key, "unresolved")) for key in keys if key in cells or key[1] in SPARSITIES]
+            if not all(math.isnan(cell.kept) for cell in mine):
                 axis.errorbar(
                     # Side by side, so that intervals do not hide each other.
                     [position[cell.sparsity] + 0.05 * (number - len(METHODS) / 2) for cell in mine],
