@@ -67,13 +67,13 @@ def test_without_an_environment_no_row_is_checked_on_that_was_pruned_from(
         pruned_from.append(rollouts)
         return small_bundle, None
 
-    def decide(candidate: Bundle, dense: Bundle, store: BundleStore, where: Rows, *_: Any) -> None:
+    def judged(candidate: Bundle, dense: Bundle, store: BundleStore, where: Rows, *_: Any) -> None:
         checked_on.append(where)
         raise Asked
 
     monkeypatch.setattr(work, "read", lambda *_: recorded)
     monkeypatch.setattr(work, "prune", prune)
-    monkeypatch.setattr(work, "decide", decide)
+    monkeypatch.setattr(work, "judged", judged)
     job = Job(store=store.root, controller=store.add(shipped_bundle), environment=None, gate=GateSettings())
     for asked in (
         {"pruning": PruningSettings()},
