@@ -155,7 +155,7 @@ def check_writable(directory: Path) -> None:
     """Check before the work that its results can be written into a directory, which need not be there yet.
 
     Raises:
-        NotADirectoryError: It, or what it lies in, is a file.
+        NotADirectoryError: It, or what it lies in, is a file; or the working directory is gone.
         PermissionError: It may not be written.
     """
     try:
