@@ -21,7 +21,8 @@ import torch
 from torch import nn
 from typer.testing import CliRunner, Result
 
-from nncontrol_prune.cli import app
+from nncontrol_prune import __version__
+from nncontrol_prune.cli.app import app
 from nncontrol_prune.controllers.bundle import Bundle, load_bundle
 from nncontrol_prune.controllers.onnx_policies import ImportedPolicy
 from nncontrol_prune.files import held_directory
@@ -647,6 +648,27 @@ def test_without_a_simulation_it_says_so(command: list[str], port: int) -> None:
     result = run(*command, "--port", port)
     assert result.exit_code == 1
     assert "is `nncontrol-prune sim` or `run` running" in " ".join((result.stderr + result.stdout).split())
+
+
+def test_version_is_told() -> None:
+    assert run("--version").stdout.strip() == f"nncontrol-prune {__version__}"
+
+
+def test_ctrl_c_while_libraries_are_imported_leaves_no_traceback(tmp_path: Path) -> None:
+    slow = tmp_path / "typer.py"  # in place of the first that the commands import
+    slow.write_text("import pathlib, time; pathlib.Path('importing').touch(); time.sleep(60)")
+    command = subprocess.Popen(
+        [sys.executable, "-m", "nncontrol_prune.cli", "inspect", "cartpole_swingup_sac"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "importing").exists():
+        time.sleep(0.01)
+    command.send_signal(signal.SIGINT)
+    _, told = command.communicate(timeout=30)
+    assert (command.returncode, told) == (-signal.SIGINT, "")
 
 
 def test_loop_whose_standard_error_cannot_be_written_goes_on(tmp_path: Path, port: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from nncontrol_prune.cli import app
+from nncontrol_prune.cli.app import app
 from nncontrol_prune.config import load_config
 from nncontrol_prune.controllers.bundle import load_bundle
 from nncontrol_prune.plants.environments import environment_specs

@@ -1,86 +1,13 @@
-"""The command line, `nncontrol-prune`.
-
-Exit codes: 0 done, 1 failed, 2 usage (an argument or configuration is wrong), 3 rejected by the gate; 130 when
-interrupted, by Ctrl-C or another signal that ends a process. With `--json`, standard output is exactly one JSON object.
-"""
+"""The command line, `nncontrol-prune`; its commands are put together in app.py."""
 
 from __future__ import annotations
 
-import atexit
-import io
-import os
-import sys
-from typing import Any
-
-import typer
-from typer.core import TyperGroup
-
-from nncontrol_prune.cli.calls import call, make_keys, status
-from nncontrol_prune.cli.common import INTERRUPTED, USAGE, print_json
-from nncontrol_prune.cli.importing import importer
-from nncontrol_prune.cli.inspect import inspect
-from nncontrol_prune.cli.mnist import mnist
-from nncontrol_prune.cli.prune import prune
-from nncontrol_prune.cli.rollout import rollout
-from nncontrol_prune.cli.run import run
-from nncontrol_prune.cli.sim import sim
-from nncontrol_prune.cli.validate import validate
-from nncontrol_prune.processes import end_workers, tell_as_well_as_possible
-from nncontrol_prune.transport.signals import interrupt_by_any_signal
-
-UsageError: Any = typer.BadParameter.__mro__[1]
-"""What the option parser raises; it is Click's, of which some versions of Typer have a copy of their own."""
-
-
-class Commands(TyperGroup):
-    """Commands that tell an error of the option parser in JSON, too, where that is asked for."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Look for `--json` before the arguments are taken apart."""
-        ctx.meta["json"] = "--json" in args
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run a command; what is wrong with its arguments is found out in here."""
-        try:
-            return super().invoke(ctx)
-        except UsageError as error:
-            if ctx.meta["json"]:
-                print_json({"error": error.format_message(), "exit_code": USAGE})
-            raise
-
-
-app = typer.Typer(
-    cls=Commands,
-    help="Prune neural-network controllers from a live loop's rollouts, and swap them in without missing a tick.\n\n"
-    "Exit codes: 0 done, 1 failed, 2 usage, 3 rejected by the gate.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-for command in (sim, run, rollout, prune, validate, inspect, status, call, mnist):
-    app.command()(command)
-app.command("keys")(make_keys)
-app.add_typer(importer, name="import")
+import signal
 
 
 def main() -> None:
-    """Run the command line; whatever ends a process interrupts it as Ctrl-C does."""
-    interrupt_by_any_signal()
-    tell_as_well_as_possible()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a ± that a terminal of ASCII alone cannot show is no failure
-    try:
-        app()
-    except SystemExit as end:
-        if end.code != INTERRUPTED:
-            raise
-        try:
-            end_workers()
-            atexit._run_exitfuncs()
-            sys.stdout.flush()
-            sys.stderr.flush()
-        finally:
-            # Taking down the interpreter with all its libraries can take another second, and aborts while threads, such
-            # as those of a search, are in them.
-            os._exit(INTERRUPTED)
+    """Run the command line; a Ctrl-C that comes while libraries are imported ends it without a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the commands handle it, once there is something to end
+    from nncontrol_prune.cli import app
+
+    app.main()

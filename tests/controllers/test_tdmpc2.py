@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from nncontrol_prune.cli import app
+from nncontrol_prune.cli.app import app
 from nncontrol_prune.controllers import tdmpc2 as importer
 from nncontrol_prune.controllers.bundle import load_bundle
 from nncontrol_prune.controllers.errors import ImportFailedError
