@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.copying import copied
-from nncontrol_prune.pruning.network import Batch, Network, rows_of, take
+from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.network import Batch, Network, Outputs, rows_of, take
 from nncontrol_prune.pruning.surgery import Module
 from nncontrol_prune.pruning.terms import Term, weighted_sum
 
@@ -51,11 +53,11 @@ def distill(
         more_data: Runs a network in its environment and returns the rows it met; needed for rounds.
         rounds: How often the student is run so on the way, at even distances.
         learning_rate: Of the first step; it falls to zero along a cosine.
+
+    Raises:
+        PruningError: The network has no gradients.
     """
-    student = copied(pruned)
-    frozen = not any(parameter.requires_grad for parameter in student.parameters())
-    if frozen:  # as one that is only run may be; so it is returned
-        student.requires_grad_(True)
+    student, frozen = _student_of(pruned)
     with torch.no_grad():
         targets = teacher.run(teacher.module, calibration.fit)
         judged = teacher.run(teacher.module, calibration.held_out)
@@ -86,13 +88,47 @@ def distill(
             rows = torch.randint(rows_of(calibration.fit), (BATCH_ROWS,), generator=generator)
             batch = take(calibration.fit, rows)
             optimizer.zero_grad()
-            with torch.enable_grad():
-                found = teacher.run(student, batch)
-                loss, _ = weighted_sum(terms, found, take(targets, rows), batch, calibration.fit_weights[rows])
-            loss.backward()
+            _add_gradients(student, teacher, batch, take(targets, rows), calibration.fit_weights[rows], terms)
             optimizer.step()
             schedule.step()
     student.load_state_dict(best)
     if frozen:
         student.requires_grad_(False)
     return student
+
+
+def _student_of(module: Module) -> tuple[Module, bool]:
+    """Return a copy that can learn, and whether it was frozen, as one that is only run may be; so it is returned."""
+    student = copied(module)
+    frozen = not any(parameter.requires_grad for parameter in student.parameters())
+    if frozen:
+        student.requires_grad_(True)
+    return student, frozen
+
+
+def check_gradients(network: Network[Any], batch: Batch, terms: Sequence[Term]) -> None:
+    """Check that a network can be distilled, by one gradient of a copy of it.
+
+    Raises:
+        PruningError: It has no gradients.
+    """
+    student, _ = _student_of(network.module)
+    with torch.no_grad():
+        wanted = network.run(network.module, batch)
+    _add_gradients(student, network, batch, wanted, torch.ones(rows_of(batch)), terms)
+
+
+def _add_gradients(
+    student: Any, teacher: Network[Any], batch: Batch, wanted: Outputs, weights: Tensor, terms: Sequence[Term]
+) -> None:
+    """Add the error's gradients to those of the student's parameters."""
+    try:
+        with torch.enable_grad():
+            found = teacher.run(student, batch)
+            loss, _ = weighted_sum(terms, found, wanted, batch, weights)
+        loss.backward()
+    except Exception as error:
+        raise PruningError(
+            f"distillation needs gradients of the network, and they fail with {type(error).__name__}: {error}; leave "
+            "it out, or give the operation that has none a derivative"
+        ) from error

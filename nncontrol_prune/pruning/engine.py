@@ -19,7 +19,7 @@ from nncontrol_prune.progress import Progress
 from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.candidates import Candidate, judged
 from nncontrol_prune.pruning.coefficients import CoefficientProblem
-from nncontrol_prune.pruning.distillation import distill
+from nncontrol_prune.pruning.distillation import check_gradients, distill
 from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.importance import Importance
 from nncontrol_prune.pruning.network import Batch, Network, take
@@ -140,6 +140,8 @@ def prune_network(
         dense = network.run(network.module, calibration.fit)
         terms = scaled_terms(terms, dense, calibration.fit_weights)
         check_errors(terms, dense, calibration.fit)
+    if settings.distill_steps:
+        check_gradients(network, few, terms)  # before the search, which may take minutes
     problem = coefficient_problem(
         network, calibration, terms, settings, progress, latency=latency, importance=importance
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,11 +10,14 @@ from torch import Tensor
 from nncontrol_prune.controllers.mlp import Mlp
 from nncontrol_prune.controllers.specs import MlpArchitecture
 from nncontrol_prune.progress import Progress
-from nncontrol_prune.pruning import distillation
+from nncontrol_prune.pruning import distillation, engine
 from nncontrol_prune.pruning.architectures import recipe_for
 from nncontrol_prune.pruning.calibration import Calibration
 from nncontrol_prune.pruning.distillation import distill
+from nncontrol_prune.pruning.engine import prune_network
+from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.network import Network
+from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.pruning.terms import Term
 
 TERMS = [Term("action")]
@@ -140,3 +144,24 @@ def test_it_stops_early_but_not_before_it_met_all_states(
     )  # fmt: skip
     assert met == pytest.approx([0.24, 0.49, 0.74])
     assert told[-1] == pytest.approx(0.79), "four judgements after the last"
+
+
+class WithoutDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        return torch.relu(inputs)
+
+
+def test_network_without_gradients_is_refused_before_the_search(
+    module: Mlp, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[str] = []
+    monkeypatch.setattr(engine, "coefficient_problem", lambda *_, **__: searched.append("problem"))
+    network = recipe_for(module).network
+    without = replace(
+        network,
+        run=lambda module, rows: {"action": WithoutDerivative.apply(network.run(module, rows)["action"])},
+    )
+    with pytest.raises(PruningError, match="distillation needs gradients of the network, and they fail with Not"):
+        prune_network(without, calibration, TERMS, PruningSettings(sparsity=0.5, distill_steps=10))
+    assert not searched
