@@ -158,7 +158,7 @@ def load_config(path: Path | None = None) -> Config:
     """
     path = path or share_directory() / "config" / "sim.yaml"
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:

@@ -106,6 +106,13 @@ def test_error_names_the_key_the_value_and_what_is_allowed(tmp_path: Path, text:
         assert part in str(error.value)
 
 
+@pytest.mark.parametrize("text", [b"a: [1, 2", "# groß".encode("latin-1")])
+def test_file_that_is_no_yaml_is_named(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "setup.yaml").write_bytes(text)
+    with pytest.raises(ConfigError, match="setup.yaml is not YAML"):
+        load_config(tmp_path / "setup.yaml")
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.yaml cannot be read"):
         load_config(tmp_path / "nothing.yaml")

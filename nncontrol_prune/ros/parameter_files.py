@@ -24,7 +24,7 @@ def unaddressed_keys(node: str, arguments: Sequence[str] | None = None) -> set[s
     for option, value in pairwise(arguments):
         if option != "--params-file":
             continue
-        sections = yaml.safe_load(Path(value).read_text())
+        sections = yaml.safe_load(Path(value).read_bytes())
         for name, section in (sections or {}).items():
             keys = set(_flattened(section.get("ros__parameters") or {}))
             addressee = str(name).rpartition("/")[2]

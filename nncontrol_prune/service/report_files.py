@@ -34,8 +34,9 @@ def write_report(report: Report, directory: Path) -> list[Path]:
     """
     check_directory(directory)
     charts = charts_of(report)
-    directory.mkdir(parents=True, exist_ok=True)  # so that two at once replace each other's
-    with replacing_directory(directory) as temporary:
+    there = directory.resolve()  # a link to a directory stays one
+    there.mkdir(parents=True, exist_ok=True)  # so that two at once replace each other's
+    with replacing_directory(there) as temporary:
         write_synced(temporary / DATA, report.model_dump_json(indent=1).encode())
         write_synced(temporary / PAGE, page(report, charts).encode())
         pictures = write_pictures(charts, temporary)

@@ -143,6 +143,16 @@ def test_newer_report_takes_the_place_of_an_older_one(full: Report, bare: Report
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
+def test_link_to_a_directory_stays_one(bare: Report, tmp_path: Path) -> None:
+    link = tmp_path / "latest"
+    link.symlink_to("reports/of-today")
+    (tmp_path / "reports").mkdir()
+    for _ in range(2):
+        data = write_report(bare, link)[0]
+    assert link.is_symlink()
+    assert (data.parent, data.resolve()) == (link, tmp_path / "reports/of-today" / data.name)
+
+
 def test_what_is_no_report_is_not_replaced(bare: Report, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(FileExistsError, match=r"no report \(it holds thesis.tex\)"):
