@@ -1,5 +1,7 @@
 """What goes wrong in pruning, as sentences for the user."""
 
+from collections.abc import Sequence
+
 
 class PruningError(Exception):
     """A controller cannot be pruned as asked; the message names what and where, and what is allowed."""
@@ -20,6 +22,19 @@ class NoChoice(PruningError):
 
 class Unreachable(NoChoice):
     """No choice of channels is as sparse as was asked for."""
+
+
+class Stuck(PruningError):
+    """Some groups can lose no channel, though the trace says so; others can.
+
+    Args:
+        message: What is wrong with the first of them.
+        groups: Their names.
+    """
+
+    def __init__(self, message: str, groups: Sequence[str]) -> None:
+        super().__init__(message)
+        self.groups = groups
 
 
 def in_multiples(multiple: int) -> str:

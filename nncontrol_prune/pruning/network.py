@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.groups import Components, Group, find_groups, kept_channels
+from nncontrol_prune.pruning.groups import Components, Group, NothingToPrune, find_groups, kept_channels
 from nncontrol_prune.pruning.surgery import Module
 from nncontrol_prune.pruning.unused import unused_parts
 
@@ -34,6 +34,7 @@ class Network(Generic[Module]):
         components: Names of the modules of each component.
         run: Runs it on a batch.
         ties: Groups, by name, that keep as many channels as each other, such as those of an ensemble's members.
+        keep: Groups, by name, that keep all their channels.
         contrasts: Whether the positions of a row, in layers that have (rows, positions, channels), are alternatives
             to each other: reconstruction then fits how they differ as well as how rows do.
         once: Cuts a batch to what runs every layer once. Layers are fitted to their first call, so what a network does
@@ -44,16 +45,25 @@ class Network(Generic[Module]):
     components: Components
     run: Run
     ties: Sequence[Sequence[str]] = field(default=())
+    keep: Sequence[str] = field(default=())
     contrasts: bool = False
     once: Callable[[Batch], Batch] = lambda batch: batch
 
     def groups(self, batch: Batch) -> list[Group]:
-        """Find the groups, by a trace over the first rows of a batch.
+        """Find the groups that may lose channels, by a trace over the first rows of a batch.
 
         Raises:
-            PruningError: See `find_groups`.
+            PruningError: See `find_groups`; or of those to keep there is no such group, or they are all.
         """
-        return find_groups(self.module, self.components, self._run_few(batch))
+        groups = find_groups(self.module, self.components, self._run_few(batch))
+        names = [group.name for group in groups]
+        for name in self.keep:
+            if name not in names:
+                raise PruningError(f"keep names the group {name!r}; there are {', '.join(names)}")
+        left = [group for group in groups if group.name not in self.keep]
+        if not left:
+            raise NothingToPrune(f"there is nothing to prune: keep names all groups, {', '.join(names)}")
+        return left
 
     def kept_channels(self, batch: Batch, *, needlessly: bool) -> list[str]:
         """Return which channels stay and why; see `groups.kept_channels`."""

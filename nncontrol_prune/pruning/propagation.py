@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_iter
 
-from nncontrol_prune.pruning.coupling import Coupling, Row, Rule
-from nncontrol_prune.pruning.errors import PruningError
+from nncontrol_prune.pruning.coupling import Cause, Coupling, Row, Rule
 from nncontrol_prune.pruning.rearranging import REARRANGING, fix_along
 
 SPREAD_ENTRIES = 3
@@ -117,10 +116,11 @@ def _convolution(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> Non
         coupling.join(ours[1], theirs[0])
         outward = theirs[0]
     else:
-        raise PruningError(
-            f"a convolution with {groups} groups and {inputs.shape[1]} input channels cannot be pruned; "
-            "allowed are 1 group, and as many as there are channels"
-        )
+        # Each group would have to lose as many channels.
+        coupling.begin(Cause(f"go through a convolution of {groups} groups, which stays"))
+        for row in (ours[1], *theirs[:2]):
+            coupling.fix(row)
+        outward = None
     for row in (ours[0], *ours[2:], *theirs[2:]):  # a kernel runs over positions
         coupling.fix(row)
     if bias is not None:

@@ -17,7 +17,7 @@ from nncontrol_prune.pruning.calibration import HELD_OUT_SHARE, MIN_ROWS, Calibr
 from nncontrol_prune.pruning.conduct import steady
 from nncontrol_prune.pruning.copying import copied
 from nncontrol_prune.pruning.engine import ON_POLICY_ROUNDS, Choose, Enough, Pruned, prune_network
-from nncontrol_prune.pruning.errors import PruningError, Unreachable
+from nncontrol_prune.pruning.errors import PruningError, Stuck, Unreachable
 from nncontrol_prune.pruning.groups import Components
 from nncontrol_prune.pruning.importance import Importance, checked
 from nncontrol_prune.pruning.network import Batch, Network, Outputs, rows_of, take
@@ -58,6 +58,7 @@ def prune(
     importance: ImportanceName | Importance = "taylor",
     component_weights: Mapping[str, float] | None = None,
     ties: Sequence[Sequence[str]] = (),
+    keep: Sequence[str] = (),
     weights: Tensor | None = None,
     held_out: Tensor | None = None,
     rounds: int = 1,
@@ -90,6 +91,7 @@ def prune(
             group, scores (channels,) of 0 or more, of which the least leave first; it is asked in each round.
         component_weights: How much more the channels of a component matter, for the method `threshold`.
         ties: Groups, by name, that keep as many channels as each other; ties that share a group are one.
+        keep: Groups, by name, that keep all their channels.
         weights: Weights (rows,) of the rows; equal by default.
         held_out: Which rows (rows,), as booleans, are held out for judging; by default every fourth.
         rounds: Surgery and reconstruction in so many steps.
@@ -122,7 +124,7 @@ def prune(
     if torch.is_inference_mode_enabled():
         raise PruningError("prune() takes gradients, which torch.inference_mode forbids; call it outside of that")
     _check_types(model, data, weights=weights, held_out=held_out)
-    _check_names(components, terms, ties)
+    _check_names(components, terms, ties, keep)
     _check_functions(trace=trace, latency=latency, choose=choose, enough=enough, observe=observe)
     if on_policy_rounds is None:
         on_policy_rounds = 0 if observe is None else ON_POLICY_ROUNDS
@@ -173,7 +175,7 @@ def prune(
         return {name: value.detach() if isinstance(value, Tensor) else value for name, value in named.items()}
 
     dense = copied(model).eval()
-    network = Network(dense, components, run, ties)
+    network = Network(dense, components, run, ties, keep)
     # The one passes over layers that have to be seen, the other over weights, of which it caches copies.
     with without_fast_path(), _without_autocast():
         outputs = _dense_outputs(network, batch)
@@ -234,7 +236,7 @@ def _check_types(model: Any, data: Any, **by_row: Any) -> None:
             raise PruningError(f"{name} is of the layout {value.layout}; it needs to be dense, as to_dense() makes it")
 
 
-def _check_names(components: Any, terms: Any, ties: Any) -> None:
+def _check_names(components: Any, terms: Any, ties: Any, keep: Any) -> None:
     """Check what is given by names; a string is a sequence of strings, too, and never what was meant."""
     if components is not None and not isinstance(components, Mapping):
         raise PruningError(
@@ -244,7 +246,8 @@ def _check_names(components: Any, terms: Any, ties: Any) -> None:
     listed = {f"components[{name!r}]": names for name, names in (components or {}).items()}
     if not _is_list(ties):
         raise PruningError(f"ties is of type {type(ties).__name__}; it needs to be a list of lists of groups' names")
-    for what, names in {**listed, **{f"ties[{number}]": names for number, names in enumerate(ties)}}.items():
+    tied = {f"ties[{number}]": names for number, names in enumerate(ties)}
+    for what, names in {**listed, **tied, "keep": keep}.items():
         if not _is_list(names) or not all(isinstance(name, str) for name in names):
             raise PruningError(f"{what} is {names!r}; it needs to be a list of names")
     if terms is not None and not _is_list(terms):
@@ -338,7 +341,10 @@ def _rehearsed(network: Network[Module], batch: Batch, terms: Sequence[Term]) ->
             pass
         else:
             return whole, [f"what chunk and glu divide keeps its channels, as otherwise {error}", *notes]
-        raise
+        if not isinstance(error, Stuck):
+            raise
+        keep = [*network.keep, *error.groups]
+        raise PruningError(f"{error}; or prune the other groups alone, with keep={keep}") from error
 
 
 def _dense_outputs(network: Network[Any], batch: Batch) -> Outputs:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nncontrol_prune.pruning.conduct import check_conduct
-from nncontrol_prune.pruning.errors import PruningError, failing
+from nncontrol_prune.pruning.errors import PruningError, Stuck, failing
 from nncontrol_prune.pruning.groups import Group, find_groups
 from nncontrol_prune.pruning.importance import inputs_of
 from nncontrol_prune.pruning.network import TRACED_ROWS, Batch, Network, rows_of, spread_rows, take
@@ -44,10 +44,8 @@ def rehearse(network: Network[Any], batch: Batch, terms: Sequence[Term] = ()) ->
     able = [group for group in groups if group.channels > group.fewest]
     try:
         other = _checked(network, able, few)
-    except PruningError:
-        for group in able:
-            _checked(network, [group], few)
-        raise
+    except PruningError as error:
+        raise _naming_groups(network, able, few) or error from error
     before = _numbers(network, network.module, few)
     if _numbers(network, other, few) == before:
         return warnings
@@ -58,6 +56,18 @@ def rehearse(network: Network[Any], batch: Batch, terms: Sequence[Term] = ()) ->
         for group, numbers in found
         if numbers != before
     ]
+
+
+def _naming_groups(network: Network[Any], able: Sequence[Group], few: Batch) -> PruningError | None:
+    """Return what is wrong with the first group that can lose no channel even alone; None if there is none."""
+    wrong: dict[str, PruningError] = {}
+    for group in able:
+        try:
+            _checked(network, [group], few)
+        except PruningError as error:
+            wrong[group.name] = error
+    first = next(iter(wrong.values()), None)
+    return first if first is None or len(wrong) == len(able) else Stuck(str(first), list(wrong))
 
 
 def _check_rows(network: Network[Any], groups: Sequence[Group], few: Batch) -> None:

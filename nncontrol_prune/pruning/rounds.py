@@ -97,7 +97,7 @@ def _next_problem(
         importance: Scores the channels; None for what the settings name.
     """
     rest = 1.0 - share_removed(first, left)
-    network = replace(first.network, module=module)
+    network = replace(first.network, module=module, keep=())  # what is kept is not in the first problem's groups
     # A group of one channel may be gone from the trace, since a dimension of one entry tells nothing of what it holds,
     # or in parts: the last of a GroupNorm's groups is one of all channels, which can leave one by one.
     known = {group.places for group in first.groups}

@@ -81,8 +81,9 @@ def _correct_sizes(module: nn.Module) -> None:
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, (*LINEAR, *TRANSPOSED)):
         groups: Any = module.groups
-        if groups > 1:  # depthwise
-            module.groups = module.in_channels = module.out_channels = weight.shape[0]
+        if groups > 1:
+            if groups == module.in_channels == module.out_channels:  # depthwise; others stay
+                module.groups = module.in_channels = module.out_channels = weight.shape[0]
         elif isinstance(module, TRANSPOSED):
             module.in_channels, module.out_channels = weight.shape[:2]
         else:

@@ -437,9 +437,15 @@ def test_attention_written_out_loses_channels_of_the_stream_and_of_the_values_of
     assert names(1) == ["first", "values"]
 
 
-def test_grouped_convolutions_are_refused() -> None:
-    module = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 1, 3))
-    with pytest.raises(PruningError, match="a convolution with 2 groups and 8 input channels"):
+@pytest.mark.parametrize("outputs", [8, 16])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("parts", [2, 8])
+def test_channels_on_both_sides_of_a_grouped_convolution_stay(outputs: int, kind: type[nn.Conv2d], parts: int) -> None:
+    module = nn.Sequential(nn.Conv2d(1, 8, 3), kind(8, outputs, 3, groups=parts), nn.Conv2d(outputs, 1, 3))
+    if outputs == parts:
+        assert find_groups(module, {"all": [""]}, lambda m: m(torch.zeros(2, 1, 12, 12)))  # depthwise
+        return
+    with pytest.raises(NothingToPrune, match=f"the 8 channels of 0 go through a convolution of {parts} groups, which"):
         find_groups(module, {"all": [""]}, lambda m: m(torch.zeros(2, 1, 12, 12)))
 
 

@@ -510,6 +510,10 @@ def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
         ({"components": {"all": [0, 1]}}, r"components\['all'\] is \[0, 1\]; it needs to be a list of names"),
         ({"ties": "0"}, "ties is of type str; it needs to be a list of lists of groups' names"),
         ({"ties": ["0", "2"]}, r"ties\[0\] is '0'; it needs to be a list of names"),
+        ({"keep": "0"}, "keep is '0'; it needs to be a list of names"),
+        ({"keep": ["1"]}, "keep names the group '1'; there are 0, 2"),
+        ({"keep": ["0", "2"]}, "there is nothing to prune: keep names all groups, 0, 2"),
+        ({"ties": [["0", "2"]], "keep": ["2"]}, "a tie names the group '2'; there are 0"),
         ({"ties": [[]]}, r"ties\[0\] names no group; allowed are 0, 2"),
         ({"terms": Term("output")}, r"terms is of type Term; it needs to be a list, such as \[Term"),
         ({"terms": ["output"]}, r"terms\[0\] is 'output'; it needs to be a Term, such as Term"),
@@ -746,7 +750,8 @@ class Written(nn.Module):
         (
             lambda h: h if h.shape[1] == 32 else torch.linalg.qr(h)[0],
             r"without one .* second \(32\) the network cannot be pruned: .*linalg_qr.default, which pruning does not "
-            r"know; write it with other operations, or keep what it works on out of the traced pass$",
+            r"know; write it with other operations, or keep what it works on out of the traced pass; or prune the "
+            r"other groups alone, with keep=\['second'\]$",
         ),
     ],
 )
@@ -756,6 +761,20 @@ def test_a_size_written_into_the_forward_pass_is_told_before_anything_takes_long
         prune(Written(between), data=torch.randn(200, 6), budget=0.5, components={"all": [""]},
               progress=Progress(lambda stage, _: stages.append(stage)))  # fmt: skip
     assert not stages
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("method", ["uniform", "gradient", "threshold"])
+def test_groups_to_keep_have_all_their_channels_and_the_others_are_pruned(method: Any, rounds: int) -> None:
+    torch.manual_seed(0)
+    arguments: dict[str, Any] = {"data": torch.randn(300, 6), "components": {"all": [""]}, "method": method}
+    model = Written(lambda h: h.view(-1, 32))
+    with pytest.raises(PruningError, match=r"write -1 .*; or prune the other groups alone, with keep=\['second'\]$"):
+        prune(model, budget=0.4, **arguments)
+    result = prune(model, budget=Budget(0.4, tolerance=0.02), keep=["second"], rounds=rounds, **arguments)
+    assert [outcome.group.name for outcome in result.chosen.groups] == ["first"]
+    assert result.chosen.module.second.out_features == 32
+    assert result.chosen.module.first.out_features < 24
 
 
 class Frames(nn.Module):

@@ -73,6 +73,27 @@ def test_what_the_rows_do_not_tell_stays_as_it_was() -> None:
     torch.testing.assert_close(bias, torch.tensor([2.0]).double(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("near", [True, False])
+def test_fewer_rows_than_inputs_give_the_least_error_all_the_same(intercept: bool, near: bool) -> None:
+    torch.manual_seed(0)
+    inputs, targets, weights = torch.randn(8, 20).double(), torch.randn(8, 3).double(), torch.rand(8).double()
+    left = torch.randn(20, 3).double() if near else torch.zeros(20, 3).double()
+    weight, bias = weighted_ridge(
+        inputs, targets, weights, ridge=0.1, towards=left if near else None, intercept=intercept
+    )
+    weight.requires_grad_()
+    bias.requires_grad_()
+    share = (weights / weights.sum())[:, None]
+    centred = inputs - intercept * (share * inputs).sum(0)
+    damping = 0.1 * (share * centred.square()).sum() / 20
+    error = (share * (inputs @ weight + bias - targets).square()).sum() + damping * (weight - left).square().sum()
+    error.backward()
+    found = [weight.grad, bias.grad] if intercept else [weight.grad]
+    for gradient in found:
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-10, rtol=0)
+
+
 def test_affine_fit_finds_scale_and_offset_of_every_channel() -> None:
     found = torch.randn(200, 3)  # of 100 rows with two positions each
     scale, offset = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([0.0, 3.0, -1.0])

@@ -66,6 +66,8 @@ def test_pruned_network_equals_the_masked_dense_one(network: type[Any], share: f
         [nn.Conv1d(2, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 2, 3)],
         [nn.Conv1d(2, 6, 3), nn.Conv1d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv1d(6, 2, 3)],
         [nn.Conv1d(2, 6, 3), nn.ConvTranspose1d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv1d(6, 2, 3)],
+        [nn.Conv1d(2, 6, 3), nn.Conv1d(6, 4, 1), nn.Conv1d(4, 8, 3, groups=2), nn.Conv1d(8, 2, 3)],
+        [nn.Conv1d(2, 6, 3), nn.Conv1d(6, 4, 1), nn.ConvTranspose1d(4, 8, 3, groups=4), nn.Conv1d(8, 2, 3)],
         [nn.Conv1d(2, 6, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(6, 2)],
         [nn.Conv1d(2, 6, 3), nn.InstanceNorm1d(6, affine=True), nn.Upsample(scale_factor=2, mode="linear"),
          nn.ReflectionPad1d(1), nn.Conv1d(6, 2, 3)],
@@ -76,7 +78,8 @@ def test_pruned_network_equals_the_masked_dense_one(network: type[Any], share: f
         [nn.Linear(8, 54), nn.ReLU(), nn.Unflatten(1, (6, 3, 3)), nn.Conv2d(6, 2, 3)],
         [nn.Linear(8, 54), nn.ReLU(), nn.Unflatten(-1, [1, 6, 9]), nn.Flatten(1, 2), nn.Conv1d(6, 2, 3)],
     ],
-    ids=["conv1d", "depthwise", "depthwise transposed", "pooled", "instance norm", "one group norm", "prelu", "norms",
+    ids=["conv1d", "depthwise", "depthwise transposed", "grouped", "grouped transposed",
+         "pooled", "instance norm", "one group norm", "prelu", "norms",
          "unflattened", "unflattened behind a size of one"],
 )  # fmt: skip
 def test_layers_of_all_kinds(layers: list[nn.Module]) -> None:
