@@ -25,7 +25,7 @@ class Unreachable(NoChoice):
 
 
 class Stuck(PruningError):
-    """Some groups can lose no channel, though the trace says so; others can.
+    """Some groups can lose no channel, though the trace says that they can; others do.
 
     Args:
         message: What is wrong with the first of them.

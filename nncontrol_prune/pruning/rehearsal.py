@@ -45,7 +45,9 @@ def rehearse(network: Network[Any], batch: Batch, terms: Sequence[Term] = ()) ->
     try:
         other = _checked(network, able, few)
     except PruningError as error:
-        raise _naming_groups(network, able, few) or error from error
+        if (named := _naming_groups(network, able, few)) is not None:
+            raise named from error
+        raise
     before = _numbers(network, network.module, few)
     if _numbers(network, other, few) == before:
         return warnings
