@@ -64,10 +64,13 @@ def _check_gradients(network: Network[Any], groups: Sequence[Group], few: Batch,
     for parameter in members:
         parameter.requires_grad_(True)  # in a frozen one, too
     blind: dict[str, None] = {}
+    held: list[Tensor] = []
 
     def note(operation: Operation) -> Tensor:
         if not torch.is_grad_enabled():
             blind[operation.name] = None
+        elif operation.held.requires_grad:
+            held.append(operation.held)
         return operation.run()
 
     consumers = dict.fromkeys(name for group in groups for name in group.consumers)
@@ -78,14 +81,17 @@ def _check_gradients(network: Network[Any], groups: Sequence[Group], few: Batch,
             operations(module, consumers, note),
         ):
             outputs = network.run(module, few)
+            weighed = dict.fromkeys(term.output for term in terms if term.weight > 0 and term.output in outputs)
+            ends = [outputs[name].sum() for name in weighed or outputs if outputs[name].requires_grad]
+            if ends and held:  # as the importance of channels asks for
+                torch.autograd.grad(ends, held, allow_unused=True)
     except Exception as error:
         if RECOMPUTED in str(error):
             raise PruningError(RECOMPUTED) from error
         raise PruningError(
-            f"the network fails where gradients are recorded, with {type(error).__name__}: {error}; trace and the "
+            f"the network fails where gradients are taken, with {type(error).__name__}: {error}; trace and the "
             "forward pass have to be differentiable"
         ) from error
-    weighed = dict.fromkeys(term.output for term in terms if term.weight > 0 and term.output in outputs)
     without = [name for name in weighed or outputs if not _leads_to(outputs[name], members)]
     notes = []
     if blind:

@@ -117,7 +117,8 @@ def _convolution(coupling: Coupling, args: Any, kwargs: Any, result: Any) -> Non
         outward = theirs[0]
     else:
         # Each group would have to lose as many channels.
-        coupling.begin(Cause(f"go through a convolution of {groups} groups, which stays"))
+        remedy = "use one of a single group, or of as many as it has channels"
+        coupling.begin(Cause(f"go through a convolution of {groups} groups, which stays", remedy))
         for row in (ours[1], *theirs[:2]):
             coupling.fix(row)
         outward = None

@@ -168,6 +168,14 @@ class StackedEnsemble(nn.Module):
         return vmap(one)(dict(self.member.named_parameters()))
 
 
+class WithoutDerivative(torch.autograd.Function):
+    """An operation that no gradient gets through."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        return torch.relu(inputs)
+
+
 @contextmanager
 def masked(module: nn.Module, groups: Sequence[Group], keep: Sequence[Tensor]) -> Iterator[None]:
     """Within the block the dense module ignores the channels that are not kept; norms do so in their statistics."""

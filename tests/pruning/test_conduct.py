@@ -17,7 +17,7 @@ from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.network import Network
 from nncontrol_prune.pruning.prune import Budget, prune
 from nncontrol_prune.pruning.terms import Term
-from tests.pruning.networks import ConvNet, Mixer, ResidualNet, StackedEnsemble, WorldModel
+from tests.pruning.networks import ConvNet, Mixer, ResidualNet, StackedEnsemble, WithoutDerivative, WorldModel
 
 
 class Two(nn.Module):
@@ -219,9 +219,20 @@ def test_outputs_without_gradients_are_refused_before_anything_takes_long(
 
 
 def test_what_fails_where_gradients_are_recorded_is_refused() -> None:
-    message = r"^the network fails where gradients are recorded, with RuntimeError: Can't call numpy\(\).*; trace and"
+    message = r"^the network fails where gradients are taken, with RuntimeError: Can't call numpy\(\).*; trace and"
     with pytest.raises(PruningError, match=message):
         pruned(both, trace=lambda m, x: torch.from_numpy(m(x).numpy()))
+
+
+def test_an_operation_without_a_derivative_is_refused_where_channels_are_ranked_through_it() -> None:
+    def late(net: Two, inputs: Tensor) -> Tensor:
+        output: Tensor = WithoutDerivative.apply(both(net, inputs))
+        return output
+
+    stages: list[str] = []
+    with pytest.raises(PruningError, match=r"^the network fails where gradients are taken, with NotImplementedError"):
+        pruned(late, progress=Progress(lambda stage, _: stages.append(stage)))
+    assert not stages
 
 
 def test_a_weighted_output_without_a_gradient_beside_one_that_has_one_is_told() -> None:

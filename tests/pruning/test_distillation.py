@@ -19,6 +19,7 @@ from nncontrol_prune.pruning.errors import PruningError
 from nncontrol_prune.pruning.network import Network
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.pruning.terms import Term
+from tests.pruning.networks import WithoutDerivative
 
 TERMS = [Term("action")]
 
@@ -144,12 +145,6 @@ def test_it_stops_early_but_not_before_it_met_all_states(
     )  # fmt: skip
     assert met == pytest.approx([0.24, 0.49, 0.74])
     assert told[-1] == pytest.approx(0.79), "four judgements after the last"
-
-
-class WithoutDerivative(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor) -> Tensor:
-        return torch.relu(inputs)
 
 
 def test_network_without_gradients_is_refused_before_the_search(

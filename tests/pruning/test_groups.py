@@ -11,7 +11,7 @@ from torch.nn import functional
 from nncontrol_prune.controllers.mlp import Mlp
 from nncontrol_prune.controllers.specs import MlpArchitecture
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.groups import NothingToPrune, check_components, describe, find_groups
+from nncontrol_prune.pruning.groups import NothingToPrune, check_components, describe, find_groups, kept_channels
 from nncontrol_prune.pruning.network import Network
 from tests.pruning.networks import ConvNet, ResidualNet, StackedEnsemble, WorldModel
 
@@ -437,16 +437,19 @@ def test_attention_written_out_loses_channels_of_the_stream_and_of_the_values_of
     assert names(1) == ["first", "values"]
 
 
-@pytest.mark.parametrize("outputs", [8, 16])
+@pytest.mark.parametrize(("outputs", "parts"), [(8, 2), (16, 2), (16, 8)])
 @pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
-@pytest.mark.parametrize("parts", [2, 8])
 def test_channels_on_both_sides_of_a_grouped_convolution_stay(outputs: int, kind: type[nn.Conv2d], parts: int) -> None:
+    def run(module: nn.Module) -> Tensor:
+        output: Tensor = module(torch.zeros(2, 1, 12, 12))
+        return output
+
     module = nn.Sequential(nn.Conv2d(1, 8, 3), kind(8, outputs, 3, groups=parts), nn.Conv2d(outputs, 1, 3))
-    if outputs == parts:
-        assert find_groups(module, {"all": [""]}, lambda m: m(torch.zeros(2, 1, 12, 12)))  # depthwise
-        return
-    with pytest.raises(NothingToPrune, match=f"the 8 channels of 0 go through a convolution of {parts} groups, which"):
-        find_groups(module, {"all": [""]}, lambda m: m(torch.zeros(2, 1, 12, 12)))
+    with pytest.raises(NothingToPrune):
+        find_groups(module, {"all": [""]}, run)
+    told = kept_channels(module, run, needlessly=True)
+    why = f"go through a convolution of {parts} groups, which stays: use one of a single group"
+    assert [(note.partition(" channels of ")[2][0], why in note) for note in told] == [("0", True), ("1", True)]
 
 
 def test_channels_that_are_addressed_by_number_stay() -> None:
