@@ -60,8 +60,8 @@ from nncontrol_prune.pruning.reconstruction import (
     affine_fit,
     dense_targets,
     regression,
-    weighted_ridge,
 )
+from nncontrol_prune.pruning.ridge import Masks, weighted_ridge
 from nncontrol_prune.pruning.surgery import Module
 from nncontrol_prune.pruning.terms import weighted_sum
 
@@ -329,15 +329,10 @@ class _SoftLayers:
                 operation, self._targets[name].output, self._weights, contrasts=self._contrasts, limit=FIT_POSITIONS
             )
             group, channel = self._places[name]
-            same = (group[:, None] == group) & (channel[:, None] == channel) & (group[:, None] >= 0)
-            doubt = (1.0 - mask.double()) / mask.double()
-            fitted[name] = weighted_ridge(
-                held,
-                wanted,
-                weights,
-                same * doubt[:, None],
-                intercept=getattr(operation.layer, "bias", None) is not None,
-            )
+            numbers = torch.where(group >= 0, group * (channel.max() + 1) + channel, -1 - torch.arange(len(group)))
+            masks = Masks(numbers, (1.0 - mask.double()) / mask.double())
+            intercept = getattr(operation.layer, "bias", None) is not None
+            fitted[name] = weighted_ridge(held, wanted, weights, masks, intercept=intercept)
         weight, bias = fitted[name]
         return run_solution(operation, inputs, weight.to(inputs.dtype), bias.to(inputs.dtype))
 

@@ -23,12 +23,15 @@ from nncontrol_prune.pruning.groups import Group
 from nncontrol_prune.pruning.layers import by_channel, input_dimension, solution_of, taps
 from nncontrol_prune.pruning.network import Batch, Network, Outputs, rows_of, spread_rows, take
 from nncontrol_prune.pruning.operations import Operation, operations, telling_calls
-from nncontrol_prune.pruning.reconstruction import moments, regression
+from nncontrol_prune.pruning.reconstruction import regression
+from nncontrol_prune.pruning.ridge import moments
 from nncontrol_prune.pruning.sensitivity import MINIBATCH, directions, squared_gradients
 from nncontrol_prune.pruning.terms import Term
 
 GRADIENT_ROWS = 2048
 """Rows that gradient scores are averaged over; one minibatch of a few hundred is mostly noise."""
+OBS_INPUTS = 16_384
+"""Of a layer, at the most, for `obs`: its matrices of inputs by inputs take 2 GiB each then."""
 
 
 @dataclass(frozen=True)
@@ -223,10 +226,19 @@ def obs(evidence: Evidence) -> list[Tensor]:
     (Hassibi and Stork 1993; for whole columns Frantar and Alistarh 2022). The cheapest channel leaves, W and G⁻¹
     are updated, and so on; a channel's score is the total error at the time it leaves. A group that a layer takes in
     which cannot be refitted has the scores of `taylor`.
+
+    Raises:
+        PruningError: A layer has more than `OBS_INPUTS` inputs.
     """
     groups, module = evidence.groups, evidence.network.module
     if not any(group.consumers for group in groups):
         return magnitude(evidence)
+    for name in dict.fromkeys(name for group in groups for name in group.consumers):
+        if (inputs := len(solution_of(module.get_submodule(name)))) > OBS_INPUTS:
+            raise PruningError(
+                f"importance 'obs' inverts a matrix of a layer's inputs by its inputs; {name} has {inputs:,}, and up "
+                f"to {OBS_INPUTS:,} are allowed; 'taylor' needs no such matrix"
+            )
     begun = evidence.progress.part("importance", 0.0, 0.0)
     opaque = any(_taken_in_opaquely(group) for group in groups)
     without_refit = taylor(replace(evidence, progress=begun)) if opaque else ()

@@ -47,15 +47,12 @@ from nncontrol_prune.pruning.layers import (
 )
 from nncontrol_prune.pruning.network import Batch, Network, rows_of, spread_rows, take
 from nncontrol_prune.pruning.operations import Operation, operations, telling_calls, weight_of
+from nncontrol_prune.pruning.ridge import RIDGE, weighted_ridge
 from nncontrol_prune.pruning.sensitivity import squared_gradients
 from nncontrol_prune.pruning.terms import Term
 
-RIDGE = 1e-6
-"""Keeps the problem well posed where activations are dependent, without changing a solution that is."""
 SCARCE_RIDGE = 1e-1
 """The ridge where a layer has fewer than two rows for each of its inputs."""
-SMALLEST_DAMPING = torch.finfo(torch.float64).tiny ** 0.5
-"""Where inputs never change."""
 LARGEST_CONTRAST_FACTOR = 30.0
 """Beyond that, what differs within a row is rather noise than preference."""
 LAST_LAYER_ROWS = 4096
@@ -338,75 +335,3 @@ def affine_fit(found: Tensor, wanted: Tensor, weights: Tensor, *, intercept: boo
     constant = variance <= 1e-12
     scale = torch.where(constant, torch.ones_like(variance), covariance / variance.clamp_min(1e-12))
     return scale, wanted_mean - scale * mean
-
-
-def moments(
-    inputs: Tensor, targets: Tensor, weights: Tensor, *, intercept: bool = True
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the Gram matrix (k, k), the cross moments (k, m), and the means of inputs and targets.
-
-    With an intercept the moments are about the means; without, the means are zero.
-    """
-    share, input_mean, target_mean = _means(inputs, targets, weights, intercept=intercept)
-    centred = inputs - input_mean
-    return centred.T @ (share * centred), centred.T @ (share * (targets - target_mean)), input_mean, target_mean
-
-
-def _means(inputs: Tensor, targets: Tensor, weights: Tensor, *, intercept: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the rows' shares of the weight (rows, 1), and the means of inputs and targets, zero with no intercept."""
-    share = (weights / weights.sum())[:, None]
-    input_mean, target_mean = (share * inputs).sum(0), (share * targets).sum(0)
-    if not intercept:
-        input_mean, target_mean = torch.zeros_like(input_mean), torch.zeros_like(target_mean)
-    return share, input_mean, target_mean
-
-
-def weighted_ridge(
-    inputs: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    penalty: Tensor | None = None,
-    *,
-    ridge: float = RIDGE,
-    towards: Tensor | None = None,
-    intercept: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Solve the weighted ridge regression above; differentiable.
-
-    Args:
-        inputs: h, (rows, k).
-        targets: z, (rows, m).
-        weights: ω, (rows,).
-        penalty: Factors (k, k) of the Gram matrix's entries that are added to it.
-        ridge: λ, as a share of the mean diagonal of the Gram matrix.
-        towards: W_0, (k, m); None for zero.
-        intercept: Whether there is a b.
-
-    Returns:
-        The weight, (k, m), and the bias, (m,).
-    """
-    if penalty is None and len(inputs) < inputs.shape[1]:
-        return _ridge_by_rows(inputs, targets, weights, ridge=ridge, towards=towards, intercept=intercept)
-    gram, cross, input_mean, target_mean = moments(inputs, targets, weights, intercept=intercept)
-    damping = ridge * gram.diagonal().mean() + SMALLEST_DAMPING
-    damped = gram + damping * torch.eye(len(gram), dtype=gram.dtype)
-    damped = damped if penalty is None else damped + penalty * gram
-    weight = torch.linalg.solve(damped, cross if towards is None else cross + damping * towards)
-    return weight, target_mean - input_mean @ weight
-
-
-def _ridge_by_rows(
-    inputs: Tensor, targets: Tensor, weights: Tensor, *, ridge: float, towards: Tensor | None, intercept: bool
-) -> tuple[Tensor, Tensor]:
-    """Solve the same by a matrix (rows, rows): with δ the damping, (A^T A + δ)^-1 A^T = A^T (A A^T + δ)^-1.
-
-    Behind a flattened image there may be ten thousands of inputs, and fewer rows.
-    """
-    share, input_mean, target_mean = _means(inputs, targets, weights, intercept=intercept)
-    root = share.sqrt()
-    scaled, wanted = root * (inputs - input_mean), root * (targets - target_mean)
-    damping = ridge * scaled.square().sum() / inputs.shape[1] + SMALLEST_DAMPING
-    damped = scaled @ scaled.T + damping * torch.eye(len(scaled), dtype=scaled.dtype)
-    weight = scaled.T @ torch.linalg.solve(damped, wanted if towards is None else wanted - scaled @ towards)
-    weight = weight if towards is None else weight + towards
-    return weight, target_mean - input_mean @ weight

@@ -200,6 +200,13 @@ def test_where_a_layer_cannot_be_refitted_obs_tells_what_is_lost_without(observa
     assert not torch.allclose(obs(evidence)[1], taylor(evidence)[1])
 
 
+def test_obs_refuses_a_layer_of_more_inputs_than_there_is_memory_for() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 8, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 46**2, 2))
+    network = Network(module, {"all": [""]}, lambda m, b: {"y": m(b["x"])})
+    with pytest.raises(PruningError, match="3 has 16,928, and up to 16,384 are allowed; 'taylor' needs no such matrix"):
+        obs(evidence_of(network, {"x": torch.rand(4, 1, 46, 46)}, Term("y")))
+
+
 def test_the_network_and_its_gradients_stay_untouched(network: Network[Mlp], observations: Tensor) -> None:
     for metric in (taylor, fisher, obs):
         metric(evidence_of(network, {"observation": observations}))

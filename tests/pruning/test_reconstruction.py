@@ -21,77 +21,10 @@ from nncontrol_prune.pruning.reconstruction import (
     contrast_factor,
     fitted_layers,
     reconstruct,
-    weighted_ridge,
 )
 from nncontrol_prune.pruning.surgery import remove_channels
 from nncontrol_prune.pruning.terms import Term
 from tests.pruning.networks import NormedLinear, WorldModel
-
-
-def test_weighted_ridge_solves_a_linear_problem_exactly() -> None:
-    torch.manual_seed(0)
-    inputs, weight, bias = torch.randn(200, 4).double(), torch.randn(4, 3).double(), torch.randn(3).double()
-    found, offset = weighted_ridge(inputs, inputs @ weight + bias, torch.rand(200).double())
-    torch.testing.assert_close(found, weight, atol=1e-4, rtol=0)
-    torch.testing.assert_close(offset, bias, atol=1e-4, rtol=0)
-
-
-def test_weights_decide_whose_error_counts() -> None:
-    inputs = torch.tensor([[0.0], [1.0], [1.0]]).double()
-    targets = torch.tensor([[0.0], [1.0], [3.0]]).double()
-    weight, _ = weighted_ridge(inputs, targets, torch.tensor([1.0, 3.0, 1.0]).double())
-    torch.testing.assert_close(weight, torch.tensor([[1.5]]).double(), atol=1e-4, rtol=0)
-
-
-def test_without_an_intercept_the_line_goes_through_the_origin() -> None:
-    inputs, targets = torch.tensor([[1.0], [2.0]]).double(), torch.tensor([[3.0], [4.0]]).double()
-    weight, bias = weighted_ridge(inputs, targets, torch.ones(2).double(), intercept=False)
-    torch.testing.assert_close(weight, torch.tensor([[11 / 5]]).double(), atol=1e-4, rtol=0)
-    assert float(bias) == 0.0
-
-
-def test_dependent_inputs_are_no_obstacle() -> None:
-    column = torch.randn(50, 1).double()
-    weight, bias = weighted_ridge(column.repeat(1, 3), column, torch.ones(50).double())
-    torch.testing.assert_close(column.repeat(1, 3) @ weight + bias, column, atol=1e-4, rtol=0)
-
-
-def test_constant_inputs_give_the_mean() -> None:
-    weight, bias = weighted_ridge(
-        torch.ones(20, 2).double(), torch.full((20, 1), 3.0).double(), torch.ones(20).double()
-    )
-    assert torch.isfinite(weight).all()
-    torch.testing.assert_close(torch.ones(1, 2).double() @ weight + bias, torch.tensor([[3.0]]).double())
-
-
-def test_what_the_rows_do_not_tell_stays_as_it_was() -> None:
-    torch.manual_seed(0)
-    inputs = torch.cat([torch.randn(50, 1), torch.zeros(50, 1)], dim=1).double()  # nothing is known of the second
-    left = torch.tensor([[1.0], [7.0]]).double()
-    weight, bias = weighted_ridge(inputs, 3 * inputs[:, :1] + 2, torch.ones(50).double(), towards=left)
-    torch.testing.assert_close(weight, torch.tensor([[3.0], [7.0]]).double(), atol=1e-4, rtol=0)
-    torch.testing.assert_close(bias, torch.tensor([2.0]).double(), atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("intercept", [True, False])
-@pytest.mark.parametrize("near", [True, False])
-def test_fewer_rows_than_inputs_give_the_least_error_all_the_same(intercept: bool, near: bool) -> None:
-    torch.manual_seed(0)
-    inputs, targets, weights = torch.randn(8, 20).double(), torch.randn(8, 3).double(), torch.rand(8).double()
-    left = torch.randn(20, 3).double() if near else torch.zeros(20, 3).double()
-    weight, bias = weighted_ridge(
-        inputs, targets, weights, ridge=0.1, towards=left if near else None, intercept=intercept
-    )
-    weight.requires_grad_()
-    bias.requires_grad_()
-    share = (weights / weights.sum())[:, None]
-    centred = inputs - intercept * (share * inputs).sum(0)
-    damping = 0.1 * (share * centred.square()).sum() / 20
-    error = (share * (inputs @ weight + bias - targets).square()).sum() + damping * (weight - left).square().sum()
-    error.backward()
-    found = [weight.grad, bias.grad] if intercept else [weight.grad]
-    for gradient in found:
-        torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-10, rtol=0)
 
 
 def test_affine_fit_finds_scale_and_offset_of_every_channel() -> None:
