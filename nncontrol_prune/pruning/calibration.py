@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.network import Batch, joined, rows_of, spread_rows, take
+from nncontrol_prune.pruning.network import Batch, finite_rows, joined, rows_of, spread_rows, take
 from nncontrol_prune.rollouts.reader import Rollouts
 
 HELD_OUT_SHARE = 0.25
@@ -49,8 +49,7 @@ class Calibration:
 
     def with_more(self, batch: Batch) -> Calibration:
         """Return the same with further rows to fit, of weight 1: of the finite ones ON_POLICY_ROWS at the most."""
-        finite = [torch.isfinite(values).unsqueeze(-1).flatten(1).all(dim=1) for values in batch.values()]
-        usable = torch.nonzero(torch.stack(finite).all(dim=0))[:, 0]
+        usable = finite_rows(batch)
         batch = take(batch, usable[spread_rows(len(usable), ON_POLICY_ROWS)])
         weights = torch.cat([self.fit_weights, torch.ones(rows_of(batch))])
         return replace(self, fit=joined(self.fit, batch), fit_weights=weights / weights.mean())

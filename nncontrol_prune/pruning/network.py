@@ -125,6 +125,12 @@ def take(batch: Batch, rows: Tensor) -> dict[str, Tensor]:
     return {name: tensor[rows] for name, tensor in batch.items()}
 
 
+def finite_rows(batch: Batch) -> Tensor:
+    """Return the numbers of the rows that hold neither NaN nor infinity."""
+    finite = [torch.isfinite(values).unsqueeze(-1).flatten(1).all(dim=1) for values in batch.values()]
+    return torch.nonzero(torch.stack(finite).all(dim=0))[:, 0]
+
+
 def joined(first: Batch, second: Batch) -> dict[str, Tensor]:
     """Return the rows of one batch and then those of another."""
     return {name: torch.cat([tensor, second[name]]) for name, tensor in first.items()}

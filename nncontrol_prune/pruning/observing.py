@@ -10,25 +10,52 @@ from torch import Tensor
 
 from nncontrol_prune.pruning.copying import copied
 from nncontrol_prune.pruning.errors import PruningError
-from nncontrol_prune.pruning.network import Batch
+from nncontrol_prune.pruning.network import Batch, finite_rows
 
 Observe = Callable[[Any], Tensor | Batch]
 """Runs a network where it is used and returns the rows that it met: a tensor, or named ones as the data are."""
 
 
-def rows_met(observe: Observe, data: Batch, module: Any) -> Batch:
-    """Return rows that a network meets.
+class Observer:
+    """Returns the rows that a network meets, and remembers how often there was none to learn from.
+
+    When called with a network, it raises `PruningError` where what is met is not like the data.
 
     Args:
         observe: Runs a copy of the network.
         data: The rows that pruning began with.
-        module: The network.
+    """
+
+    def __init__(self, observe: Observe, data: Batch) -> None:
+        self._observe = observe
+        self._data = data
+        self._runs = self._in_vain = 0
+
+    def __call__(self, module: Any) -> Batch:
+        with torch.no_grad():
+            found: Any = self._observe(copied(module).eval())
+        rows = _checked(found, self._data)
+        self._runs += 1
+        self._in_vain += not len(finite_rows(rows))
+        return rows
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know of what was met, as sentences."""
+        if not self._in_vain:
+            return ()
+        return (
+            f"{self._in_vain} of {self._runs} times observe returned no row without NaN or infinity, so there was "
+            "nothing to learn from what the network met",
+        )
+
+
+def _checked(found: Any, data: Batch) -> Batch:
+    """Return what was met as named rows of the data's types.
 
     Raises:
-        PruningError: What is met is not like the data.
+        PruningError: It is not like the data.
     """
-    with torch.no_grad():
-        found: Any = observe(copied(module).eval())
     if isinstance(found, Tensor) and len(data) == 1:
         found = {next(iter(data)): found}
     if not isinstance(found, Mapping) or set(found) != set(data):

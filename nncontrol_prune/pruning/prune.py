@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +20,7 @@ from nncontrol_prune.pruning.errors import PruningError, Stuck, Unreachable
 from nncontrol_prune.pruning.groups import Components
 from nncontrol_prune.pruning.importance import Importance, checked
 from nncontrol_prune.pruning.network import Batch, Network, Outputs, rows_of, take
-from nncontrol_prune.pruning.observing import Observe, rows_met
+from nncontrol_prune.pruning.observing import Observe, Observer
 from nncontrol_prune.pruning.parts import Undivided
 from nncontrol_prune.pruning.rehearsal import rehearse
 from nncontrol_prune.pruning.settings import CostName, ImportanceName, Method, PruningSettings
@@ -188,6 +187,7 @@ def prune(
                 raise PruningError(f"the dense network's output {name!r} holds NaN or infinity; leave those rows out")
         network, rehearsed = _rehearsed(network, batch, terms)
         kept = network.kept_channels(batch, needlessly=True)
+        observer = None if observe is None else Observer(observe, batch)
         try:
             pruned = prune_network(
                 network,
@@ -197,7 +197,7 @@ def prune(
                 progress=progress,
                 latency=latency,
                 importance=ranking,
-                more_data=None if observe is None else functools.partial(rows_met, observe, batch),
+                more_data=observer,
                 choose=choose,
                 enough=enough,
             )
@@ -205,7 +205,8 @@ def prune(
             staying = network.kept_channels(batch, needlessly=False)
             unused = network.unused_parts(batch) if budget.cost == "parameters" else []
             raise Unreachable("; ".join([str(error), *staying, *unused]), error.nearest) from error
-    return replace(pruned, warnings=(*rehearsed, *kept, *pruned.warnings))
+    met = () if observer is None else observer.warnings
+    return replace(pruned, warnings=(*rehearsed, *kept, *pruned.warnings, *met))
 
 
 def _without_autocast() -> torch.autocast:

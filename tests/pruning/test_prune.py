@@ -574,11 +574,16 @@ def test_numbers_of_rows_that_are_met_are_not_rounded(classifier: nn.Module) -> 
 
 
 @pytest.mark.parametrize("met", [torch.zeros(0, 6), torch.full((3, 6), math.nan)])
-def test_where_nothing_is_met_nothing_is_learned(classifier: nn.Module, met: torch.Tensor) -> None:
+@pytest.mark.parametrize("in_vain", [2, 3])
+def test_where_nothing_is_met_nothing_is_learned_and_a_warning_says_so(
+    classifier: nn.Module, met: torch.Tensor, in_vain: int
+) -> None:
+    returned = [torch.randn(20, 6)] * (3 - in_vain) + [met] * in_vain
     result = prune(classifier, data=torch.randn(200, 6), budget=0.8, components={"all": [""]}, method="uniform",
-                   choose=lambda candidates: 0, observe=lambda module: met)  # fmt: skip
+                   choose=lambda candidates: 0, observe=lambda module: returned.pop(0))  # fmt: skip
     before, after = result.candidates.values()
-    assert after.objective == before.objective
+    assert (after.objective == before.objective) == (in_vain == 3)
+    assert f"{in_vain} of 3 times observe returned no row without NaN or infinity" in result.warnings[-1]
 
 
 def test_named_rows_that_are_met_have_to_be_as_many(classifier: nn.Module) -> None:
