@@ -680,6 +680,24 @@ def test_loop_whose_standard_error_cannot_be_written_goes_on(tmp_path: Path, por
     assert "cartpole_swingup_sac@" in told
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["inspect", "cartpole_swingup_sac", "--json"], 1, "nncontrol-prune: [Errno 28] No space left on device\n"),
+        (["inspect", "nothing", "--json"], 1, "nncontrol-prune: there is no controller 'nothing'"),
+        (["inspect", "--json"], 2, "Usage: "),
+    ],
+)
+def test_a_full_disk_behind_standard_output_is_told_on_standard_error(
+    arguments: list[str], code: int, told: str
+) -> None:
+    command = [sys.executable, "-m", "nncontrol_prune.cli", *arguments]
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr[: len(told)]) == (code, told)
+    assert "Traceback" not in result.stderr
+
+
 def test_results_are_told_where_only_ascii_can_be(tmp_path: Path) -> None:
     command = ["rollout", "cartpole_swingup_sac", "--episodes", "1", "--out", str(tmp_path / "bag")]
     told = subprocess.check_output(

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from nncontrol_prune import __version__
 from nncontrol_prune.cli.calls import call, make_keys, status
-from nncontrol_prune.cli.common import INTERRUPTED, USAGE, print_json
+from nncontrol_prune.cli.common import INTERRUPTED, USAGE, print_json_error
 from nncontrol_prune.cli.importing import importer
 from nncontrol_prune.cli.inspect import inspect
 from nncontrol_prune.cli.mnist import mnist
@@ -47,7 +47,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except UsageError as error:
             if ctx.meta["json"]:
-                print_json({"error": error.format_message(), "exit_code": USAGE})
+                print_json_error(error.format_message(), USAGE)
             raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import json
@@ -98,7 +99,7 @@ def handled(command: Command) -> Command:
 
 def _fail(message: str, code: int, options: dict[str, Any]) -> NoReturn:
     if options.get("as_json"):
-        print(json.dumps({"error": message, "exit_code": code}))
+        print_json_error(message, code)
     print(f"nncontrol-prune: {message}", file=sys.stderr)
     raise typer.Exit(code)
 
@@ -106,6 +107,12 @@ def _fail(message: str, code: int, options: dict[str, Any]) -> NoReturn:
 def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on standard output."""
     print(json.dumps(_without_nan(value), default=str, allow_nan=False))
+
+
+def print_json_error(message: str, code: int) -> None:
+    """Print what went wrong as one JSON object; where standard output is what fails, standard error alone says so."""
+    with contextlib.suppress(OSError):
+        print_json({"error": message, "exit_code": code})
 
 
 def _without_nan(value: Any) -> Any:
