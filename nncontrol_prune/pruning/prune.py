@@ -218,6 +218,8 @@ def _check_types(model: Any, data: Any, **by_row: Any) -> None:
     """Check what the type hints say, since a notebook does not, and what goes wrong otherwise does so far from here."""
     if not isinstance(model, nn.Module):
         raise PruningError(f"the model is of type {type(model).__name__}; it needs to be a torch.nn.Module")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        _check_device(f"the model's {name}", tensor)
     if not isinstance(data, (Tensor, Mapping)):
         raise PruningError(
             f"data is of type {type(data).__name__}; allowed are a tensor, such as torch.as_tensor(data).float(), "
@@ -231,10 +233,20 @@ def _check_types(model: Any, data: Any, **by_row: Any) -> None:
             )
         if value is not None and value.dim() == 0:
             raise PruningError(f"{name} is a single number; it needs a row for every example")
-        if value is not None and value.is_meta:
-            raise PruningError(f"{name} is on the device meta, where tensors hold no values; it needs to hold some")
+        if value is not None:
+            _check_device(name, value)
         if value is not None and value.layout != torch.strided:
             raise PruningError(f"{name} is of the layout {value.layout}; it needs to be dense, as to_dense() makes it")
+
+
+def _check_device(name: str, tensor: Tensor) -> None:
+    if tensor.is_meta:
+        raise PruningError(f"{name} is on the device meta, where tensors hold no values; it needs to hold some")
+    if tensor.device.type != "cpu":
+        raise PruningError(
+            f"{name} is on the device {tensor.device}, and prune() works on the CPU: move model and data there with "
+            f".cpu(), and what comes out back with .to({str(tensor.device)!r})"
+        )
 
 
 def _check_names(components: Any, terms: Any, ties: Any, keep: Any) -> None:
@@ -364,6 +376,7 @@ def _dense_outputs(network: Network[Any], batch: Batch) -> Outputs:
     for name, output in outputs.items():
         if not isinstance(output, Tensor):
             raise PruningError(f"the network's output {name!r} is of type {type(output).__name__}; {allowed}")
+        _check_device(f"the network's output {name!r}", output)
         if output.shape[:1] != (rows_of(batch),):
             raise PruningError(
                 f"the network's output {name!r} has shape {tuple(output.shape)} for {rows_of(batch)} rows of data; "

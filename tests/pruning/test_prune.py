@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nncontrol_prune.controllers.mlp import parameter_count
 from nncontrol_prune.progress import Cancelled, Progress
@@ -483,6 +484,7 @@ def test_gradual_pruning_reaches_the_same_size(classifier: nn.Module) -> None:
         ),
         ({"data": {"x": torch.zeros(200, 6).to_sparse_csc()}}, r"data\['x'\] is of the layout torch.sparse_csc"),
         ({"data": torch.zeros(200, 6, device="meta")}, "data is on the device meta, where tensors hold no values"),
+        ({"trace": lambda m, rows: m(rows).to("meta")}, "the network's output 'output' is on the device meta, where"),
         ({"weights": np.ones(200)}, "weights is of type ndarray; it needs to be a tensor"),
         ({"held_out": np.arange(200) % 4 == 0}, "held_out is of type ndarray; it needs to be a tensor"),
         (
@@ -661,6 +663,21 @@ def test_what_is_no_network_or_cannot_be_copied_is_refused_in_a_sentence(classif
     torch.nn.utils.prune.identity(classifier[0], "weight")  # a module with such a hook cannot be copied
     with pytest.raises(PruningError, match=r"with torch\.nn\.utils\.prune\.remove\(module, 'weight'\)"):
         prune(classifier, data=data, budget=0.5)
+
+
+def test_what_is_not_on_the_cpu_is_refused_with_what_to_do(classifier: nn.Module) -> None:
+    with FakeTensorMode():  # there need not be a GPU
+        on_gpu = {shape: torch.empty(shape, device="cuda") for shape in ((200, 6), (200,), (3,))}
+    told = r"is on the device cuda:0, and prune\(\) works on the CPU: move .* back with \.to\('cuda:0'\)"
+    data = torch.randn(200, 6)
+    for name, given in (("data", {"data": on_gpu[200, 6]}), ("weights", {"data": data, "weights": on_gpu[(200,)]})):
+        with pytest.raises(PruningError, match=f"^{name} {told}"):
+            prune(classifier, budget=0.5, **given)
+    classifier.register_buffer("scale", on_gpu[(3,)])
+    with pytest.raises(PruningError, match=f"^the model's scale {told}"):
+        prune(classifier, data=data, budget=0.5)
+    with pytest.raises(PruningError, match="^the model's weight is on the device meta, where tensors hold"):
+        prune(nn.Linear(6, 3, device="meta"), data=data, budget=0.5)
 
 
 def test_what_torch_compile_made_is_refused_where_a_copy_would_not_be_pruned(classifier: nn.Module) -> None:
