@@ -688,7 +688,7 @@ def test_loop_whose_standard_error_cannot_be_written_goes_on(tmp_path: Path, por
         (["inspect", "--json"], 2, "Usage: "),
     ],
 )
-def test_a_full_disk_behind_standard_output_is_told_on_standard_error(
+def test_where_standard_output_is_full_standard_error_says_what_is_wrong(
     arguments: list[str], code: int, told: str
 ) -> None:
     command = [sys.executable, "-m", "nncontrol_prune.cli", *arguments]

@@ -51,6 +51,7 @@ from nncontrol_prune.pruning.layers import (
     places_in,
     responses,
     run_solution,
+    solution_of,
     taps,
 )
 from nncontrol_prune.pruning.network import Network, rows_of, spread_rows, take
@@ -59,9 +60,10 @@ from nncontrol_prune.pruning.reconstruction import (
     Target,
     affine_fit,
     dense_targets,
+    least_squares,
     regression,
 )
-from nncontrol_prune.pruning.ridge import Masks, weighted_ridge
+from nncontrol_prune.pruning.ridge import Masks
 from nncontrol_prune.pruning.surgery import Module
 from nncontrol_prune.pruning.terms import weighted_sum
 
@@ -330,9 +332,10 @@ class _SoftLayers:
             )
             group, channel = self._places[name]
             numbers = torch.where(group >= 0, group * (channel.max() + 1) + channel, -1 - torch.arange(len(group)))
-            masks = Masks(numbers, (1.0 - mask.double()) / mask.double())
-            intercept = getattr(operation.layer, "bias", None) is not None
-            fitted[name] = weighted_ridge(held, wanted, weights, masks, intercept=intercept)
+            probability = mask.double()
+            masks = Masks(numbers, (1.0 - probability) / probability)
+            left = probability[:, None] * solution_of(operation.layer).double()
+            fitted[name] = least_squares(operation.layer, held, wanted, weights, left, masks)
         weight, bias = fitted[name]
         return run_solution(operation, inputs, weight.to(inputs.dtype), bias.to(inputs.dtype))
 

@@ -24,14 +24,14 @@ from nncontrol_prune.pruning.layers import by_channel, input_dimension, solution
 from nncontrol_prune.pruning.network import Batch, Network, Outputs, rows_of, spread_rows, take
 from nncontrol_prune.pruning.operations import Operation, operations, telling_calls
 from nncontrol_prune.pruning.reconstruction import regression
-from nncontrol_prune.pruning.ridge import moments
+from nncontrol_prune.pruning.ridge import RIDGE, SMALLEST_DAMPING, moments
 from nncontrol_prune.pruning.sensitivity import MINIBATCH, directions, squared_gradients
 from nncontrol_prune.pruning.terms import Term
 
 GRADIENT_ROWS = 2048
 """Rows that gradient scores are averaged over; one minibatch of a few hundred is mostly noise."""
 OBS_INPUTS = 16_384
-"""Of a layer, at the most, for `obs`: its matrices of inputs by inputs take 2 GiB each then."""
+"""Of a layer, times its kernel's size, at the most for `obs`: matrices of inputs by inputs take 2 GiB each then."""
 
 
 @dataclass(frozen=True)
@@ -228,21 +228,21 @@ def obs(evidence: Evidence) -> list[Tensor]:
     which cannot be refitted has the scores of `taylor`.
 
     Raises:
-        PruningError: A layer has more than `OBS_INPUTS` inputs.
+        PruningError: A layer to be refitted has more than `OBS_INPUTS` inputs, times its kernel's size.
     """
     groups, module = evidence.groups, evidence.network.module
     if not any(group.consumers for group in groups):
         return magnitude(evidence)
-    for name in dict.fromkeys(name for group in groups for name in group.consumers):
-        if (inputs := len(solution_of(module.get_submodule(name)))) > OBS_INPUTS:
-            raise PruningError(
-                f"importance 'obs' inverts a matrix of a layer's inputs by its inputs; {name} has {inputs:,}, and up "
-                f"to {OBS_INPUTS:,} are allowed; 'taylor' needs no such matrix"
-            )
     begun = evidence.progress.part("importance", 0.0, 0.0)
     opaque = any(_taken_in_opaquely(group) for group in groups)
     without_refit = taylor(replace(evidence, progress=begun)) if opaque else ()
     sensitivity = _output_sensitivity(evidence)
+    for name in sensitivity:
+        if (inputs := len(solution_of(module.get_submodule(name)))) > OBS_INPUTS:
+            raise PruningError(
+                f"importance 'obs' inverts a matrix of {inputs:,} by {inputs:,} for {name}, its inputs times its "
+                f"kernel's size; up to {OBS_INPUTS:,} are allowed, and 'taylor' needs no such matrix"
+            )
     grams = _gram_matrices(evidence, list(sensitivity))
     scores: list[Tensor | None] = []
     done, every = 0, sum(group.channels for group in groups)
@@ -321,8 +321,8 @@ def _regression(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return a layer's inverse Gram matrix, its weights times sensitivity, and where a group's channels lie in both."""
     layer = module.get_submodule(name)
-    ridge = 1e-6 * gram.diagonal().mean() + torch.finfo(torch.float64).tiny ** 0.5
-    inverse = torch.linalg.inv(gram + ridge * torch.eye(len(gram), dtype=torch.float64))
+    damping = RIDGE * gram.diagonal().mean() + SMALLEST_DAMPING
+    inverse = torch.linalg.inv(gram + damping * torch.eye(len(gram), dtype=torch.float64))
     member = next(
         m for m in group.members if m.module == name and m.dim == input_dimension(layer) and m.tensor.endswith("weight")
     )

@@ -45,8 +45,8 @@ class Observer:
         if not self._in_vain:
             return ()
         return (
-            f"{self._in_vain} of {self._runs} times observe returned no row without NaN or infinity, so there was "
-            "nothing to learn from what the network met",
+            f"in {self._in_vain} of {self._runs} calls observe returned no row that is finite, and nothing was learned "
+            "from those",
         )
 
 
@@ -78,6 +78,8 @@ def _difference(values: Tensor, found: Any) -> str | None:
         return type(found).__name__
     if not found.dim() or found.shape[1:] != values.shape[1:]:
         return str(tuple(found.shape))
+    if found.device.type not in ("cpu", "meta"):
+        return f"a tensor on the device {found.device}"
     dense = found.layout == torch.strided and not found.is_meta
     return None if dense and torch.can_cast(found.dtype, values.dtype) else f"a tensor of the type {found.type()}"
 

@@ -244,8 +244,8 @@ def _check_device(name: str, tensor: Tensor) -> None:
         raise PruningError(f"{name} is on the device meta, where tensors hold no values; it needs to hold some")
     if tensor.device.type != "cpu":
         raise PruningError(
-            f"{name} is on the device {tensor.device}, and prune() works on the CPU: move model and data there with "
-            f".cpu(), and what comes out back with .to({str(tensor.device)!r})"
+            f"{name} is on the device {tensor.device}, and prune() works on the CPU: move it there with .cpu(), and "
+            f"the pruned network back with .to({str(tensor.device)!r})"
         )
 
 

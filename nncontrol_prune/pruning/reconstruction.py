@@ -4,7 +4,7 @@ One pass over the rollouts, layer by layer in the order they run, so that each l
 before it, already fitted, now give it. With h_i what a layer takes in in the *pruned* network, z_i what it gave out in
 the *dense* one and ω_i the weight of row i,
 
-    (W, b) = argmin Σ_i ω_i ‖W h_i + b - z_i‖² + λ ‖W‖²,    λ = ridge · mean diagonal of the Gram matrix
+    (W, b) = argmin Σ_i ω_i ‖W h_i + b - z_i‖² / Σ_i ω_i + λ ‖W‖²,    λ = ridge · mean diagonal of the Gram matrix
 
 (He et al. 2017, channel pruning). Where rows are scarce it is λ ‖W - W_0‖², with the weights W_0 that the layer has
 left and a larger λ: what the rows do not tell stays as it was. A convolution is fitted on its patches. A norm that lost
@@ -47,7 +47,7 @@ from nncontrol_prune.pruning.layers import (
 )
 from nncontrol_prune.pruning.network import Batch, Network, rows_of, spread_rows, take
 from nncontrol_prune.pruning.operations import Operation, operations, telling_calls, weight_of
-from nncontrol_prune.pruning.ridge import RIDGE, weighted_ridge
+from nncontrol_prune.pruning.ridge import RIDGE, Masks, weighted_ridge
 from nncontrol_prune.pruning.sensitivity import squared_gradients
 from nncontrol_prune.pruning.terms import Term
 
@@ -151,7 +151,7 @@ def reconstruct(
                 f"{name} has {inputs.shape[1]} inputs and is fitted on {len(inputs)} rows only, so it is regularized "
                 "strongly; record more rollouts"
             )
-        weight, bias = _fitted(layer, inputs, wanted, by_item, solution_of(layer).double())
+        weight, bias = least_squares(layer, inputs, wanted, by_item, solution_of(layer).double())
         load_solution(layer, weight, bias)
 
     with _before_calls(pruned, targets, refit):
@@ -221,7 +221,7 @@ def _refit_last_layers(
         inputs, wanted, by_output = regression(operation, target, weights[:, None] * share, contrasts=network.contrasts)
         left = solution_of(layer).double()
         solutions = [
-            _fitted(layer, inputs, wanted[:, [k]], by_output[:, k], left[:, [k]]) for k in range(wanted.shape[1])
+            least_squares(layer, inputs, wanted[:, [k]], by_output[:, k], left[:, [k]]) for k in range(wanted.shape[1])
         ]
         load_solution(layer, torch.cat([w for w, _ in solutions], dim=1), torch.cat([b for _, b in solutions]))
 
@@ -229,22 +229,37 @@ def _refit_last_layers(
         network.run(pruned, network.once(batch))
 
 
-def _are_scarce(inputs: Tensor) -> bool:
-    """Return whether there are fewer than two rows for each of a layer's inputs (rows, k)."""
-    return len(inputs) < 2 * inputs.shape[1]
+def least_squares(
+    layer: nn.Module, inputs: Tensor, wanted: Tensor, weights: Tensor, left: Tensor, masks: Masks | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the `weighted_ridge` of a layer, where rows are scarce near the weights that it has left; differentiable.
 
+    Args:
+        layer: The layer.
+        inputs: What `regression` returned of regressors, (n, k).
+        wanted: Responses, (n, m).
+        weights: Of the rows, (n,).
+        left: The weights that it has left, (k, m).
+        masks: Random masks of the inputs; None where all of them stay.
 
-def _fitted(layer: nn.Module, inputs: Tensor, wanted: Tensor, weights: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `weighted_ridge` of a layer; near the weights that it has left, (k, m), where rows are scarce."""
+    Returns:
+        The weight, (k, m), and the bias, (m,).
+    """
     scarce = _are_scarce(inputs)
     return weighted_ridge(
         inputs,
         wanted,
         weights,
+        masks,
         ridge=SCARCE_RIDGE if scarce else RIDGE,
         towards=left if scarce else None,
         intercept=getattr(layer, "bias", None) is not None,
     )
+
+
+def _are_scarce(inputs: Tensor) -> bool:
+    """Return whether there are fewer than two rows for each of a layer's inputs (rows, k)."""
+    return len(inputs) < 2 * inputs.shape[1]
 
 
 def _before_calls(

@@ -1,10 +1,11 @@
 """Weighted ridge regression: by a matrix (inputs, inputs), or (rows, rows) where there are fewer rows than inputs.
 
-    (W, b) = argmin Σ_i ω_i ‖W^T h_i + b - z_i‖² / Σ_i ω_i + δ ‖W‖² + Σ_c d_c ‖A_c W_c‖²
+    (W, b) = argmin Σ_i ω_i ‖W^T h_i + b - z_i‖² / Σ_i ω_i + λ ‖W - W_0‖² + Σ_c d_c ‖A_c W_c‖²
 
-A holds the inputs about their weighted mean, a row times the root of its share of the weight, and δ is `ridge` times
-the mean diagonal of the Gram matrix A^T A. The last sum is what random masks of the inputs come to in expectation
-(gradient.py): c are channels, whose inputs stay or leave as one, and d_c the odds that it leaves.
+A holds the inputs, about their weighted mean where there is a b, a row times the root of its share of the weight; λ is
+`ridge` times the mean diagonal of the Gram matrix A^T A. The last sum is what random masks of the inputs come to in
+expectation (gradient.py): c are channels, whose inputs stay or leave as one, and d_c the odds that it leaves. W is then
+what the weight and the probability that its input stays come to together.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from torch import Tensor
 
 RIDGE = 1e-6
 """Keeps the problem well posed where inputs are dependent, without changing a solution that is."""
-SMALLEST_DAMPING = torch.finfo(torch.float64).tiny ** 0.5
-"""Where inputs never change."""
+SMALLEST_DAMPING = torch.finfo(torch.float64).tiny ** 0.25
+"""Where inputs never change; its square can still be divided by."""
 
 
 class Masks(NamedTuple):
@@ -61,14 +62,13 @@ def weighted_ridge(
         targets: z, (rows, m).
         weights: ω, (rows,).
         masks: Of the inputs; None where all of them stay.
-        ridge: δ, as a share of the mean diagonal of the Gram matrix.
-        towards: W_0, (k, m), with which it is δ ‖W - W_0‖²; None for zero, as it has to be where there are masks.
+        ridge: λ, as a share of the mean diagonal of the Gram matrix.
+        towards: W_0, (k, m); None for zero.
         intercept: Whether there is a b.
 
     Returns:
         The weight, (k, m), and the bias, (m,).
     """
-    assert masks is None or towards is None
     if len(inputs) < inputs.shape[1]:
         return _ridge_by_rows(inputs, targets, weights, masks, ridge=ridge, towards=towards, intercept=intercept)
     gram, cross, input_mean, target_mean = moments(inputs, targets, weights, intercept=intercept)
@@ -90,7 +90,9 @@ def _ridge_by_rows(
     towards: Tensor | None,
     intercept: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Solve the same by a matrix (rows, rows): (A^T A + δ B)^-1 A^T = B^-1 A^T (A B^-1 A^T + δ)^-1.
+    """Solve the same, which is (A^T A + λ B) W = A^T Z + λ W_0, by a matrix (rows, rows).
+
+        W = B^-1 W_0 + S (A S + λ)^-1 (Z - A B^-1 W_0),    S = B^-1 A^T
 
     B is one but for masks. Behind a flattened image there may be ten thousands of inputs, and fewer rows.
     """
@@ -98,32 +100,41 @@ def _ridge_by_rows(
     root = share.sqrt()
     scaled, wanted = root * (inputs - input_mean), root * (targets - target_mean)
     damping = ridge * scaled.square().sum() / inputs.shape[1] + SMALLEST_DAMPING
-    spread = scaled.T if masks is None else _through_blocks(scaled, masks, damping)
+    damping = damping + torch.finfo(inputs.dtype).eps * inputs.square().mean()  # what is left of a constant's mean
+    start = torch.zeros(inputs.shape[1], targets.shape[1], dtype=inputs.dtype) if towards is None else towards
+    spread, start = (scaled.T, start) if masks is None else _through_blocks(scaled, start, masks, damping)
     damped = scaled @ spread + damping * torch.eye(len(scaled), dtype=scaled.dtype)
-    weight = spread @ torch.linalg.solve(damped, wanted if towards is None else wanted - scaled @ towards)
-    weight = weight if towards is None else weight + towards
+    weight = start + spread @ torch.linalg.solve(damped, wanted - scaled @ start)
     return weight, target_mean - input_mean @ weight
 
 
-def _through_blocks(scaled: Tensor, masks: Masks, damping: Tensor) -> Tensor:
-    """Return B^-1 A^T, (k, rows), where B has a block 1 + d_c / δ A_c^T A_c for each channel c and is zero elsewhere.
+def _through_blocks(scaled: Tensor, towards: Tensor, masks: Masks, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """Return B^-1 A^T (k, rows) and B^-1 W_0 (k, m).
 
-    A block is inverted by whichever is the smaller matrix: B_c^-1 A_c^T = A_c^T (1 + d_c / δ A_c A_c^T)^-1.
+    B has a block B_c = 1 + d_c / λ A_c^T A_c for each channel c and is zero elsewhere. A block is inverted by whichever
+    is the smaller matrix: with F_c = 1 + d_c / λ A_c A_c^T, it is B_c^-1 A_c^T = A_c^T F_c^-1, and B_c^-1 = 1 -
+    d_c / λ A_c^T F_c^-1 A_c.
     """
     _, counts = masks.channel.unique(return_counts=True)
     channels = torch.argsort(masks.channel, stable=True).split(counts.tolist())
-    parts, order = [], []
+    spread, start, order = list[Tensor](), list[Tensor](), list[Tensor]()
     for width in counts.unique().tolist():
         places = torch.stack([inputs for inputs in channels if len(inputs) == width])
-        block = scaled[:, places].movedim(1, 0)  # (channels, rows, width)
+        block, before = scaled[:, places].movedim(1, 0), towards[places]  # (channels, rows, width), (..., width, m)
         factor = (masks.odds[places[:, 0]] / damping)[:, None, None]
         if width <= len(scaled):
-            part = torch.linalg.solve(_one_and(factor * (block.mT @ block)), block.mT)
+            both = torch.cat([block.mT, before], dim=2)
+            part, after = torch.linalg.solve(_one_and(factor * (block.mT @ block)), both).split(
+                [len(scaled), towards.shape[1]], dim=2
+            )
         else:
             part = torch.linalg.solve(_one_and(factor * (block @ block.mT)), block).mT
-        parts.append(part.flatten(0, 1))
+            after = before - factor * (part @ (block @ before))
+        spread.append(part.flatten(0, 1))
+        start.append(after.flatten(0, 1))
         order.append(places.flatten())
-    return torch.cat(parts)[torch.argsort(torch.cat(order))]
+    ordered = torch.argsort(torch.cat(order))
+    return torch.cat(spread)[ordered], torch.cat(start)[ordered]
 
 
 def _one_and(matrices: Tensor) -> Tensor:

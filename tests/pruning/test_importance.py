@@ -201,10 +201,19 @@ def test_where_a_layer_cannot_be_refitted_obs_tells_what_is_lost_without(observa
 
 
 def test_obs_refuses_a_layer_of_more_inputs_than_there_is_memory_for() -> None:
-    module = nn.Sequential(nn.Conv2d(1, 8, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 46**2, 2))
-    network = Network(module, {"all": [""]}, lambda m, b: {"y": m(b["x"])})
-    with pytest.raises(PruningError, match="3 has 16,928, and up to 16,384 are allowed; 'taylor' needs no such matrix"):
-        obs(evidence_of(network, {"x": torch.rand(4, 1, 46, 46)}, Term("y")))
+    class Centred(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return nn.functional.linear(inputs, self.weight - self.weight.mean(), self.bias)
+
+    for layer, refused in ((nn.Linear, True), (Centred, False)):  # the other is not refitted, and ranked by taylor
+        module = nn.Sequential(nn.Conv2d(1, 8, 1), nn.ReLU(), nn.Flatten(), layer(8 * 46**2, 2))
+        network = Network(module, {"all": [""]}, lambda m, b: {"y": m(b["x"])})
+        evidence = evidence_of(network, {"x": torch.rand(4, 1, 46, 46)}, Term("y"))
+        if refused:
+            with pytest.raises(PruningError, match="by 16,928 for 3, .* up to 16,384 are allowed, and 'taylor' needs"):
+                obs(evidence)
+        else:
+            torch.testing.assert_close(obs(evidence)[0], taylor(evidence)[0])
 
 
 def test_the_network_and_its_gradients_stay_untouched(network: Network[Mlp], observations: Tensor) -> None:

@@ -585,7 +585,7 @@ def test_where_nothing_is_met_nothing_is_learned_and_a_warning_says_so(
                    choose=lambda candidates: 0, observe=lambda module: returned.pop(0))  # fmt: skip
     before, after = result.candidates.values()
     assert (after.objective == before.objective) == (in_vain == 3)
-    assert f"{in_vain} of 3 times observe returned no row without NaN or infinity" in result.warnings[-1]
+    assert f"in {in_vain} of 3 calls observe returned no row that is finite" in result.warnings[-1]
 
 
 def test_named_rows_that_are_met_have_to_be_as_many(classifier: nn.Module) -> None:
@@ -670,6 +670,9 @@ def test_what_is_not_on_the_cpu_is_refused_with_what_to_do(classifier: nn.Module
         on_gpu = {shape: torch.empty(shape, device="cuda") for shape in ((200, 6), (200,), (3,))}
     told = r"is on the device cuda:0, and prune\(\) works on the CPU: move .* back with \.to\('cuda:0'\)"
     data = torch.randn(200, 6)
+    with pytest.raises(PruningError, match=r"^observe returned a tensor on the device cuda:0 for 'data'; it has to"):
+        prune(classifier, data=data, budget=0.5, method="uniform", choose=lambda candidates: 0,
+              observe=lambda module: on_gpu[200, 6])  # fmt: skip
     for name, given in (("data", {"data": on_gpu[200, 6]}), ("weights", {"data": data, "weights": on_gpu[(200,)]})):
         with pytest.raises(PruningError, match=f"^{name} {told}"):
             prune(classifier, budget=0.5, **given)

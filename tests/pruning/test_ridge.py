@@ -35,12 +35,18 @@ def test_dependent_inputs_are_no_obstacle() -> None:
     torch.testing.assert_close(column.repeat(1, 3) @ weight + bias, column, atol=1e-4, rtol=0)
 
 
-def test_constant_inputs_give_the_mean() -> None:
-    weight, bias = weighted_ridge(
-        torch.ones(20, 2).double(), torch.full((20, 1), 3.0).double(), torch.ones(20).double()
+@pytest.mark.parametrize(("rows", "value"), [(20, 1.0), (20, 0.1), (3, 1.0), (3, 0.1), (3, 0.0)])
+def test_constant_inputs_give_the_mean(rows: int, value: float) -> None:
+    torch.manual_seed(0)
+    inputs, targets, weights = (
+        torch.full((rows, 5), value).double(),
+        torch.rand(rows, 1).double(),
+        torch.rand(rows).double(),
     )
-    assert torch.isfinite(weight).all()
-    torch.testing.assert_close(torch.ones(1, 2).double() @ weight + bias, torch.tensor([[3.0]]).double())
+    weight, bias = weighted_ridge(inputs, targets, weights)
+    assert weight.abs().max() < 1.0
+    mean = (weights[:, None] * targets).sum(0, keepdim=True) / weights.sum()
+    torch.testing.assert_close(inputs[:1] @ weight + bias, mean)
 
 
 def test_what_the_rows_do_not_tell_stays_as_it_was() -> None:
@@ -84,24 +90,26 @@ def odds_of(logits: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("rows", [6, 15, 30])
 @pytest.mark.parametrize("intercept", [True, False])
-def test_masks_add_what_they_cost_in_expectation(rows: int, intercept: bool) -> None:
+@pytest.mark.parametrize("near", [True, False])
+def test_masks_add_what_they_cost_in_expectation(rows: int, intercept: bool, near: bool) -> None:
     torch.manual_seed(0)
     inputs, targets, weights = torch.randn(rows, 20).double(), torch.randn(rows, 3).double(), torch.rand(rows).double()
+    left = torch.randn(20, 3).double() if near else torch.zeros(20, 3).double()
     logits = torch.tensor([-3.0, 0.0, 2.0, 5.0, -1.0]).double()
-    weight, _ = weighted_ridge(inputs, targets, weights, Masks(CHANNEL, odds_of(logits)), intercept=intercept)
+    found, _ = weighted_ridge(
+        inputs, targets, weights, Masks(CHANNEL, odds_of(logits)), towards=left if near else None, intercept=intercept
+    )
     leaving = torch.sigmoid(logits)  # odds are the probability that it leaves over that it stays
     stays = torch.where(CHANNEL >= 0, 1 - leaving[CHANNEL.clamp_min(0)], 1.0)
-    weight = (weight / stays[:, None]).requires_grad_()  # of a mask's mean and the weight, it found the product
+    weight = (found / stays[:, None]).requires_grad_()  # what is found is their product
     share = (weights / weights.sum())[:, None]
-    centred = inputs - intercept * (share * inputs).sum(0)
-    error = (
-        share * (centred @ (stays[:, None] * weight) - (targets - intercept * (share * targets).sum(0))).square()
-    ).sum()
+    centred, wanted = (values - intercept * (share * values).sum(0) for values in (inputs, targets))
+    error = (share * (centred @ (stays[:, None] * weight) - wanted).square()).sum()
     for channel, leaves in enumerate(leaving):  # the variance of a mask, which all inputs of a channel share
         given = centred[:, channel == CHANNEL] @ weight[channel == CHANNEL]
         error = error + leaves * (1 - leaves) * (share * given.square()).sum()
     damping = 1e-6 * (share * centred.square()).sum() / 20
-    (error + damping * (stays[:, None] * weight).square().sum()).backward()
+    (error + damping * (stays[:, None] * weight - left).square().sum()).backward()
     torch.testing.assert_close(weight.grad, torch.zeros_like(weight), atol=1e-9, rtol=0)
 
 
@@ -109,10 +117,20 @@ def test_masks_add_what_they_cost_in_expectation(rows: int, intercept: bool) -> 
 def test_it_is_differentiable_in_the_masks_and_the_inputs(rows: int) -> None:
     torch.manual_seed(0)
     inputs = torch.randn(rows, 20).double().requires_grad_()
-    targets, weights = torch.randn(rows, 2).double(), torch.rand(rows).double()
+    targets, weights, left = torch.randn(rows, 2).double(), torch.rand(rows).double(), torch.randn(20, 2).double()
     logits = torch.randn(5).double().requires_grad_()
 
     def solved(inputs: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        return weighted_ridge(inputs, targets, weights, Masks(CHANNEL, odds_of(logits)), ridge=0.1)
+        return weighted_ridge(inputs, targets, weights, Masks(CHANNEL, odds_of(logits)), ridge=0.1, towards=left)
 
     assert torch.autograd.gradcheck(solved, (inputs, logits))
+
+
+@pytest.mark.parametrize("rows", [6, 15, 30])
+def test_gradients_are_finite_where_no_input_ever_changes(rows: int) -> None:
+    inputs, logits = torch.zeros(rows, 20).double().requires_grad_(), torch.full((5,), 9.0).double().requires_grad_()
+    weight, bias = weighted_ridge(inputs, torch.rand(rows, 2).double(), torch.ones(rows).double(),
+                                  Masks(CHANNEL, odds_of(logits)))  # fmt: skip
+    (weight.sum() + bias.sum()).backward()
+    assert torch.isfinite(inputs.grad).all()
+    assert torch.isfinite(logits.grad).all()
