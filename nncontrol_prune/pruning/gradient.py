@@ -11,9 +11,10 @@ again least squares, with u = W·m and the Gram matrix G of the centred activati
     E‖W (b ∘ h) - z‖²  is least for  (G + S ∘ ((1 - m) / m) ∘ G) u = H^T Z
 
 where S is one for entries of the same channel, which stay or leave as one (compare dropout as adaptive
-regularization, Wager et al. 2013). The solution is exact for m_j = 1, drops channels as m_j → 0, and is differentiable
-in α throughout. Norms over channels take statistics weighted by m, as over the channels that are kept. Budget and
-constraints are met by an augmented Lagrangian (Nocedal and Wright 2006, ch. 17).
+regularization, Wager et al. 2013), and to which the ridge of reconstruction.py is added; where rows are scarce that
+draws u to W_0·m. The solution is exact for m_j = 1, drops channels as m_j → 0, and is differentiable in α throughout.
+Norms over channels take statistics weighted by m, as over the channels that are kept. Budget and constraints are met by
+an augmented Lagrangian (Nocedal and Wright 2006, ch. 17).
 
 Close to the best choice the soft objective does not tell any more which of two is the better one. So Newton's method
 goes on from there with hard masks, on a draft of the problem: few of the rows, and without the second fit of the last

@@ -4,8 +4,8 @@
 
 A holds the inputs, about their weighted mean where there is a b, a row times the root of its share of the weight; λ is
 `ridge` times the mean diagonal of the Gram matrix A^T A. The last sum is what random masks of the inputs come to in
-expectation (gradient.py): c are channels, whose inputs stay or leave as one, and d_c the odds that it leaves. W is then
-what the weight and the probability that its input stays come to together.
+expectation (gradient.py, where this W is called u): c are channels, whose inputs stay or leave as one, and d_c the odds
+that it leaves.
 """
 
 from __future__ import annotations
