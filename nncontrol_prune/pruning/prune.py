@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from nncontrol_prune.controllers.specs import problem_of
 from nncontrol_prune.progress import Progress
@@ -219,6 +220,8 @@ def _check_types(model: Any, data: Any, **by_row: Any) -> None:
     if not isinstance(model, nn.Module):
         raise PruningError(f"the model is of type {type(model).__name__}; it needs to be a torch.nn.Module")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise PruningError(f"the model's {name} has no values yet; run the model once on rows of the data before")
         _check_device(f"the model's {name}", tensor)
     if not isinstance(data, (Tensor, Mapping)):
         raise PruningError(

@@ -683,6 +683,16 @@ def test_what_is_not_on_the_cpu_is_refused_with_what_to_do(classifier: nn.Module
         prune(nn.Linear(6, 3, device="meta"), data=data, budget=0.5)
 
 
+@pytest.mark.parametrize("lazy", [nn.LazyLinear(8), nn.LazyBatchNorm1d()])
+def test_lazy_layers_have_to_be_run_before(lazy: nn.Module) -> None:
+    model, data = nn.Sequential(nn.Linear(6, 8), lazy, nn.ReLU(), nn.Linear(8, 3)), torch.randn(200, 6)
+    with pytest.raises(PruningError, match=r"^the model's 1\.weight has no values yet; run the model once on rows"):
+        prune(model, data=data, budget=0.5)
+    model(data)
+    pruned = prune(model, data=data, budget=Budget(0.5, tolerance=0.05), method="uniform")
+    assert pruned.chosen.sparsity == pytest.approx(0.5, abs=0.05)
+
+
 def test_what_torch_compile_made_is_refused_where_a_copy_would_not_be_pruned(classifier: nn.Module) -> None:
     data = torch.randn(200, 6)
     arguments: dict[str, Any] = {"data": data, "budget": Budget(0.5, tolerance=0.05), "components": {"all": [""]}}
