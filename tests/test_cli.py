@@ -681,21 +681,42 @@ def test_loop_whose_standard_error_cannot_be_written_goes_on(tmp_path: Path, por
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "unbuffered", "code", "told"),
     [
-        (["inspect", "cartpole_swingup_sac", "--json"], 1, "nncontrol-prune: [Errno 28] No space left on device\n"),
-        (["inspect", "nothing", "--json"], 1, "nncontrol-prune: there is no controller 'nothing'"),
-        (["inspect", "--json"], 2, "Usage: "),
+        (["--version"], "", 1, "nncontrol-prune: standard output cannot be written: No space left on device\n"),
+        (["inspect", "cartpole_swingup_sac"], "", 1, "No space left on device"),
+        (["inspect", "cartpole_swingup_sac", "--json"], "", 1, "cannot be written: No space left on device"),
+        (["inspect", "cartpole_swingup_sac", "--json"], "1", 1, "No space left on device"),
+        (["inspect", "nothing", "--json"], "", 1, "there is no controller 'nothing'"),
+        (["inspect", "--json"], "1", 2, "Missing"),
     ],
 )
 def test_where_standard_output_is_full_standard_error_says_what_is_wrong(
-    arguments: list[str], code: int, told: str
+    arguments: list[str], unbuffered: str, code: int, told: str
 ) -> None:
     command = [sys.executable, "-m", "nncontrol_prune.cli", *arguments]
     with Path("/dev/full").open("wb") as full:
-        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (result.returncode, result.stderr[: len(told)]) == (code, told)
-    assert "Traceback" not in result.stderr
+        result = subprocess.run(
+            command,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == code
+    assert told in result.stderr
+    assert not any(raw in result.stderr for raw in ("Traceback", "Exception ignored"))
+
+
+def test_whoever_reads_no_further_ends_it_without_a_word() -> None:
+    command = [sys.executable, "-m", "nncontrol_prune.cli", "inspect", "cartpole_swingup_sac", "--json"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = {**os.environ, "PYTHONUNBUFFERED": ""}
+    result = subprocess.run(command, env=env, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (1, "")
 
 
 def test_results_are_told_where_only_ascii_can_be(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from nncontrol_prune import __version__
 from nncontrol_prune.cli.calls import call, make_keys, status
-from nncontrol_prune.cli.common import INTERRUPTED, USAGE, print_json_error
+from nncontrol_prune.cli.common import FAILED, INTERRUPTED, REFUSED, USAGE, print_json_error
 from nncontrol_prune.cli.importing import importer
 from nncontrol_prune.cli.inspect import inspect
 from nncontrol_prune.cli.mnist import mnist
@@ -86,11 +86,17 @@ def main() -> None:
     tell_as_well_as_possible()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a ± that a terminal of ASCII alone cannot show is no failure
+    code: Any = None
     try:
         app()
     except SystemExit as end:
-        if end.code != INTERRUPTED:
+        code = end.code
+    except OSError as error:  # of --help or --version; commands tell theirs
+        if error.errno not in REFUSED:
             raise
+        _give_output_up(error)
+        code = FAILED
+    if code == INTERRUPTED:
         try:
             end_workers()
             atexit._run_exitfuncs()
@@ -100,3 +106,17 @@ def main() -> None:
             # Taking down the interpreter with all its libraries can take another second, and aborts while threads, such
             # as those of a search, are in them.
             os._exit(INTERRUPTED)
+    if sys.stdout is not None:  # as it is where the process began without one
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            _give_output_up(error)
+            code = code or FAILED
+    sys.exit(code)
+
+
+def _give_output_up(error: OSError) -> None:
+    """Tell that standard output cannot be written, and have the rest go nowhere: it would fail at the end once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not isinstance(error, BrokenPipeError):  # whoever reads it has read enough
+        typer.echo(f"nncontrol-prune: standard output cannot be written: {error.strerror}", err=True)
