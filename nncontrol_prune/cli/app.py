@@ -7,6 +7,7 @@ interrupted, by Ctrl-C or another signal that ends a process. With `--json`, sta
 from __future__ import annotations
 
 import atexit
+import errno
 import io
 import os
 import sys
@@ -86,16 +87,16 @@ def main() -> None:
     tell_as_well_as_possible()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a ± that a terminal of ASCII alone cannot show is no failure
-    code: Any = None
+    code: Any = FAILED
     try:
-        app()
-    except SystemExit as end:
-        code = end.code
-    except OSError as error:  # of --help or --version; commands tell theirs
-        if error.errno not in REFUSED:
+        code = _run()
+        if sys.stdout is not None:  # as it is where the process began without one
+            sys.stdout.flush()
+    except OSError as error:  # of --help, --version, and what was held back; commands tell theirs
+        if error.errno not in (*REFUSED, errno.EPIPE):
             raise
         _give_output_up(error)
-        code = FAILED
+        code = code or FAILED
     if code == INTERRUPTED:
         try:
             end_workers()
@@ -106,13 +107,15 @@ def main() -> None:
             # Taking down the interpreter with all its libraries can take another second, and aborts while threads, such
             # as those of a search, are in them.
             os._exit(INTERRUPTED)
-    if sys.stdout is not None:  # as it is where the process began without one
-        try:
-            sys.stdout.flush()
-        except OSError as error:
-            _give_output_up(error)
-            code = code or FAILED
     sys.exit(code)
+
+
+def _run() -> Any:
+    """Run a command and return its exit code, 0 or None where all went well."""
+    try:
+        app()
+    except SystemExit as end:
+        return end.code
 
 
 def _give_output_up(error: OSError) -> None:

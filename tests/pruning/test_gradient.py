@@ -74,6 +74,22 @@ def test_masks_that_are_hard_leave_what_surgery_and_reconstruction_do(kind: str)
         assert (found - module(batch["x"])).abs().mean() > 0.01
 
 
+@pytest.mark.parametrize("rows", [6, 12])
+def test_where_rows_are_scarce_masks_leave_the_weights_that_stay_nearly_as_they_are(rows: int) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    network, weights = Network(module, {"all": [""]}, lambda m, rows: {"y": m(rows["x"])}), torch.ones(rows)
+    batch, others = {"x": torch.randn(rows, 4)}, torch.randn(500, 4)
+    groups = network.groups(batch)
+    targets = dense_targets(network, groups, batch)
+    with torch.no_grad():
+        dense = module(others)
+        with gradient._SoftLayers(network, groups, targets, weights).masked([torch.ones(8)]):
+            module(batch["x"])  # which is what layers are fitted on
+            found = module(others)
+    torch.testing.assert_close(found, dense, atol=1e-4, rtol=0)
+
+
 def test_a_newton_step_leads_to_the_least_of_a_separable_parabola_at_the_same_cost(
     problem: CoefficientProblem[Mlp],
 ) -> None:

@@ -20,11 +20,26 @@ from nncontrol_prune.pruning.reconstruction import (
     blown_up,
     contrast_factor,
     fitted_layers,
+    least_squares,
     reconstruct,
 )
+from nncontrol_prune.pruning.ridge import weighted_ridge
 from nncontrol_prune.pruning.surgery import remove_channels
 from nncontrol_prune.pruning.terms import Term
 from tests.pruning.networks import NormedLinear, WorldModel
+
+
+def test_a_layer_follows_many_noisy_rows_and_where_they_are_scarce_a_part_of_the_way() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 3).double()
+    left = layer.weight.detach().T
+    for rows, follows in ((1000, True), (12, False), (6, False)):
+        inputs = torch.randn(rows, 8).double()
+        wanted = layer(inputs).detach() + torch.randn(rows, 3).double()
+        found, _ = least_squares(layer, inputs, wanted, torch.ones(rows).double(), left)
+        closest, _ = weighted_ridge(inputs, wanted, torch.ones(rows).double(), towards=left)
+        share = float((found - left).norm() / (closest - left).norm())
+        assert share == pytest.approx(1.0, abs=1e-3) if follows else share < 0.9
 
 
 def test_affine_fit_finds_scale_and_offset_of_every_channel() -> None:
