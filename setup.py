@@ -8,29 +8,31 @@ PACKAGE = "nncontrol_prune"
 SHARED_DIRECTORIES = ("config", "launch", "sim")
 """Installed to share/nncontrol_prune with everything in them."""
 
+# The least versions are what the tests were run with once:
+#   uv pip compile setup.py --extra test --extra train --extra compare --resolution lowest-direct
 RUNTIME = [
     # What the robot's computer needs to run a controller: requirements-robot.txt lists the same.
     "mcap>=1.5",
     "numpy>=1.24",
-    "onnxruntime>=1.16",
+    "onnxruntime>=1.18",
     "pydantic>=2.5",
     "pyyaml>=6.0",
     "pyzmq>=25.1",
     "rich>=13.7",
-    "rosbags>=0.10",
+    "rosbags>=0.10.8",
     "safetensors>=0.4",
-    "typer>=0.12",
+    "typer>=0.19",
 ]
 DESKTOP = [
     "bokeh>=3.4",
-    "gymnasium[mujoco]>=1.0",
+    "gymnasium[mujoco]>=1.1",
     "jinja2>=3.0",
     "joblib>=1.3",
     "matplotlib>=3.7",
-    "mujoco>=3.1",
-    "onnx>=1.16",
-    "scipy>=1.10",
-    "torch>=2.2",
+    "mujoco>=3.3",
+    "onnx>=1.17",
+    "scipy>=1.15",
+    "torch>=2.4",
 ]
 
 
@@ -61,8 +63,8 @@ setup(
     python_requires=">=3.10",
     install_requires=RUNTIME + DESKTOP,
     extras_require={
-        "test": ["pytest>=7.0"],  # without this extra, `colcon test` finds no tests
-        "train": ["stable-baselines3>=2.3"],
+        "test": ["pytest>=7.2"],  # without this extra, `colcon test` finds no tests
+        "train": ["stable-baselines3>=2.6"],
         "search": ["optuna>=3.5"],
         "compare": ["optuna>=3.5", "torch-pruning>=1.5"],
     },

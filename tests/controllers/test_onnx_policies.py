@@ -226,7 +226,8 @@ def test_activation_is_known_by_what_it_does(tmp_path: Path, name: str, function
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (nn.GELU(approximate="tanh"), "approximates gelu by tanh, which is another function"),
+        # Older exporters write it as what it is made of.
+        (nn.GELU(approximate="tanh"), "approximates gelu by tanh, which is another function|Tanh.*is no activation"),
         (lambda x: 0.5 * x * (1 + torch.tanh(0.7978845608 * (x + 0.044715 * x**3))), "Tanh.*is no activation known"),
         (nn.ELU(alpha=1.01), r"Elu.* is no activation known here; allowed are relu, tanh, elu"),
         (nn.LeakyReLU(0.02), r"LeakyRelu.* is no activation known here"),

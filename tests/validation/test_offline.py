@@ -114,8 +114,9 @@ def test_planner_is_checked_without_gains_and_tells_how_far_it_is(rollouts: Roll
     verdict = check_offline(planner, planner, rollouts.rows(slice(500)), GateSettings(), progress)
     assert shares == sorted(shares)
     assert len(shares) > 10
-    assert verdict.accepted
-    assert "gains" not in outcomes(verdict)
+    judged = outcomes(verdict)
+    assert judged.pop("latency") in ("passed", "failed")  # a planner takes most of its period, and more beside other work
+    assert judged == {"health": "passed", "actions": "passed", "next state": "passed"}
     assert any(note.startswith("gains: not looked at") for note in verdict.notes)
 
 
