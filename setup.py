@@ -66,7 +66,7 @@ setup(
         "test": ["pytest>=7.2"],  # without this extra, `colcon test` finds no tests
         "train": ["stable-baselines3>=2.6"],
         "search": ["optuna>=3.5"],
-        "compare": ["optuna>=3.5", "torch-pruning>=1.5"],
+        "compare": ["optuna>=3.5", "torch-pruning>=1.6"],
     },
     entry_points={
         "console_scripts": [

@@ -229,17 +229,17 @@ def test_rejection_has_its_own_exit_code_and_reasons(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prune"], "Missing argument 'controller'."),
+        (["prune"], r"Missing argument 'controller'\."),
         (["status", "--port", "3"], "Invalid value for '--port': "),
-        (["import", "sb3", "--nope"], "No such option: --nope"),
-        (["nope"], "No such command 'nope'."),
+        (["import", "sb3", "--nope"], "No such option.*--nope"),
+        (["nope"], r"No such command 'nope'\."),
     ],
 )
 def test_errors_of_the_option_parser_are_json_where_that_is_asked_for(arguments: list[str], message: str) -> None:
     result = run(*arguments, "--json")
     assert result.exit_code == 2
     assert json_of(result)["exit_code"] == 2
-    assert json_of(result)["error"].lower().startswith(message.lower())
+    assert re.match(message, json_of(result)["error"], re.IGNORECASE)
     assert run(*arguments).stdout == ""
 
 
