@@ -241,9 +241,15 @@ def validated(model: type[Model], values: dict[str, Any], where: str) -> Model:
         raise ConfigError(f"{where}: {problem_of(error)}") from error
 
 
+def is_model(annotation: Any) -> bool:
+    """Return whether an annotation is a class of values with names, as a `Spec` is."""
+    # In Python 3.10 dict[str, int] is a type, and no class.
+    return get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
 def _keys(annotation: Any, above: Sequence[int | str]) -> set[str]:
     """Return the keys that are allowed below those above them; in a type, or in what it is a container of."""
-    if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+    if not is_model(annotation):
         # Of a container, what holds its elements takes an index or a key; all else (unions, notes on a type) does not.
         rest = above[1:] if get_origin(annotation) in (dict, list, tuple) else above
         return set().union(*(_keys(inner, rest) for inner in get_args(annotation)))

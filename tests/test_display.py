@@ -31,7 +31,7 @@ def test_log_is_told_each_stage_and_now_and_then_how_far_it_is(
         for stage, share in (("groups", 0.0), ("groups", 0.5), ("groups", 0.9), ("choice", 0.1), ("choice", None)):
             show(stage, share)
         monkeypatch.undo()
-    assert capsys.readouterr().err.splitlines() == ["groups", "groups: 90%", "choice", "choice"]
+    assert capsys.readouterr().err.strip().splitlines() == ["groups", "groups: 90%", "choice", "choice"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from nncontrol_prune.config import ConfigError, validated
+from nncontrol_prune.config import ConfigError, is_model, validated
 from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.ros.parameter_files import unaddressed_keys
 
@@ -129,10 +129,7 @@ def is_open(annotation: Any) -> bool:
 
     What stands below it is then no parameter before somebody gives it, in a parameter file.
     """
-    return any(
-        get_origin(part) is dict or (isinstance(part, type) and issubclass(part, Spec))
-        for part in (annotation, *get_args(annotation))
-    )
+    return any(get_origin(part) is dict or is_model(part) for part in (annotation, *get_args(annotation)))
 
 
 def field_descriptions(model: type[Spec]) -> dict[str, str]:
