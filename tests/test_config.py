@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nncontrol_prune.config import Config, ConfigError, load_config
+from nncontrol_prune.config import Config, ConfigError, ControllerConfig, is_model, load_config
 from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.resources import share_directory
 
@@ -132,3 +132,9 @@ def test_rate_that_is_asked_for_is_the_controllers(small_bundle: Bundle) -> None
     for rate in (99.9, 100.1):
         with pytest.raises(ConfigError, match=rf"rate = {rate} Hz: controller small runs at 100 Hz"):
             Config().override("nn_controller", rate=rate).nn_controller.check_rate(small_bundle.manifest)
+
+
+def test_types_with_parameters_are_no_models_though_python_3_10_calls_them_types() -> None:
+    assert is_model(ControllerConfig)
+    for annotation in (dict[str, int], tuple[float, ...], list[str], float | None, float):
+        assert not is_model(annotation)
