@@ -8,7 +8,7 @@ PACKAGE = "nncontrol_prune"
 SHARED_DIRECTORIES = ("config", "launch", "sim")
 """Installed to share/nncontrol_prune with everything in them."""
 
-# The least versions are what the tests were run with once:
+# The least versions are ones that were seen to work, and some older ones seen to fail. To have just these:
 #   uv pip compile setup.py --extra test --extra train --extra compare --resolution lowest-direct
 RUNTIME = [
     # What the robot's computer needs to run a controller: requirements-robot.txt lists the same.
