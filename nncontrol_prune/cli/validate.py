@@ -81,7 +81,6 @@ def validate(
     from nncontrol_prune.runtime.store import BundleStore, StoreError
     from nncontrol_prune.service import work
     from nncontrol_prune.service.report_files import PAGE, check_directory
-    from nncontrol_prune.validation.offline import check_unseen
 
     if report is not None:
         check_directory(report)
@@ -110,8 +109,7 @@ def validate(
     with display.progress_bar(as_json) as show:
         where: str | Rollouts
         if rollouts:
-            where = work.read(dense, tuple(rollouts), Progress(show))
-            check_unseen(pruned, where)
+            where = work.unseen_part(pruned, work.read(dense, tuple(rollouts), Progress(show)))
         else:
             where = environment_of(dense, env or section.env)
         verdict = work.judged(pruned, dense, bundles, where, gate, Progress(show))

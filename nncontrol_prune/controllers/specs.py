@@ -314,6 +314,8 @@ class Provenance(Spec):
     """Digest of the rollouts it was pruned from."""
     bags: tuple[str, ...] = ()
     """Identity of each bag that they are from, whole or in part."""
+    transitions: Annotated[int, Field(ge=0)] | None = None
+    """How many they were, the first ones of the bags; None where an older version did not say."""
     method: str
     """Optimizer of the pruning coefficients."""
     importance: str

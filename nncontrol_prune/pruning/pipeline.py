@@ -293,6 +293,7 @@ def _provenance(dense: Bundle, rollouts: Rollouts, settings: PruningSettings, ca
     return Provenance(
         rollouts=rollouts.digest,
         bags=tuple(rollouts.bags),
+        transitions=len(rollouts),
         method=candidate.method,
         importance=candidate.ranking or settings.importance,
         coefficients={outcome.group.name: outcome.coefficient for outcome in candidate.groups},

@@ -24,7 +24,7 @@ from nncontrol_prune.service.report import make_report
 from nncontrol_prune.validation.episode_cache import EpisodeCache
 from nncontrol_prune.validation.evidence import gather
 from nncontrol_prune.validation.gate import judge
-from nncontrol_prune.validation.offline import check_offline
+from nncontrol_prune.validation.offline import check_offline, check_unseen
 from nncontrol_prune.validation.selection import ClosedLoop
 from nncontrol_prune.validation.settings import GateSettings
 
@@ -45,7 +45,7 @@ def carry_out(job: Job, progress: Progress, decided: Callable[[Outcome], None]) 
         decided: Called with the outcome once the verdict is in the store; the report, which it names, is written after.
 
     Raises:
-        ControllerError, RolloutError, PruningError, PlantError: With a sentence that says what is wrong.
+        ControllerError, RolloutError, PruningError, PlantError, OfflineError: With a sentence that says what is wrong.
         Cancelled: `progress` said so.
     """
     store = BundleStore(job.store)
@@ -69,8 +69,7 @@ def carry_out(job: Job, progress: Progress, decided: Callable[[Outcome], None]) 
         store.add(candidate)
     elif job.candidate is not None:
         candidate = store.load(job.candidate)
-        # A bag may have grown since, and its last part is still none that the candidate was pruned from.
-        where = job.environment or _parted(read(dense, job.rollouts, progress))[1]
+        where = job.environment or unseen_part(candidate, read(dense, job.rollouts, progress))
     else:
         raise StoreError("the job names neither how to prune nor a candidate to validate")
     verdict = judged(candidate, dense, store, where, job.gate, progress)
@@ -85,6 +84,22 @@ def _parted(rollouts: Rollouts) -> tuple[Rollouts, Rollouts]:
     """Return what to prune from, and what to check the candidate on, where there is no simulator."""
     last = round((1.0 - HELD_OUT) * len(rollouts))
     return rollouts.rows(slice(last)), rollouts.rows(slice(last, None))
+
+
+def unseen_part(candidate: Bundle, rollouts: Rollouts) -> Rollouts:
+    """Return rollouts to check a candidate on: all, or, if it was pruned from the first of them, the last part.
+
+    Raises:
+        OfflineError: It was pruned from these bags, and not only from what is before that part.
+    """
+    before, last = _parted(rollouts)
+    made = candidate.manifest.provenance
+    used = None if made is None or made.bags != tuple(rollouts.bags) else made.transitions
+    # One bag may have grown since; of several there is no telling which has, and so where the rows are by now.
+    if used is not None and (used == len(before) or (used < len(before) and len(rollouts.bags) == 1)):
+        return last
+    check_unseen(candidate, rollouts)
+    return rollouts
 
 
 def read(dense: Bundle, rollouts: tuple[Path, ...], progress: Progress) -> Rollouts:
