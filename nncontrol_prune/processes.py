@@ -65,7 +65,8 @@ def told_to_parent(error: Exception) -> str:
     """Return what the parent is told of an error; the traceback of one that is none of ours goes to the log."""
     if not type(error).__module__.startswith("nncontrol_prune."):
         traceback.print_exception(error)
-    return str(error) or type(error).__name__
+    # A file's name need not be text; what is told goes on as JSON, which has no other.
+    return str(error).encode(errors="backslashreplace").decode() or type(error).__name__
 
 
 def how_it_ended(status: int) -> str:

@@ -28,6 +28,7 @@ def test_errors_of_ours_are_told_without_a_traceback_and_others_by_their_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert told_to_parent(StoreError("the disk is full")) == "the disk is full"
+    assert told_to_parent(StoreError("bags/f\udcfcnf is no bag")) == r"bags/f\udcfcnf is no bag"
     assert capsys.readouterr().err == ""
     assert told_to_parent(KeyError()) == "KeyError"
     assert capsys.readouterr().err == "KeyError\n", "what led to it stands above where it was raised"

@@ -15,6 +15,7 @@ import zmq
 import zmq.auth
 from pydantic import Field
 from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils import z85
 
 from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.runtime.scheduling import real_time_granted
@@ -25,6 +26,7 @@ PORT_OFFSETS: dict[Service, int] = {"state": 0, "command": 1, "plant": 2, "contr
 
 DEFAULT_PORT = 5550
 LOOPBACK = "127.0.0.1"
+KEY_BYTES = 32
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
 
@@ -108,9 +110,18 @@ class Network(Spec):
         return socket
 
     def authenticate(self, context: zmq.Context[zmq.Socket[bytes]]) -> ThreadAuthenticator | None:
-        """Admit only the holder of the client key to the sockets of a context; stop the result in the end."""
+        """Admit only the holder of the client key to the sockets of a context; stop the result in the end.
+
+        Raises:
+            TransportError: There is no client's key.
+        """
         if self.keys is None:
             return None
+        if not list((self.keys / "clients").glob("*.key")):
+            raise TransportError(
+                f"{self.keys / 'clients'} holds no client's key, so nobody could connect; make keys with "
+                "`nncontrol-prune keys DIRECTORY`, and copy all of it"
+            )
         authenticator = ThreadAuthenticator(context)
         authenticator.start()
         authenticator.configure_curve(domain="*", location=str(self.keys / "clients"))
@@ -149,6 +160,10 @@ def make_keys(directory: Path) -> None:
 def _certificate(keys: Path, name: str, *, secret: bool) -> tuple[bytes, bytes | None]:
     path = keys / f"{name}.key{'_secret' if secret else ''}"
     try:
-        return zmq.auth.load_certificate(path)
-    except (OSError, ValueError) as error:
-        raise TransportError(f"{path} is not a key file; make keys with `nncontrol-prune keys DIRECTORY`") from error
+        public, private = zmq.auth.load_certificate(path)
+        if len(z85.decode(public)) != KEY_BYTES or (secret and zmq.curve_public(private or b"") != public):
+            raise ValueError("the keys do not go together")
+    except (OSError, ValueError, KeyError, zmq.ZMQError) as error:
+        what = f"a file with a {'secret' if secret else 'public'} key"
+        raise TransportError(f"{path} is not {what}; make keys with `nncontrol-prune keys DIRECTORY`") from error
+    return public, private

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 import threading
@@ -12,6 +13,8 @@ from typing import Any, TypeVar
 
 import zmq
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
+from zmq.auth.thread import ThreadAuthenticator
 
 from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.transport.messages import Reply, RequestError, parse_request
@@ -48,7 +51,7 @@ class RequestServer:
         between: Called between requests, at least every 50 ms.
 
     Raises:
-        TransportError: The port is taken.
+        TransportError: The port is taken, or keys are missing.
     """
 
     def __init__(
@@ -62,8 +65,9 @@ class RequestServer:
         between: Callable[[], object] = lambda: None,
     ) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._authenticator = network.authenticate(self._context)
+        self._authenticator: ThreadAuthenticator | None = None
         try:
+            self._authenticator = network.authenticate(self._context)
             self._socket = network.bind(self._context, service, zmq.REP)
         except TransportError:
             self._end_context()
@@ -107,8 +111,7 @@ class RequestServer:
             began = time.thread_time()
             frames = self._socket.recv_multipart()
             reply, payload = self._answer(*frames)
-            reply.service = self._service
-            self._socket.send_multipart([reply.model_dump_json().encode(), payload])
+            self._socket.send_multipart([self._encoded(reply), payload])
             # The loop runs in the same interpreter, and whoever asks as fast as he can must not keep it from that: this
             # thread has no real-time priority, so other work may take the processor from it while it has the lock.
             time.sleep(min(max(SHORTEST_REST, REST * (time.thread_time() - began)), LONGEST_REST))
@@ -127,6 +130,14 @@ class RequestServer:
             traceback.print_exc(file=sys.stderr)
             return Reply(ok=False, error=f"internal error: {type(error).__name__}: {error}"), b""
         return Reply(ok=True, result=result), attached
+
+    def _encoded(self, reply: Reply) -> bytes:
+        """Return a reply as JSON, with question marks for what is no text, as parts of a file's name may be."""
+        reply.service = self._service
+        try:
+            return reply.model_dump_json().encode()
+        except PydanticSerializationError:
+            return json.dumps(reply.model_dump(mode="json"), ensure_ascii=False).encode(errors="replace")
 
 
 class RequestFailedError(Exception):
@@ -204,8 +215,9 @@ class Client:
         """Find out at once that nobody listens; ZeroMQ itself would wait for somebody to come."""
         try:
             socket.create_connection(self._network.address(self._service), self._timeout).close()
-        except OSError as error:
-            detail = f"({error.strerror or error}); is `nncontrol-prune sim` or `run` running there?"
+        except (OSError, UnicodeError) as error:  # the latter of a name that no host can have
+            reason = getattr(error, "strerror", None) or error
+            detail = f"({reason}); is `nncontrol-prune sim` or `run` running there?"
             raise self._no_answer(detail) from error
 
     def _no_answer(self, detail: str) -> TransportError:

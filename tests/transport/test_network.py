@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,47 @@ def test_with_keys_only_their_holder_gets_an_answer(network: Network, tmp_path: 
         server.close()
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("server.key_secret", lambda keys: (keys / "server.key").read_text()),
+        ("server.key_secret", lambda keys: (keys / "client.key_secret").read_text()[:-5]),
+        ("server.key_secret", lambda keys: (keys / "server.key_secret").read_text().replace('secret-key = "', "#")),
+        ("server.key_secret", lambda _: "no key"),
+    ],
+)
+def test_file_without_a_pair_of_keys_is_named(
+    network: Network, tmp_path: Path, name: str, content: Callable[[Path], str]
+) -> None:
+    keys = tmp_path / "keys"
+    make_keys(keys)
+    (keys / name).write_text(content(keys))
+    with pytest.raises(TransportError, match=f"keys/{name} is not a file with a secret key; make keys with"):
+        serve(network.model_copy(update={"keys": keys}))
+
+
+def test_server_key_that_is_none_is_named_to_the_client(network: Network, tmp_path: Path) -> None:
+    make_keys(tmp_path / "keys")
+    server = serve(network.model_copy(update={"keys": tmp_path / "keys"}))
+    path = tmp_path / "keys" / "server.key"
+    path.write_text(path.read_text().rstrip()[:-3] + '~~"')
+    try:
+        with (
+            Client(network.model_copy(update={"keys": tmp_path / "keys"}), "plant") as client,
+            pytest.raises(TransportError, match=r"server\.key is not a file with a public key"),
+        ):
+            client.request(Status())
+    finally:
+        server.close()
+
+
+def test_nobody_is_listened_to_without_the_key_of_any_client(network: Network, tmp_path: Path) -> None:
+    make_keys(tmp_path / "keys")
+    (tmp_path / "keys" / "clients" / "client.key").unlink()
+    with pytest.raises(TransportError, match=r"clients holds no client's key, so nobody could connect"):
+        serve(network.model_copy(update={"keys": tmp_path / "keys"}))
+
+
 def test_two_files_are_enough_for_the_other_machine(network: Network, tmp_path: Path) -> None:
     make_keys(tmp_path / "keys")
     (tmp_path / "there").mkdir()
@@ -120,5 +162,5 @@ def test_keys_are_private_and_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_missing_keys_are_named(network: Network, tmp_path: Path) -> None:
-    with pytest.raises(TransportError, match="server.key_secret is not a key file"):
+    with pytest.raises(TransportError, match="server.key_secret is not a file with a secret key"):
         network.model_copy(update={"keys": tmp_path}).bind(zmq.Context.instance(), "plant", zmq.REP)

@@ -226,3 +226,32 @@ def test_client_that_leaves_before_its_answer_disturbs_nobody(network: Network) 
             socket.connect(network.endpoint("plant"))
             socket.send(b'{"request": "status"}')
     assert raw(network, b'{"request": "status"}')["ok"]
+
+
+def test_file_whose_name_is_no_text_does_not_end_the_answering(network: Network) -> None:
+    def tell(_: Status) -> dict[str, Any]:
+        return {"bag": "bags/f\udcfcnf"}
+
+    def fail(_: Reset) -> dict[str, Any]:
+        raise KnownError("bags/f\udcfcnf is no bag")
+
+    server = RequestServer(
+        network, "plant", TypeAdapter(PlantRequest), {Status: answers(tell), Reset: answers(fail)}, errors=(KnownError,)
+    )
+    server.start()
+    try:
+        with Client(network, "plant", timeout=2.0) as client:
+            for _ in range(2):
+                assert client.request(Status()) == {"bag": "bags/f?nf"}
+                with pytest.raises(RequestFailedError, match=r"bags/f\?nf is no bag"):
+                    client.request(Reset())
+    finally:
+        server.close()
+
+
+def test_name_that_no_host_can_have_is_refused(network: Network) -> None:
+    with (
+        Client(network.model_copy(update={"host": "robot..local"}), "plant") as client,
+        pytest.raises(TransportError, match=r"no answer from the plant process at .*robot\.\.local"),
+    ):
+        client.request(Status())
