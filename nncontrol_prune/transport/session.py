@@ -32,6 +32,9 @@ GOAL_PATIENCE = 15.0
 AFTER_SWAP = 10.0
 """Seconds that a session goes on after the swap, at the least."""
 
+PATIENCE = 60.0
+"""Seconds without an answer after which a session no longer looks after a job."""
+
 DENSE, PRUNED = "dense", "pruned"
 """What a session's bundles are called."""
 
@@ -107,7 +110,8 @@ def run_session(
     end = float("inf") if duration is None else started + duration
     notes: list[str] = []
     phase = "waiting" if prune_after is not None else "running"
-    accepted_at = 0.0
+    accepted_at, answered_at = 0.0, started
+    unanswered = ""
     job = JobStatus()
     while not ending.is_set() and ((now := time.monotonic()) < end or phase in ("pruning", "accepted")):
         simulation.check_alive()
@@ -132,10 +136,14 @@ def run_session(
                 simulation.pruning.request(Deploy())
                 phase = "running"
                 end = max(end, now + AFTER_SWAP)
+            unanswered, answered_at = "", now
         except (TransportError, RequestFailedError) as error:
-            notes.append(str(error))
-            phase = "running"
-        tell(_describe(phase, job, now - started), job.progress if phase == "pruning" else None)
+            unanswered = str(error)
+            # Whoever is busy for a while may answer the next time; of one that has died `check_alive` tells.
+            if phase == "waiting" or isinstance(error, RequestFailedError) or now - answered_at > PATIENCE:
+                notes.append(unanswered)
+                phase, unanswered = "running", ""
+        tell(_describe(phase, job, now - started, unanswered), job.progress if phase == "pruning" else None)
         ending.wait(POLL)
     try:
         last = JobStatus.model_validate(simulation.pruning.request(Status()))  # it may have been asked for from without
@@ -167,7 +175,9 @@ def _candidate(job: JobStatus) -> str | None:
     return None if job.outcome is None else job.outcome.candidate
 
 
-def _describe(phase: str, job: JobStatus, elapsed: float) -> str:
+def _describe(phase: str, job: JobStatus, elapsed: float, unanswered: str) -> str:
+    if unanswered:
+        return f"{elapsed:3.0f} s  {phase}: {unanswered}"
     if phase == "pruning":
         why = f" ({job.hampered})" if job.hampered else ""
         return f"{elapsed:3.0f} s  pruning: {job.stage or 'starting'}{why}"

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,42 @@ def test_results_are_not_lost_with_a_plant_that_does_not_answer(
     result, _ = run_session(processes, duration=0.05, prune_after=None, tell=lambda *_: None)
     assert (result.missed_commands, result.notes) == (None, ["no answer from the plant"])
     assert result.dense.reference == shipped_bundle.reference
+
+
+class Hiccup(Scripted):
+    """A process that does not answer `Status` the times that are named, counted from zero."""
+
+    def __init__(self, answers: Sequence[dict[str, Any]], silent: Container[int]) -> None:
+        super().__init__(answers)
+        self._silent, self._times = silent, -1
+
+    def request(self, message: Any) -> dict[str, Any]:
+        if isinstance(message, Status):
+            self._times += 1
+            if self._times in self._silent:
+                raise TransportError("no answer within 15 s")
+        return super().request(message)
+
+
+def test_job_goes_on_while_a_process_is_too_busy_to_answer(shipped_bundle: Bundle, accepted: JobStatus) -> None:
+    running = JobStatus(job=1, state="running", stage="choice", progress=0.3)
+    reported = accepted.model_copy(update={"progress": 1.0})
+    processes = Processes(shipped_bundle, [])
+    statuses = [running, running, accepted, accepted, reported]
+    processes.pruning = Hiccup([job.model_dump(mode="json") for job in statuses], {1})
+    processes.plant = Hiccup([PLANT], {0})
+    told: list[str] = []
+    result, _ = run_session(processes, duration=0.05, prune_after=0.0, tell=lambda what, _: told.append(what))
+    assert [type(message) for message in processes.pruning.asked] == [Prune, Deploy]
+    assert (result.job, result.notes) == (reported, [])
+    assert sum("no answer within 15 s" in what for what in told) == 2
+
+
+def test_job_whose_process_never_answers_is_given_up(shipped_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nncontrol_prune.transport.session.PATIENCE", 0.0)
+    processes = Processes(shipped_bundle, [])
+    processes.pruning = Hiccup([JobStatus().model_dump(mode="json")], range(1000))
+    assert "no answer within 15 s" in session(processes).notes
 
 
 def test_job_that_is_not_accepted_is_told_and_nothing_is_deployed(shipped_bundle: Bundle, accepted: JobStatus) -> None:
