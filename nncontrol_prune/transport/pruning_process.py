@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,12 @@ class PruningProcessSettings(Spec):
     store: Path
     environment: str | None
     report: Path | None
+
+
+_log = logging.getLogger(__name__)
+
+ERRORS = (ServiceError, ControllerError, ConfigError, TransportError, RequestFailedError)
+"""Why a request, or a deployment that nobody asks for, is refused; all else is a fault of ours."""
 
 
 class ZmqLoop:
@@ -78,6 +85,12 @@ def start(settings: PruningProcessSettings) -> tuple[Callable[[], None], Callabl
     def validate(request: Validate) -> dict[str, Any]:
         return {"job": coordinator.validate(request.reference, request.rollouts)}
 
+    def deploy_if_wanted() -> None:
+        try:
+            coordinator.deploy_if_wanted()
+        except ERRORS as error:  # which the status tells, too
+            _log.warning("not deployed: %s", error)
+
     server = RequestServer(
         settings.network,
         "pruning",
@@ -89,8 +102,8 @@ def start(settings: PruningProcessSettings) -> tuple[Callable[[], None], Callabl
             Cancel: answers(lambda _: {"job": coordinator.cancel()}),
             Deploy: answers(lambda _: {"reference": coordinator.deploy()}),
         },
-        errors=(ServiceError, ControllerError, ConfigError, TransportError, RequestFailedError),
-        between=coordinator.deploy_if_wanted,
+        errors=ERRORS,
+        between=deploy_if_wanted,
     )
     server.start()
     stopped = threading.Event()
