@@ -161,7 +161,7 @@ def load_config(path: Path | None = None) -> Config:
         raw = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the others as of a date that there is not
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(raw or {}, dict):
         raise ConfigError(f"{path} is not a ROS 2 parameter file: it holds no sections")

@@ -97,6 +97,8 @@ def test_section_for_all_nodes_gives_each_what_it_knows_and_its_own_section_does
         ("/**/mujoco_sim:\n  env: Hopper-v5\n", ["mujoco_sim", "ros__parameters"]),
         ("- a\n", ["no sections"]),
         ("a: [", ["not YAML"]),
+        ("a: 2024-02-30\n", ["not YAML", "day"]),
+        ("a: " + 3000 * "[", ["not YAML"]),
     ],
 )
 def test_error_names_the_key_the_value_and_what_is_allowed(tmp_path: Path, text: str, parts: list[str]) -> None:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from nncontrol_prune.controllers.errors import BundleError
 from nncontrol_prune.controllers.observations import ObservationSpec
-from nncontrol_prune.controllers.policy import Policy, load_policy
+from nncontrol_prune.controllers.policy import Policy, load_policy, refusing_model
 from nncontrol_prune.controllers.specs import (
     BUNDLE_FILES,
     FORMAT_VERSION,
@@ -203,19 +203,21 @@ def check_bundle(files: dict[str, bytes]) -> Bundle:
             raise BundleError(f"{name} is damaged: its sha256 is not the one in the manifest")
     _check_weights(files[WEIGHTS], manifest)
     observations, actions = _read_reference(files[REFERENCE], manifest)
-    policy = load_policy(files[POLICY], manifest.architecture, manifest.observation.size, manifest.action.size)
+    with refusing_model("cannot be run"):
+        policy = load_policy(files[POLICY], manifest.architecture, manifest.observation.size, manifest.action.size)
+        found = policy.batch(observations)
+        # The first runs of a session allocate; they belong here and not into the loop.
+        warm = np.zeros(manifest.action.size)
+        for row in observations[:32].astype(np.float64):
+            policy.act(row, warm)
     _compare_actions(
-        policy.batch(observations),
+        found,
         actions,
         manifest.action,
         manifest.architecture,
         REFERENCE_TOLERANCE,
         f"{POLICY} and {REFERENCE}",
     )
-    # The first runs of a session allocate; they belong here and not into the loop.
-    warm = np.zeros(manifest.action.size)
-    for row in observations[:32].astype(np.float64):
-        policy.act(row, warm)
     return Bundle(manifest, hashlib.sha256(files[MANIFEST]).hexdigest(), files, policy)
 
 

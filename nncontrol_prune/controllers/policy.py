@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +15,21 @@ from nncontrol_prune.controllers.specs import POLICY, MlpArchitecture, TdMpcArch
 
 PLANS_AT_ONCE = 16
 """Observations that a planner is run on at once: memory grows with them times the plans that it tries."""
+
+
+@contextmanager
+def refusing_model(what: str) -> Iterator[None]:
+    """Within the block, turn what ONNX Runtime raises, a different class for every way a model can be wrong.
+
+    Raises:
+        BundleError: It raised something; the message says `what` of the model, and why.
+    """
+    try:
+        yield
+    except BundleError:
+        raise
+    except Exception as error:
+        raise BundleError(f"{POLICY} {what}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
 
 
 class Policy(Protocol):
@@ -179,11 +196,8 @@ def _session(model: bytes, inputs: dict[str, int], outputs: dict[str, int]) -> o
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    try:
+    with refusing_model("is not a model that ONNX Runtime can load"):
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises a different class for every way a model can be wrong
-        reason = str(error).splitlines()[0]
-        raise BundleError(f"{POLICY} is not a model that ONNX Runtime can load: {reason}") from error
     found = tuple(
         [(value.name, value.shape[-1] if value.shape else 0) for value in values]
         for values in (session.get_inputs(), session.get_outputs())

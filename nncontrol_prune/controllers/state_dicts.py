@@ -78,7 +78,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         with refusing("it is not a safetensors file"):
             return safetensors.torch.load(content)
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+        with refusing("it is damaged"), zipfile.ZipFile(path) as archive:
             program = any("/code/" in name for name in archive.namelist())
         if program:
             raise ImportFailedError("it is a TorchScript program; give the checkpoint that it was exported from")

@@ -98,7 +98,7 @@ class BundleStore:
             raise BundleError(f"the bundle that arrived has digest {bundle.digest}, not {digest}")
         if verdict is not None and verdict.candidate != bundle.reference:
             raise BundleError("the verdict that came with the bundle is about another")
-        known = self.verdict(bundle.digest)
+        known = self._known_verdict(bundle.digest)
         if verdict is not None and known is not None and not known.accepted and verdict.accepted:
             raise BundleError("the verdict that came with the bundle accepts what this store's own rejects")
         if verdict is not None:
@@ -211,10 +211,14 @@ class BundleStore:
         with self._writing():
             write_atomically(self.root / "verdicts" / f"{digest}.json", verdict.model_dump_json(indent=1).encode())
 
+    def _known_verdict(self, digest: str) -> Verdict | None:
+        """Return the verdict about a bundle if it can be read; a damaged one, or an older format's, may be replaced."""
+        with contextlib.suppress(StoreError):
+            return self.verdict(digest)
+        return None
+
     def _check_replaceable(self, verdict: Verdict) -> None:
-        known = None
-        with contextlib.suppress(StoreError):  # a damaged one may be replaced
-            known = self.verdict(verdict.candidate.rpartition("@")[2])
+        known = self._known_verdict(verdict.candidate.rpartition("@")[2])
         if verdict.offline and known is not None and not known.offline:
             raise StoreError(
                 f"{short(verdict.candidate)} was judged in closed loop ({known.decision}), and an off-line check does "

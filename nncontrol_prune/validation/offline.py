@@ -101,7 +101,7 @@ def check_offline(
         change = (ours - theirs) / half_ranges
         moved = (theirs - theirs.mean(axis=0)) / half_ranges
         criteria.append(_criterion("actions", change, moved, limits.action_deviation, "of the dense controller's own"))
-        if not dense.manifest.plans:
+        if not (candidate.manifest.plans or dense.manifest.plans):
             rows = observations[np.linspace(0, len(observations) - 1, min(GAIN_ROWS, len(observations))).astype(int)]
             gains = [_gains(bundle, rows, half_ranges, spread) for bundle in (candidate, dense)]
             criteria.append(_criterion("gains", gains[0] - gains[1], gains[1], limits.gain_deviation, "of its gains"))

@@ -73,7 +73,7 @@ class GateSettings(Spec):
     """Starts after which that is inconclusive; 0 to leave it out."""
     task: Task | None = None
     """What success is, and what is brought where; by default what is known of the environment (plants/tasks.py)."""
-    first_seed: Annotated[int, Field(ge=0)] = 100_000
+    first_seed: Annotated[int, Field(ge=0, le=1_000_000_000)] = 100_000
     """Seed of the first pair; the next ones follow."""
     jobs: Annotated[int, Field(ge=1, le=1024)] = 1
     """Workers that run episodes; the verdict does not depend on it."""

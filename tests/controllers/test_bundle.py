@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import safetensors.numpy
 import torch
@@ -93,6 +94,22 @@ def test_flipped_byte_is_found(directory: Path, name: str) -> None:
     data[len(data) // 2] ^= 1
     (directory / name).write_bytes(data)
     assert f"{name} is damaged" in refusal(directory)
+
+
+@pytest.mark.parametrize(("batch", "kind"), [(1, onnx.TensorProto.FLOAT), (None, onnx.TensorProto.DOUBLE)])
+def test_policy_that_cannot_be_run_on_what_it_is_to_be_run_on_is_refused(
+    directory: Path, batch: int | None, kind: int
+) -> None:
+    observation, action = (
+        onnx.helper.make_tensor_value_info(name, kind, [batch, size])
+        for name, size in (("observation", 5), ("action", 1))
+    )
+    last = onnx.helper.make_tensor("last", onnx.TensorProto.INT64, [1], [4])
+    node = onnx.helper.make_node("Gather", ["observation", "last"], ["action"], axis=1)
+    graph = onnx.helper.make_graph([node], "policy", [observation], [action], [last])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    replace(directory, POLICY, onnx.helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString())
+    assert f"{POLICY} cannot be run: " in refusal(directory)
 
 
 def test_wrong_shape_is_named(directory: Path) -> None:

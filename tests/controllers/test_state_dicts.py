@@ -187,6 +187,12 @@ def test_programs_and_other_files_are_refused(actor: nn.Sequential, tmp_path: Pa
     torch.jit.save(torch.jit.script(actor), program)
     with pytest.raises(ImportFailedError, match="is a TorchScript program; give the checkpoint"):
         import_state_dict(program, 5, ACTION, activation="elu")
+    cut = saved(tmp_path / "cut.pt", {"a.weight": torch.ones(2, 2)})
+    content = bytearray(cut.read_bytes())
+    content[content.index(b"PK\x01\x02") + 2] = 0
+    cut.write_bytes(content)
+    with pytest.raises(ImportFailedError, match=r"cut.pt: it is damaged \("):
+        import_state_dict(cut, 5, ACTION, activation="elu")
     damaged = tmp_path / "actor.safetensors"
     damaged.write_bytes(b"nothing of the kind")
     with pytest.raises(ImportFailedError, match="it is not a safetensors file"):

@@ -118,6 +118,16 @@ def test_verdict_in_closed_loop_is_not_replaced_by_one_without(
     assert store.verdict(pruned.digest) == rejected
 
 
+def test_verdict_that_cannot_be_read_makes_room_for_one_that_arrives(
+    store: BundleStore, small_bundle, make_cartpole_bundle, make_verdict
+) -> None:
+    pruned = make_cartpole_bundle(hidden=(4, 4), parent=small_bundle)
+    write_atomically(store.root / "verdicts" / f"{pruned.digest}.json", b'{"format_version": 1}')
+    verdict = make_verdict(pruned)
+    assert store.receive(pruned.files, pruned.digest, verdict) == pruned.reference
+    assert store.verdict(pruned.digest) == verdict
+
+
 def test_all_verdicts_that_can_be_read_are_listed(
     store: BundleStore, small_bundle, make_cartpole_bundle, make_verdict
 ) -> None:

@@ -13,6 +13,7 @@ from nncontrol_prune.rollouts.reader import Rollouts, read_rollouts
 from nncontrol_prune.service.rollouts import record_episodes
 from nncontrol_prune.validation.gate import GateError
 from nncontrol_prune.validation.offline import (
+    LEAST_ROWS,
     OfflineError,
     check_offline,
     check_unseen,
@@ -52,6 +53,16 @@ def test_controller_that_commands_something_else_is_rejected(shipped_bundle: Bun
     assert outcomes(verdict)["actions"] == outcomes(verdict)["gains"] == "failed"
     (actions,) = (criterion for criterion in verdict.criteria if criterion.name == "actions")
     assert "10% are allowed; 95% sure that it is missed" in actions.reason
+
+
+def test_gains_are_not_looked_at_where_one_of_the_two_plans(
+    planner: Bundle, shipped_bundle: Bundle, rollouts: Rollouts
+) -> None:
+    few = rollouts.rows(slice(LEAST_ROWS))
+    for candidate, dense in ((planner, shipped_bundle), (shipped_bundle, planner)):
+        verdict = check_offline(candidate, dense, few, GateSettings())
+        assert "gains" not in outcomes(verdict)
+        assert any(note.startswith("gains: not looked at") for note in verdict.notes)
 
 
 def test_gains_tell_what_actions_on_the_rollouts_do_not(shipped_bundle: Bundle, rollouts: Rollouts) -> None:
