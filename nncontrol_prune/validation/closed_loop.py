@@ -32,7 +32,8 @@ class Trajectory:
         observations: What there was to observe before each step, and at the end, without noise, (steps + 1, n).
         actions: What the plant was commanded, (steps, m).
         rewards: (steps,).
-        terminated: Whether it ended for good, and not because its time was over.
+        terminated: Whether it ended for good, and not because its time was over; so it does, too, where an observation
+            holds NaN or infinity.
         faults: Actions that held NaN or infinity, and were replaced by the safe command.
     """
 
@@ -121,14 +122,17 @@ class _Loop:
             self._on_the_way[running] = np.concatenate([self._on_the_way[running, 1:], actions[:, None]], axis=1)
             actions = arrived
         done = self._plants.step(running, actions)
+        before = self._observations[running, steps]
         if steps.max() + 1 >= self._observations.shape[1]:
             self._make_room()
         self._actions[running, steps] = actions
-        self._rewards[running, steps] = done.rewards
-        self._observations[running, steps + 1] = done.observations
+        # A plant of which nothing can be observed any more has come to its end; the last that could stands for it.
+        broken = np.asarray(~np.isfinite(done.observations).all(axis=1))
+        self._rewards[running, steps] = np.where(broken & ~np.isfinite(done.rewards), 0.0, done.rewards)
+        self._observations[running, steps + 1] = np.where(broken[:, None], before, done.observations)
         self._steps[running] += 1
-        self._terminated[running] = done.terminated
-        ended: list[int] = running[done.terminated | done.truncated].tolist()
+        self._terminated[running] = done.terminated | broken
+        ended: list[int] = running[done.terminated | broken | done.truncated].tolist()
         return ended
 
     def trajectory(self, plant: int) -> Trajectory:

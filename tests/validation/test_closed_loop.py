@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,8 +11,10 @@ from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.batch import make_batch
 from nncontrol_prune.plants.conditions import Conditions
 from nncontrol_prune.plants.environments import make_environment
+from nncontrol_prune.plants.tasks import task_of
 from nncontrol_prune.validation import closed_loop
 from nncontrol_prune.validation.closed_loop import Trajectory, run_closed_loop
+from nncontrol_prune.validation.metrics import episode_of
 
 
 class Faulty:
@@ -74,6 +78,30 @@ def test_delayed_plant_gets_the_safe_command_first(shipped_bundle: Bundle) -> No
     actions = run(shipped_bundle, [1], Conditions(delay=3))[1].actions
     assert not actions[:3].any()
     assert actions[3] != 0
+
+
+def test_episode_ends_for_good_where_nothing_can_be_observed_any_more(
+    shipped_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plants = make_batch(CARTPOLE, 2)
+    step, steps = plants.step, iter(range(2000))
+
+    def blow_up(running: np.ndarray, actions: np.ndarray) -> Any:
+        done = step(running, actions)
+        if next(steps) == 4:
+            done.observations[0], done.rewards[0] = np.inf, np.nan
+        return done
+
+    monkeypatch.setattr(plants, "step", blow_up)
+    first, second = run_closed_loop(shipped_bundle.policy, shipped_bundle.manifest, plants, [1, 2])
+    plants.close()
+    assert (len(first.rewards), first.terminated) == (5, True)
+    assert np.isfinite(first.observations).all()
+    assert np.isfinite(first.rewards).all()
+    np.testing.assert_array_equal(first.observations[5], first.observations[4])
+    assert (len(second.rewards), second.terminated) == (1000, False)
+    episode = episode_of(first, task_of(CARTPOLE), shipped_bundle.manifest.action, shipped_bundle.manifest.rate)
+    assert not episode.success
 
 
 def test_actions_that_are_no_numbers_are_counted_and_replaced(shipped_bundle: Bundle) -> None:
