@@ -365,6 +365,7 @@ def test_inspect_shows_bundles_and_bags(bag: Path, pruned: Path) -> None:
     assert "parameters a channel" in run("inspect", "cartpole_swingup_sac").stdout
     contents = json_of(run("inspect", bag, "--json"))
     assert (contents["transitions"], contents["episodes"]) == (3000, 3)
+    assert contents["duration [s]"] == pytest.approx(3 * 9.99)  # of 1000 ticks each; what lies between is no part of it
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from nncontrol_prune.controllers.bundle import Bundle
+from nncontrol_prune.rollouts.joining import stretches
 from nncontrol_prune.rollouts.reader import read_rollouts
 
 
@@ -31,7 +32,7 @@ def inspect_rollouts(path: Path) -> dict[str, Any]:
         "transitions": len(rollouts.stamp),
         "observation size": rollouts.observation.shape[1],
         "action size": rollouts.action.shape[1],
-        "duration [s]": round(float(np.ptp(rollouts.stamp)), 3),
+        "duration [s]": round(sum(float(np.ptp(rollouts.stamp[rows])) for rows in stretches(rollouts.episode)), 3),
         "controllers": rollouts.controllers,
         "episodes": len(rollouts.episodes),
         "digest": rollouts.digest,
