@@ -55,7 +55,7 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     help="Prune neural-network controllers from a live loop's rollouts, and swap them in without missing a tick.\n\n"
-    "Exit codes: 0 done, 1 failed, 2 usage, 3 rejected by the gate.",
+    "Exit codes: 0 done, 1 failed, 2 usage, 3 rejected by the gate, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -83,7 +83,7 @@ def call(
 
 @handled
 def make_keys(directory: Annotated[Path, typer.Argument(help="A new directory.")]) -> None:
-    """Make CURVE keys, so that the processes may run on several machines."""
+    """Make CURVE keys, so that `status` and `call` may come from another machine."""
     from nncontrol_prune import display
     from nncontrol_prune.transport import network
 

@@ -103,7 +103,7 @@ class ControllerLink:
         """Record the steps that came."""
         while self._steps:
             stamp, episode, step, reward, terminated, truncated = self._steps.popleft()
-            if self._recorder is not None and not math.isnan(stamp):  # no step led to the first state
+            if self._recorder is not None and math.isfinite(stamp):  # no step led to the first state
                 self._recorder.step(stamp, episode, step, reward, terminated > 0, truncated > 0)
 
     def close(self) -> None:

@@ -119,8 +119,8 @@ class Network(Spec):
             return None
         if not list((self.keys / "clients").glob("*.key")):
             raise TransportError(
-                f"{self.keys / 'clients'} holds no client's key, so nobody could connect; make keys with "
-                "`nncontrol-prune keys DIRECTORY`, and copy all of it"
+                f"{self.keys / 'clients'} holds no client's key, so nobody could connect; who listens needs all of the "
+                "directory that `nncontrol-prune keys DIRECTORY` makes"
             )
         authenticator = ThreadAuthenticator(context)
         authenticator.start()
