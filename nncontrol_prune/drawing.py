@@ -10,7 +10,12 @@ DENSE, PRUNED = "#2b5d8c", "#d9822b"
 
 
 def without_wraps(signal: ArrayLike) -> NDArray[np.float64]:
-    """Return a signal with gaps (NaN) where an angle wraps, so that no line is drawn across the picture."""
+    """Return a signal with gaps (NaN) where an angle wraps, so that no line is drawn across the picture.
+
+    What goes beyond ±2π is no angle that wraps, and stays as it is.
+    """
     values = np.array(signal, dtype=np.float64)
+    if (np.abs(values) > 2 * np.pi).any():
+        return values
     values[np.abs(np.diff(values, prepend=values[:1])) > np.pi] = np.nan
     return values

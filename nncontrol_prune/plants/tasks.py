@@ -104,7 +104,7 @@ class Task(Spec):
     goal: dict[str, Positive] = Field(default_factory=dict)
     """How far each signal named may be from its reference at the goal; empty where surviving the episode is all."""
     hold: Annotated[FiniteFloat, Field(ge=0.0)] = 0.0
-    """How long the goal must hold at the end of the episode, in seconds."""
+    """How long the goal must hold at the end of the episode, in seconds; 0 for its last observation alone."""
     description: str = ""
     """Success in words; said by the goal if empty."""
     starts: StartBox | None = None
@@ -128,7 +128,7 @@ class Task(Spec):
         near = " and ".join(
             f"{name} within {within:g} {self.signals[name].unit}".rstrip() for name, within in self.goal.items()
         )
-        return f"{near} of its reference for the last {self.hold:g} s"
+        return f"{near} of its reference {f'for the last {self.hold:g} s' if self.hold else 'at the end'}"
 
     def at_goal(self, observations: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which of the observations (..., n) are at the goal; all, if there is none."""

@@ -19,7 +19,7 @@ from nncontrol_prune.plants.environments import environment_digest
 from nncontrol_prune.plants.tasks import Task
 from nncontrol_prune.validation.metrics import Episode
 
-VERSION = 2
+VERSION = 3
 """Of what an episode's metrics mean and how plants are stepped: another one finds nothing that was kept before."""
 
 

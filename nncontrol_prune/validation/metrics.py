@@ -84,7 +84,8 @@ def episode_of(trajectory: Trajectory, task: Task, action: ActionSpec, rate: flo
 def _held_at_the_end(trajectory: Trajectory, task: Task, rate: float) -> bool:
     away = np.flatnonzero(~task.at_goal(trajectory.observations[1:]))
     last_away = int(away[-1]) + 1 if len(away) else 0
-    return (len(trajectory.rewards) - last_away) / rate >= task.hold
+    held = len(trajectory.rewards) - last_away
+    return held > 0 and held / rate >= task.hold
 
 
 def signal_metrics(signal: Signal, observations: NDArray[np.float64], rate: float) -> SignalMetrics:
@@ -100,8 +101,9 @@ def signal_metrics(signal: Signal, observations: NDArray[np.float64], rate: floa
     band = BAND * signal.scale
     outside = np.flatnonzero(error > band)
     settled = int(outside[-1]) + 1 if len(outside) else 0
-    # An angle that swings through ±π changes its sign far from the reference, which is no crossing.
-    crossed = (np.sign(deviation[1:]) != np.sign(deviation[:-1])) & (np.abs(np.diff(deviation)) <= math.pi)
+    crossed = np.sign(deviation[1:]) != np.sign(deviation[:-1])
+    if signal.entry is None or signal.unit == "rad":  # an angle that swings through ±π changes its sign far from there
+        crossed &= np.abs(np.diff(deviation)) <= math.pi
     reached = np.flatnonzero(np.concatenate([[False], crossed]) | (error <= band))
     tail = max(1, round(STEADY_SHARE * len(error)))
     return SignalMetrics(

@@ -40,7 +40,9 @@ def test_goal_is_every_signal_near_its_reference() -> None:
     task = Task(signals={"a": Signal(entry=0), "b": Signal(entry=1, reference=2.0)}, goal={"a": 0.5, "b": 0.1})
     np.testing.assert_array_equal(task.at_goal(np.array([[0.4, 2.0], [0.6, 2.0], [0.0, 1.8]])), [True, False, False])
     assert bool(task.at_goal(np.array([0.0, 2.0])))
-    assert task.success == "a within 0.5 and b within 0.1 of its reference for the last 0 s"
+    assert task.success == "a within 0.5 and b within 0.1 of its reference at the end"
+    held = task.model_copy(update={"hold": 2.0})
+    assert held.success == "a within 0.5 and b within 0.1 of its reference for the last 2 s"
 
 
 def test_goal_about_an_unknown_signal_is_refused() -> None:

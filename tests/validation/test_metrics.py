@@ -45,6 +45,19 @@ def test_angle_that_swings_through_pi_has_not_crossed_its_reference() -> None:
     assert metrics([3.1, -3.1, -2.0, -1.0, 0.0, 0.0], angle).overshoot == pytest.approx(0.0, abs=1e-12)
 
 
+def test_what_is_no_angle_may_cross_its_reference_in_large_steps() -> None:
+    values = [-40.0, -25.0, -10.0, 12.0, 25.0, 20.0, 10.0, 3.0, 0.5, 0.0]
+    speed = Signal(entry=0, unit="rad/s", scale=50.0)
+    assert metrics(values, speed).overshoot == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("last", "success"), [(2.1, True), (9.0, False)])
+def test_goal_without_a_time_to_hold_it_has_to_be_reached_in_the_end(last: float, success: bool) -> None:
+    task = Task(signals={"x": Signal(entry=0, reference=2.0)}, goal={"x": 0.5})
+    assert task.success.endswith("of its reference at the end")
+    assert episode_of(trajectory([0.0, 2.0, last], [0.0, 0.0]), task, ACTION, RATE).success == success
+
+
 def test_angle_held_around_pi_is_held() -> None:
     angles = np.array([3.1, -3.1] * 10)
     found = signal_metrics(
