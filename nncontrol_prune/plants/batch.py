@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import mujoco
 import numpy as np
+from gymnasium.wrappers import TimeLimit
 from mujoco import rollout
 from numpy.typing import NDArray
 
@@ -16,6 +17,7 @@ from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.cartpole import observations_of, rewards_of
 from nncontrol_prune.plants.conditions import Conditions, change_model, pushed
 from nncontrol_prune.plants.environments import PlantError, make_environment
+from nncontrol_prune.plants.wrappers import wrappers_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def make_batch(environment: str, plants: int, conditions: Conditions | None = No
             one after the other.
 
     Raises:
-        PlantError: There is no such environment, or it is not a MuJoCo one.
+        PlantError: There is no such environment, it is not a MuJoCo one, or its episodes have no limit of time.
     """
     conditions = conditions or Conditions()
     if environment == CARTPOLE:
@@ -121,6 +123,12 @@ class GymnasiumBatch:
 
     def _made(self) -> Any:
         env = make_environment(self._environment)
+        if not any(isinstance(wrapper, TimeLimit) for wrapper in wrappers_of(env)):
+            env.close()
+            raise PlantError(
+                f"an episode of {self._environment} need not end; register it with max_episode_steps, the steps after "
+                "which it is over"
+            )
         base: Any = env.unwrapped
         change_model(base.model, base.data, self._conditions)
         return env

@@ -55,6 +55,9 @@ class StateSpacePlant:
         if not hasattr(base, "_get_obs"):
             self._env.close()
             raise PlantError(f"{environment} has no `_get_obs`, which its observations would be had from")
+        if base.model.na:
+            self._env.close()
+            raise PlantError(f"the actuators of {environment} have a state beside its positions and velocities")
         self._base, self._model, self._data = base, base.model, base.data
         self._hinges = np.array(
             [

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nncontrol_prune.controllers.bundle import Bundle, make_bundle
 from nncontrol_prune.controllers.policy import load_policy
 from nncontrol_prune.controllers.specs import LONGEST_NAME, Activation, Squash
-from nncontrol_prune.plants.environments import EnvironmentSpecs, environment_specs, make_environment
+from nncontrol_prune.plants.environments import EnvironmentSpecs, PlantError, environment_specs, make_environment
 
 if TYPE_CHECKING:
     from nncontrol_prune.controllers.modules import ControllerModule
@@ -46,7 +46,7 @@ def bundle_from_sb3(
 
     Raises:
         ImportFailedError: The file cannot be imported.
-        PlantError: There is no such environment.
+        PlantError: There is no such environment, or it raises or observes what is no number.
     """
     from nncontrol_prune.controllers.stable_baselines3 import import_sb3
 
@@ -78,7 +78,7 @@ def bundle_from_state_dict(
 
     Raises:
         ImportFailedError: The file cannot be imported.
-        PlantError: There is no such environment.
+        PlantError: There is no such environment, or it raises or observes what is no number.
     """
     from nncontrol_prune.controllers.state_dicts import import_state_dict
 
@@ -114,7 +114,7 @@ def bundle_from_onnx(
 
     Raises:
         ImportFailedError: The file cannot be imported, or acts otherwise than what was made of it.
-        PlantError: There is no such environment.
+        PlantError: There is no such environment, or it raises or observes what is no number.
     """
     from nncontrol_prune.controllers.checkpoints import naming
     from nncontrol_prune.controllers.onnx_policies import import_onnx
@@ -161,7 +161,7 @@ def bundle_from_tdmpc2(
 
     Raises:
         ImportFailedError: The file cannot be imported.
-        PlantError: There is no such environment.
+        PlantError: There is no such environment, or it raises or observes what is no number.
     """
     from nncontrol_prune.controllers.tdmpc2 import import_tdmpc2, official_planner
 
@@ -240,16 +240,26 @@ def _observations(module: ControllerModule, environment: str) -> NDArray[np.floa
     from nncontrol_prune.controllers.tdmpc import TdMpc
 
     env = make_environment(environment)
-    found = []
-    observation, _ = env.reset(seed=0)
-    for _ in range(OBSERVATIONS):
-        found.append(observation)
-        row = torch.from_numpy(observation[None].astype(np.float32))
-        with torch.no_grad():
-            # A plan may take a second.
-            action = module.output(module.act(module.encode(row))) if isinstance(module, TdMpc) else module(row)
-        observation, _, terminated, truncated, _ = env.step(action[0].numpy())
-        if terminated or truncated:
-            observation, _ = env.reset()
-    env.close()
+    found = list[NDArray[np.float64]]()
+    try:
+        observation, _ = env.reset(seed=0)
+        for _ in range(OBSERVATIONS):
+            if not np.isfinite(observation).all():
+                raise PlantError(f"{environment} observes NaN or infinity after {len(found)} steps of this controller")
+            found.append(observation)
+            row = torch.from_numpy(observation[None].astype(np.float32))
+            with torch.no_grad():
+                # A plan may take a second.
+                action = module.output(module.act(module.encode(row))) if isinstance(module, TdMpc) else module(row)
+            observation, _, terminated, truncated, _ = env.step(action[0].numpy())
+            if terminated or truncated:
+                observation, _ = env.reset()
+    except PlantError:
+        raise
+    except Exception as error:  # whatever somebody's environment raises
+        raise PlantError(
+            f"{environment} raised {type(error).__name__} after {len(found)} steps of this controller: {error}"
+        ) from error
+    finally:
+        env.close()
     return np.array(found)

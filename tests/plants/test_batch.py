@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium.envs.mujoco import inverted_pendulum_v5
 
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.batch import CartPoleBatch, GymnasiumBatch, make_batch
@@ -48,6 +50,17 @@ def test_episodes_end_when_they_end_alone(environment: str) -> None:
     assert (steps == 1000, bool(done.terminated[0])) == ((True, False) if environment == CARTPOLE else (False, True))
     assert not batch.step(np.array([0]), np.zeros((1, size))).truncated[0], "the other one is still in its first step"
     batch.close()
+
+
+def test_environment_whose_episodes_need_not_end_is_refused() -> None:
+    gymnasium.register("Endless-v0", inverted_pendulum_v5.InvertedPendulumEnv)
+    try:
+        with pytest.raises(
+            PlantError, match="an episode of Endless-v0 need not end; register it with max_episode_steps"
+        ):
+            make_batch("Endless-v0", 1)
+    finally:
+        del gymnasium.registry["Endless-v0"]
 
 
 def test_what_an_environment_raises_is_told_with_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium.envs.mujoco import inverted_pendulum_v5
 
 from nncontrol_prune.plants import CARTPOLE
-from nncontrol_prune.plants.environments import make_environment
+from nncontrol_prune.plants.environments import PlantError, make_environment
 from nncontrol_prune.plants.state_space import StateSpacePlant
 
 
@@ -20,6 +24,25 @@ def test_stepping_and_observing_states_is_what_the_environment_does(environment:
         state = plant.step(state, action)
         observation, *_ = env.step(action)
     plant.close()
+
+
+def test_plant_whose_actuators_have_a_state_is_refused(tmp_path: Path) -> None:
+    model = Path(inverted_pendulum_v5.__file__).parent / "assets" / "inverted_pendulum.xml"
+    slow = model.read_text().replace("<motor ", '<general dyntype="filter" dynprm="0.2" ')
+    assert slow != model.read_text()
+    (tmp_path / "slow.xml").write_text(slow)
+    gymnasium.register(
+        "Slow-v0",
+        lambda **options: inverted_pendulum_v5.InvertedPendulumEnv(xml_file=str(tmp_path / "slow.xml"), **options),
+        max_episode_steps=10,
+    )
+    try:
+        with pytest.raises(
+            PlantError, match="the actuators of Slow-v0 have a state beside its positions and velocities"
+        ):
+            StateSpacePlant("Slow-v0")
+    finally:
+        del gymnasium.registry["Slow-v0"]
 
 
 def test_way_between_states_goes_the_short_way_around_a_hinge() -> None:
