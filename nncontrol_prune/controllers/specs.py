@@ -178,6 +178,16 @@ class MlpArchitecture(Spec):
         return shapes
 
 
+def _for_a_generator(seed: int) -> int:
+    # Not a bound of the field, which over ROS 2 would make a slider of it.
+    if seed >= 2**63:
+        raise ValueError(f"a seed of {seed} is more than torch takes, which is up to 2^63 - 1")
+    return seed
+
+
+Seed = Annotated[int, Field(ge=0), AfterValidator(_for_a_generator)]
+
+
 class PlannerSpec(Spec):
     """How a `tdmpc` controller plans: model predictive path integral control with proposals of the policy.
 
@@ -189,7 +199,7 @@ class PlannerSpec(Spec):
     """Steps that are planned ahead."""
     samples: Annotated[int, Field(ge=2, le=10_000)] = 24
     """Sequences drawn around the mean."""
-    policy_samples: Annotated[int, Field(ge=0, le=10_000)] = 8
+    policy_samples: Annotated[int, Field(ge=1, le=10_000)] = 8
     """Sequences that the policy proposes."""
     elites: Annotated[int, Field(ge=1, le=10_000)] = 8
     """Sequences that make the next mean."""
@@ -200,7 +210,7 @@ class PlannerSpec(Spec):
     """Least spread of the sequences, in action units of ±1."""
     max_std: Annotated[FiniteFloat, Field(gt=0)] = 2.0
     """Spread of the first iteration."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Of the noise, which is the same in every tick, so that the action follows from observation and mean alone."""
 
     @model_validator(mode="after")
@@ -249,9 +259,12 @@ class TdMpcArchitecture(Spec):
     planner: PlannerSpec = PlannerSpec()
 
     @model_validator(mode="after")
-    def _latent_is_made_of_simplices(self) -> TdMpcArchitecture:
+    def _sizes_and_ranges_go_together(self) -> TdMpcArchitecture:
         if self.latent % self.simplex:
             raise ValueError(f"a latent of {self.latent} cannot be divided into simplices of {self.simplex}")
+        for low, high in (("v_min", "v_max"), ("log_std_min", "log_std_max")):
+            if not getattr(self, low) < getattr(self, high):
+                raise ValueError(f"{low} {getattr(self, low):g} is not below {high} {getattr(self, high):g}")
         return self
 
     def __str__(self) -> str:

@@ -146,10 +146,10 @@ def reconstruct(
             _refit_norm(layer, operation.run(), target, weights)
             return
         inputs, wanted, by_item = regression(operation, target, weights, contrasts=network.contrasts)
-        if _are_scarce(inputs):
+        if _are_scarce(inputs, by_item):
             warnings.append(
-                f"{name} has {inputs.shape[1]} inputs and is fitted on {len(inputs)} rows only, so it is regularized "
-                "strongly; record more rollouts"
+                f"{name} has {inputs.shape[1]} inputs and is fitted on {_rows(by_item)} rows only, so it is "
+                "regularized strongly; record more rollouts"
             )
         weight, bias = least_squares(layer, inputs, wanted, by_item, solution_of(layer).double())
         load_solution(layer, weight, bias)
@@ -245,7 +245,7 @@ def least_squares(
     Returns:
         The weight, (k, m), and the bias, (m,).
     """
-    scarce = _are_scarce(inputs)
+    scarce = _are_scarce(inputs, weights)
     return weighted_ridge(
         inputs,
         wanted,
@@ -257,9 +257,14 @@ def least_squares(
     )
 
 
-def _are_scarce(inputs: Tensor) -> bool:
+def _are_scarce(inputs: Tensor, weights: Tensor) -> bool:
     """Return whether there are fewer than two rows for each of a layer's inputs (rows, k)."""
-    return len(inputs) < 2 * inputs.shape[1]
+    return _rows(weights) < 2 * inputs.shape[1]
+
+
+def _rows(weights: Tensor) -> int:
+    """Return how many rows count at all."""
+    return int((weights > 0).sum())
 
 
 def _before_calls(

@@ -119,7 +119,7 @@ def tpe(problem: CoefficientProblem[Module], progress: Progress, *, trials: int 
             known[tuple(kept)] = problem.score(kept)
         return math.log(known[tuple(kept)] + 1e-12)
 
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=problem.seed))
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=problem.seed % 2**32))
     study.enqueue_trial(
         {
             name: max(0.005, 1.0 - coefficient)

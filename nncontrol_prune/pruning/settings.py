@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from nncontrol_prune.controllers.specs import Spec
+from nncontrol_prune.controllers.specs import Seed, Spec
 
 Method = Literal["uniform", "threshold", "grid", "gradient", "tpe"]
 ImportanceName = Literal["taylor", "fisher", "obs", "l2", "random"]
@@ -55,7 +55,7 @@ class PruningSettings(Spec):
     jobs: Annotated[int, Field(ge=1, le=1024)] = 1
     """Workers: choices that the grid judges at the same time, and episodes that choose in closed loop; the result does
     not depend on it."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _weights_count(self) -> PruningSettings:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, FiniteFloat
 
-from nncontrol_prune.controllers.specs import Spec
+from nncontrol_prune.controllers.specs import Seed, Spec
 from nncontrol_prune.pruning.group_report import GroupReport
 from nncontrol_prune.pruning.settings import ChannelMultiple, ImportanceName, Method
 from nncontrol_prune.tables import Table
@@ -30,7 +30,7 @@ class MnistSettings(Spec):
     """Gradient steps on the pruned networks; 0 for none."""
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 30
     """Passes of the dense autoencoder's training over the images."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     """Of training and pruning."""
 
 

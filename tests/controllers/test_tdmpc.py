@@ -168,11 +168,25 @@ def test_the_manifest_decides_how_a_policy_is_loaded(model: bytes) -> None:
         ({"latent": 18}, "a latent of 18 cannot be divided into simplices of 4"),
         ({"q_members": 0}, "greater than or equal to 1"),
         ({"discount": 1.0}, "less than 1"),
+        ({"v_min": 10.0, "v_max": -10.0}, "v_min 10 is not below v_max -10"),
+        ({"log_std_min": 3.0}, "log_std_min 3 is not below log_std_max 2"),
     ],
 )
 def test_sizes_that_contradict_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         architecture(**changes)
+
+
+def test_planner_needs_a_proposal_of_the_policy() -> None:
+    with pytest.raises(ValidationError, match="policy_samples"):
+        PlannerSpec(policy_samples=0)
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**64])
+def test_seed_that_torch_does_not_take_is_refused(seed: int) -> None:
+    with pytest.raises(ValidationError, match=f"a seed of {seed} is more than torch takes"):
+        PlannerSpec(seed=seed)
+    TdMpc(architecture(planner=PlannerSpec(seed=2**63 - 1)), 5, 2)
 
 
 def test_more_elites_than_sequences_are_refused() -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from nncontrol_prune.controllers.mlp import Mlp, parameter_count
@@ -423,6 +424,14 @@ def test_every_method_can_be_cancelled(method: str, module: Mlp, calibration: Ca
     to_solve = problem(module, calibration, sparsity=0.6)
     with pytest.raises(Cancelled, match="coefficients"):
         optimizer_of(PruningSettings(method=method))(to_solve, Progress(cancelled=lambda: True))
+
+
+def test_parzen_estimator_takes_every_seed_that_torch_takes(module: Mlp, calibration: Calibration) -> None:
+    pytest.importorskip("optuna")
+    to_solve = problem(module, calibration, sparsity=0.6, seed=2**63 - 1)
+    assert abs(to_solve.sparsity_of(tpe(to_solve, Progress(), trials=2)) - 0.6) <= 0.02
+    with pytest.raises(ValidationError, match="more than torch takes"):
+        PruningSettings(seed=2**63)
 
 
 def test_a_search_that_is_cancelled_tells_of_no_failed_trial(

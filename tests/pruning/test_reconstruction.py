@@ -147,6 +147,20 @@ def test_norms_over_convolutions_of_any_number_of_dimensions_are_fitted(dimensio
     assert set(fitted_layers(module, groups)) == {"1", "3"}
 
 
+def test_rows_without_weight_are_none(network: Network[Mlp], observations: Tensor) -> None:
+    groups = network.groups({"observation": observations})
+    keep = [torch.arange(20), torch.arange(14)]
+    few = torch.arange(len(observations)) < 20
+    found = []
+    for rows, weights in ((observations, few.float()), (observations[few], torch.ones(20))):
+        pruned = remove_channels(network.module, groups, keep)
+        warnings = reconstruct(pruned, network, groups, keep, {"observation": rows}, weights)
+        found.append((pruned(observations), warnings))
+    assert found[0][1] == found[1][1]
+    assert "fitted on 20 rows only" in found[0][1][0]
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-3, rtol=1e-3)
+
+
 def test_too_few_rows_are_regularized_and_it_says_so(network: Network[Mlp], observations: Tensor) -> None:
     batch = {"observation": observations[:20]}
     groups = network.groups(batch)
