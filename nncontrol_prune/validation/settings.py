@@ -10,6 +10,10 @@ from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.plants.tasks import Task
 from nncontrol_prune.validation.betting import values_needed
 
+LAST_FIRST_SEED = 1_000_000_000
+"""Starts in a task's box are points of a Sobol sequence, which has 2^30. Not a bound of the field, which over ROS 2
+would make a slider of it."""
+
 
 class RobustnessSettings(Spec):
     """What both controllers are put through beside the environment as it is; see plants/conditions.py."""
@@ -73,13 +77,15 @@ class GateSettings(Spec):
     """Starts after which that is inconclusive; 0 to leave it out."""
     task: Task | None = None
     """What success is, and what is brought where; by default what is known of the environment (plants/tasks.py)."""
-    first_seed: Annotated[int, Field(ge=0, le=1_000_000_000)] = 100_000
+    first_seed: Annotated[int, Field(ge=0)] = 100_000
     """Seed of the first pair; the next ones follow."""
     jobs: Annotated[int, Field(ge=1, le=1024)] = 1
     """Workers that run episodes; the verdict does not depend on it."""
 
     @model_validator(mode="after")
-    def _enough_episodes(self) -> GateSettings:
+    def _limits_go_together(self) -> GateSettings:
+        if self.first_seed > LAST_FIRST_SEED:
+            raise ValueError(f"first_seed {self.first_seed} is more than {LAST_FIRST_SEED}, the last there may be")
         if self.min_episodes > self.max_episodes:
             raise ValueError(f"min_episodes {self.min_episodes} is more than max_episodes {self.max_episodes}")
         levels, margin = self.robustness, self.attraction_margin
