@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-from nncontrol_prune.controllers.specs import Manifest, Spec, problem_of
+from nncontrol_prune.controllers.specs import Manifest, Seed, Spec, problem_of
 from nncontrol_prune.pruning.settings import PruningSettings
 from nncontrol_prune.resources import share_directory
 from nncontrol_prune.runtime.scheduling import DEFAULT_PRIORITY
@@ -99,7 +99,7 @@ class ControllerConfig(Spec):
 class PruningServiceConfig(PruningSettings, GateSettings):
     """Section `pruning_service`: what to prune to, and what the gate asks."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Of everything in pruning that is left to chance."""
     auto_deploy: bool = False
     """Whether an accepted controller is deployed at once."""

@@ -96,6 +96,10 @@ def test_section_for_all_nodes_gives_each_what_it_knows_and_its_own_section_does
         ("/**: {ros__parameters: 3}\n", ["ros__parameters of section /** must hold keys with values"]),
         ("/**/mujoco_sim:\n  env: Hopper-v5\n", ["mujoco_sim", "ros__parameters"]),
         ("- a\n", ["no sections"]),
+        (
+            "/**/pruning_service: {ros__parameters: {seed: 9223372036854775808}}",
+            ["pruning_service", "seed", "more than torch takes"],
+        ),
         ("a: [", ["not YAML"]),
         ("a: 2024-02-30\n", ["not YAML", "day"]),
         ("a: " + 3000 * "[", ["not YAML"]),

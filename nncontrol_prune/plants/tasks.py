@@ -42,6 +42,11 @@ class Signal(Spec):
             raise ValueError("a signal is either one entry of the observation, or the angle of a sine and a cosine")
         return self
 
+    @property
+    def wraps(self) -> bool:
+        """Whether it is an angle, which may jump from π to -π."""
+        return self.entry is None or self.unit == "rad"
+
     def label(self, name: str) -> str:
         """Return name and unit, for an axis."""
         return f"{name} [{self.unit}]" if self.unit else name

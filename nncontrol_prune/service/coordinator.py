@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Protocol
 
@@ -14,9 +13,6 @@ from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.runtime.store import BundleStore, StoreError
 from nncontrol_prune.service.jobs import Job
 from nncontrol_prune.service.pruning_service import JobStatus, PruningService, ServiceError
-
-ATTEMPTS, RETRY = 3, 5.0
-"""How often a controller is deployed by itself where that fails, and after how many seconds again."""
 
 
 class LoopState(BaseModel):
@@ -74,17 +70,13 @@ class Coordinator:
         self._service = PruningService(store, journal)
         self._deployed_job = self._service.status.job
         self._auto_deploy = config.auto_deploy
-        self._attempts, self._next_attempt, self._not_deployed = 0, 0.0, ""
         self.config = config
         """May be replaced at any time; a job keeps what it was started with."""
 
     @property
     def status(self) -> JobStatus:
         """The last job's status."""
-        status = self._service.status
-        if self._not_deployed and status.state == "accepted":
-            status.message += f"; not deployed: {self._not_deployed}"
-        return status
+        return self._service.status
 
     def prune(self, config: PruningServiceConfig | None = None, rollouts: tuple[Path, ...] | None = None) -> int:
         """Prune the dense controller that the loop's comes from, and validate the result; return the job's number.
@@ -104,7 +96,8 @@ class Coordinator:
         rollouts = rollouts or _recorded(loop)
         dense = self._dense(loop.active)
         job = self._job(dense, config).model_copy(update={"pruning": config.pruning, "rollouts": rollouts})
-        return self._start(job, config)
+        self._auto_deploy = config.auto_deploy
+        return self._service.start(job)
 
     def validate(self, reference: str | None = None, rollouts: tuple[Path, ...] | None = None) -> int:
         """Run the gate on a candidate of the store, by default the last job's; return the job's number.
@@ -133,7 +126,8 @@ class Coordinator:
         if job.environment is None:
             _check_there(rollouts)
             job = job.model_copy(update={"rollouts": rollouts or _recorded(self._loop.state())})
-        return self._start(job, self.config)
+        self._auto_deploy = self.config.auto_deploy
+        return self._service.start(job)
 
     def cancel(self) -> int:
         """Cancel the running job and return its number.
@@ -155,39 +149,19 @@ class Coordinator:
             raise ServiceError(f"there is nothing accepted to deploy; the last job is {status.state}")
         bundle = self._store.load(status.outcome.candidate)
         self._store.check_accepted(bundle, allow_offline=True)  # whether that is enough is for the loop to say
-        reference = self._loop.deploy(bundle, self._store.verdict(bundle.digest))
-        self._deployed_job, self._not_deployed = status.job, ""
-        return reference
+        return self._loop.deploy(bundle, self._store.verdict(bundle.digest))
 
     def deploy_if_wanted(self) -> str | None:
-        """Deploy an accepted controller once, if the configuration says so; return it, or None if there was none.
-
-        After an error, which is raised and told in the status, later calls try again, after RETRY seconds each and
-        ATTEMPTS times in all: a loop may be busy for a while, but is not to get another controller long after.
-        """
-        status = self._service.status
+        """Deploy an accepted controller once, if the configuration says so; return it, or None if there was none."""
+        status = self.status
         if not self._auto_deploy or status.state != "accepted" or status.job == self._deployed_job:
             return None
-        if time.monotonic() < self._next_attempt:
-            return None
-        self._attempts += 1
-        if self._attempts == ATTEMPTS:
-            self._deployed_job = status.job
-        try:
-            return self.deploy()
-        except Exception as error:
-            self._not_deployed = str(error)
-            self._next_attempt = time.monotonic() + RETRY
-            raise
+        self._deployed_job = status.job
+        return self.deploy()
 
     def close(self) -> None:
         """Stop whatever is running."""
         self._service.close()
-
-    def _start(self, job: Job, config: PruningServiceConfig) -> int:
-        self._auto_deploy = config.auto_deploy
-        self._attempts, self._next_attempt, self._not_deployed = 0, 0.0, ""
-        return self._service.start(job)
 
     def _job(self, dense: str, config: PruningServiceConfig) -> Job:
         environment = self._environment or self._store.manifest(dense).environment

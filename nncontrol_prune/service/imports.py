@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -241,8 +241,17 @@ def _observations(module: ControllerModule, environment: str) -> NDArray[np.floa
 
     env = make_environment(environment)
     found = list[NDArray[np.float64]]()
+
+    def told(call: Callable[..., Any], *given: Any, **named: Any) -> tuple[Any, ...]:
+        try:
+            return tuple(call(*given, **named))
+        except Exception as error:  # whatever somebody's environment raises
+            raise PlantError(
+                f"{environment} raised {type(error).__name__} after {len(found)} steps of this controller: {error}"
+            ) from error
+
     try:
-        observation, _ = env.reset(seed=0)
+        observation, _ = told(env.reset, seed=0)
         for _ in range(OBSERVATIONS):
             if not np.isfinite(observation).all():
                 raise PlantError(f"{environment} observes NaN or infinity after {len(found)} steps of this controller")
@@ -251,15 +260,9 @@ def _observations(module: ControllerModule, environment: str) -> NDArray[np.floa
             with torch.no_grad():
                 # A plan may take a second.
                 action = module.output(module.act(module.encode(row))) if isinstance(module, TdMpc) else module(row)
-            observation, _, terminated, truncated, _ = env.step(action[0].numpy())
+            observation, _, terminated, truncated, _ = told(env.step, action[0].numpy())
             if terminated or truncated:
-                observation, _ = env.reset()
-    except PlantError:
-        raise
-    except Exception as error:  # whatever somebody's environment raises
-        raise PlantError(
-            f"{environment} raised {type(error).__name__} after {len(found)} steps of this controller: {error}"
-        ) from error
+                observation, _ = told(env.reset)
     finally:
         env.close()
     return np.array(found)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import struct
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -163,7 +164,7 @@ def _certificate(keys: Path, name: str, *, secret: bool) -> tuple[bytes, bytes |
         public, private = zmq.auth.load_certificate(path)
         if len(z85.decode(public)) != KEY_BYTES or (secret and zmq.curve_public(private or b"") != public):
             raise ValueError("the keys do not go together")
-    except (OSError, ValueError, KeyError, zmq.ZMQError) as error:
+    except (OSError, ValueError, KeyError, struct.error, zmq.ZMQError) as error:
         what = f"a file with a {'secret' if secret else 'public'} key"
         raise TransportError(f"{path} is not {what}; make keys with `nncontrol-prune keys DIRECTORY`") from error
     return public, private

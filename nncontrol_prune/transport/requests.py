@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import sys
 import threading
@@ -132,12 +133,14 @@ class RequestServer:
         return Reply(ok=True, result=result), attached
 
     def _encoded(self, reply: Reply) -> bytes:
-        """Return a reply as JSON, with question marks for what is no text, as parts of a file's name may be."""
+        """Return a reply as JSON, with escapes for what is no text, as parts of a file's name may be."""
         reply.service = self._service
         try:
             return reply.model_dump_json().encode()
         except PydanticSerializationError:
-            return json.dumps(reply.model_dump(mode="json"), ensure_ascii=False).encode(errors="replace")
+            told = json.dumps(reply.model_dump(mode="json"), ensure_ascii=False)
+            # The backslash is escaped itself: JSON has no way to say what these escapes stand for.
+            return re.sub("[\ud800-\udfff]", lambda found: rf"\\u{ord(found[0]):x}", told).encode()
 
 
 class RequestFailedError(Exception):

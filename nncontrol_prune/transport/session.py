@@ -127,20 +127,22 @@ def run_session(
                 job = JobStatus.model_validate(simulation.pruning.request(Status()))
                 if job.state == "accepted":
                     phase, accepted_at = "accepted", now
-                    if _active(simulation) == _candidate(job):  # the service has deployed it by itself
-                        phase, end = "running", max(end, now + AFTER_SWAP)
                 elif job.state != "running":
                     phase = "running"
                     notes.append(f"pruning ended {job.state}: {job.message}")
-            elif phase == "accepted" and _may_swap(simulation, now - accepted_at):
-                simulation.pruning.request(Deploy())
-                phase = "running"
-                end = max(end, now + AFTER_SWAP)
+            if phase == "accepted":
+                deployed = _active(simulation) == _candidate(job)  # by the service, by itself
+                if deployed or _may_swap(simulation, now - accepted_at):
+                    # Asked for once: without an answer it may have been done, and been taken back since.
+                    phase, end = "running", max(end, now + AFTER_SWAP)
+                    if not deployed:
+                        simulation.pruning.request(Deploy())
             unanswered, answered_at = "", now
         except (TransportError, RequestFailedError) as error:
             unanswered = str(error)
-            # Whoever is busy for a while may answer the next time; of one that has died `check_alive` tells.
-            if phase == "waiting" or isinstance(error, RequestFailedError) or now - answered_at > PATIENCE:
+            # Who is busy for a while may answer the next time; of one that has died `revive_pruning` tells.
+            waits = phase in ("pruning", "accepted") and isinstance(error, TransportError)
+            if not waits or now - answered_at > PATIENCE:
                 notes.append(unanswered)
                 phase, unanswered = "running", ""
         tell(_describe(phase, job, now - started, unanswered), job.progress if phase == "pruning" else None)

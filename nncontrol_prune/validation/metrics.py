@@ -102,7 +102,7 @@ def signal_metrics(signal: Signal, observations: NDArray[np.float64], rate: floa
     outside = np.flatnonzero(error > band)
     settled = int(outside[-1]) + 1 if len(outside) else 0
     crossed = np.sign(deviation[1:]) != np.sign(deviation[:-1])
-    if signal.entry is None or signal.unit == "rad":  # an angle that swings through ±π changes its sign far from there
+    if signal.wraps:  # an angle that swings through ±π changes its sign far from the reference
         crossed &= np.abs(np.diff(deviation)) <= math.pi
     reached = np.flatnonzero(np.concatenate([[False], crossed]) | (error <= band))
     tail = max(1, round(STEADY_SHARE * len(error)))

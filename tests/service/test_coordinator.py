@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from nncontrol_prune.controllers.bundle import Bundle
 from nncontrol_prune.controllers.verdict import Verdict
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError
-from nncontrol_prune.service.coordinator import ATTEMPTS, Coordinator, LoopState
+from nncontrol_prune.service.coordinator import Coordinator, LoopState
 from nncontrol_prune.service.jobs import Job, Outcome
 from nncontrol_prune.service.pruning_service import JobStatus, ServiceError
 
@@ -35,19 +35,6 @@ class FarLoop:
     def deploy(self, bundle: Bundle, verdict: Verdict | None) -> str:
         self.deployed.append(bundle.reference)
         return bundle.reference
-
-
-class Busy:
-    """A way to deploy that is refused so many times."""
-
-    def __init__(self, deploy: Callable[[Bundle, Verdict | None], str], failures: int) -> None:
-        self._deploy, self._failures, self.asked = deploy, failures, 0
-
-    def __call__(self, bundle: Bundle, verdict: Verdict | None) -> str:
-        self.asked += 1
-        if self.asked <= self._failures:
-            raise ServiceError("the loop is busy")
-        return self._deploy(bundle, verdict)
 
 
 @pytest.fixture
@@ -142,34 +129,6 @@ def test_only_what_was_accepted_is_deployed(
     else:
         with pytest.raises(ServiceError, match="the last job is rejected"):
             coordinator.deploy()
-
-
-@pytest.mark.parametrize("failures", [1, ATTEMPTS])
-def test_deployment_that_fails_is_told_and_tried_again_a_few_times(
-    failures: int,
-    store: BundleStore,
-    loop: FarLoop,
-    small_bundle,
-    make_cartpole_bundle,
-    make_verdict,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    accepted = pruned_and(True, store, small_bundle, make_cartpole_bundle, make_verdict)
-    coordinator = Coordinator(store, loop, PruningServiceConfig(auto_deploy=True))
-    monkeypatch.setattr(type(coordinator._service), "status", property(lambda _: accepted.model_copy()))
-    monkeypatch.setattr(loop, "deploy", busy := Busy(loop.deploy, failures))
-    for attempt in range(failures):
-        with pytest.raises(ServiceError, match="the loop is busy"):
-            coordinator.deploy_if_wanted()
-        assert busy.asked == attempt + 1
-        assert coordinator.status.message.endswith("; not deployed: the loop is busy")
-        assert coordinator.deploy_if_wanted() is None, "not at once"
-        monkeypatch.setattr(coordinator, "_next_attempt", 0.0)
-    deployed = coordinator.deploy_if_wanted()
-    assert deployed == (None if failures == ATTEMPTS else accepted.outcome.candidate)
-    assert coordinator.deploy_if_wanted() is None
-    assert busy.asked == min(failures + 1, ATTEMPTS)
-    assert ("not deployed" in coordinator.status.message) == (deployed is None)
 
 
 def test_bundle_deleted_after_validation_is_missed(

@@ -105,6 +105,7 @@ def test_with_keys_only_their_holder_gets_an_answer(network: Network, tmp_path: 
         ("server.key_secret", lambda keys: (keys / "server.key").read_text()),
         ("server.key_secret", lambda keys: (keys / "client.key_secret").read_text()[:-5]),
         ("server.key_secret", lambda keys: (keys / "server.key_secret").read_text().replace('secret-key = "', "#")),
+        ("server.key_secret", lambda keys: (keys / "server.key_secret").read_text().replace('key = "', 'key = "#####')),
         ("server.key_secret", lambda _: "no key"),
     ],
 )

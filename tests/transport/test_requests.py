@@ -242,8 +242,8 @@ def test_file_whose_name_is_no_text_does_not_end_the_answering(network: Network)
     try:
         with Client(network, "plant", timeout=2.0) as client:
             for _ in range(2):
-                assert client.request(Status()) == {"bag": "bags/f?nf"}
-                with pytest.raises(RequestFailedError, match=r"bags/f\?nf is no bag"):
+                assert client.request(Status()) == {"bag": r"bags/f\udcfcnf"}
+                with pytest.raises(RequestFailedError, match=r"bags/f\\udcfcnf is no bag"):
                     client.request(Reset())
     finally:
         server.close()

@@ -154,6 +154,38 @@ def test_job_goes_on_while_a_process_is_too_busy_to_answer(shipped_bundle: Bundl
     assert sum("no answer within 15 s" in what for what in told) == 2
 
 
+def test_deployment_whose_answer_does_not_come_is_not_asked_for_again(
+    shipped_bundle: Bundle, accepted: JobStatus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported = accepted.model_copy(update={"progress": 1.0})
+    processes = Processes(shipped_bundle, [accepted, reported])
+    request = processes.pruning.request
+
+    def lost(message: Any) -> dict[str, Any]:
+        answer = request(message)
+        if isinstance(message, Deploy):
+            raise TransportError("no answer within 15 s")
+        return answer
+
+    monkeypatch.setattr(processes.pruning, "request", lost)
+    result = session(processes)
+    assert [type(message) for message in processes.pruning.asked] == [Prune, Deploy]
+    assert (result.job, result.notes) == (reported, ["no answer within 15 s"])
+
+
+def test_nothing_is_deployed_that_the_service_has_deployed_by_itself(
+    shipped_bundle: Bundle, accepted: JobStatus
+) -> None:
+    assert accepted.outcome is not None
+    reported = accepted.model_copy(update={"progress": 1.0})
+    processes = Processes(shipped_bundle, [accepted, reported])
+    status = processes.controller.request(Status())
+    processes.controller = Hiccup([{**status, "active": accepted.outcome.candidate}], {0})
+    result = session(processes)
+    assert [type(message) for message in processes.pruning.asked] == [Prune]
+    assert (result.job, result.notes) == (reported, [])
+
+
 def test_job_whose_process_never_answers_is_given_up(shipped_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nncontrol_prune.transport.session.PATIENCE", 0.0)
     processes = Processes(shipped_bundle, [])
