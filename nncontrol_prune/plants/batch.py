@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.plants.cartpole import observations_of, rewards_of
 from nncontrol_prune.plants.conditions import Conditions, change_model, pushed
-from nncontrol_prune.plants.environments import PlantError, make_environment
+from nncontrol_prune.plants.environments import PlantError, make_environment, telling
 from nncontrol_prune.plants.wrappers import wrappers_of
 
 
@@ -137,14 +136,8 @@ class GymnasiumBatch:
         with self._told(plant):
             return tuple(self._envs[plant].step(action)[:4])
 
-    @contextmanager
-    def _told(self, plant: int) -> Iterator[None]:
-        """Turn whatever somebody's environment raises into a sentence."""
-        try:
-            yield
-        except Exception as error:
-            what, seed = type(error).__name__, self._seeds[plant]
-            raise PlantError(f"{self._environment} raised {what} in the episode with seed {seed}: {error}") from error
+    def _told(self, plant: int) -> AbstractContextManager[None]:
+        return telling(self._environment, f"in the episode with seed {self._seeds[plant]}")
 
     def close(self) -> None:
         """Close the environments."""

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,19 @@ class EnvironmentSpecs:
     def rate(self) -> float:
         """Control rate in Hz."""
         return 1.0 / self.period
+
+
+@contextlib.contextmanager
+def telling(environment: str, when: str = "") -> Iterator[None]:
+    """Within the block, turn whatever somebody's environment raises into a sentence that says when it was.
+
+    Raises:
+        PlantError: It raised something.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise PlantError(f"{environment} raised {type(error).__name__}{when and f' {when}'}: {error}") from error
 
 
 def make_environment(environment: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
@@ -177,12 +190,10 @@ def _period(environment: str, env: gymnasium.Env[Any, Any]) -> float:
     """Return the seconds that a step takes, as measured: a wrapper, or the class itself, may repeat an action."""
     base: Any = env.unwrapped
     space: Any = env.action_space
-    try:
+    with telling(environment, "in its first step"):
         env.reset(seed=0)
         begin = base.data.time
         env.step(np.zeros_like(space.low).clip(space.low, space.high))
-    except Exception as error:  # whatever somebody's environment raises
-        raise PlantError(f"{environment} raised {type(error).__name__} in its first step: {error}") from error
     timestep: float = base.model.opt.timestep
     steps = round((base.data.time - begin) / timestep)
     if steps < 1:

@@ -13,7 +13,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from nncontrol_prune.plants.environments import PlantError, environment_specs, make_environment
+from nncontrol_prune.plants.environments import PlantError, environment_specs, make_environment, telling
 
 STEP = 1e-6
 """Of the central differences."""
@@ -107,10 +107,8 @@ class StateSpacePlant:
             PlantError: The environment raised something.
         """
         self._set(state)
-        try:
+        with telling(self._environment):
             self._base.step(action)  # and no do_simulation: somebody's class may do more with an action than that
-        except Exception as error:
-            raise PlantError(f"{self._environment} raised {type(error).__name__}: {error}") from error
         return self._state()
 
     def observe(self, state: Array) -> Array:

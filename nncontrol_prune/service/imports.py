@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from nncontrol_prune.controllers.bundle import Bundle, make_bundle
 from nncontrol_prune.controllers.policy import load_policy
 from nncontrol_prune.controllers.specs import LONGEST_NAME, Activation, Squash
-from nncontrol_prune.plants.environments import EnvironmentSpecs, PlantError, environment_specs, make_environment
+from nncontrol_prune.plants.environments import (
+    EnvironmentSpecs,
+    PlantError,
+    environment_specs,
+    make_environment,
+    telling,
+)
 
 if TYPE_CHECKING:
     from nncontrol_prune.controllers.modules import ControllerModule
@@ -241,28 +247,21 @@ def _observations(module: ControllerModule, environment: str) -> NDArray[np.floa
 
     env = make_environment(environment)
     found = list[NDArray[np.float64]]()
-
-    def told(call: Callable[..., Any], *given: Any, **named: Any) -> tuple[Any, ...]:
-        try:
-            return tuple(call(*given, **named))
-        except Exception as error:  # whatever somebody's environment raises
-            raise PlantError(
-                f"{environment} raised {type(error).__name__} after {len(found)} steps of this controller: {error}"
-            ) from error
-
     try:
-        observation, _ = told(env.reset, seed=0)
-        for _ in range(OBSERVATIONS):
+        with telling(environment, "where an episode starts"):
+            observation, _ = env.reset(seed=0)
+        for number in range(OBSERVATIONS):
             if not np.isfinite(observation).all():
-                raise PlantError(f"{environment} observes NaN or infinity after {len(found)} steps of this controller")
+                raise PlantError(f"{environment} observes NaN or infinity after {number} steps of this controller")
             found.append(observation)
             row = torch.from_numpy(observation[None].astype(np.float32))
             with torch.no_grad():
                 # A plan may take a second.
                 action = module.output(module.act(module.encode(row))) if isinstance(module, TdMpc) else module(row)
-            observation, _, terminated, truncated, _ = told(env.step, action[0].numpy())
-            if terminated or truncated:
-                observation, _ = told(env.reset)
+            with telling(environment, f"after {number} steps of this controller"):
+                observation, _, terminated, truncated, _ = env.step(action[0].numpy())
+                if terminated or truncated:
+                    observation, _ = env.reset()
     finally:
         env.close()
     return np.array(found)

@@ -42,7 +42,7 @@ def fragile() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("raises", "Fragile-v0 raised RuntimeError after 5 steps of this controller: the robot left its map"),
+        ("raises", "Fragile-v0 raised RuntimeError after 4 steps of this controller: the robot left its map"),
         ("observes", "Fragile-v0 observes NaN or infinity after 5 steps of this controller"),
     ],
 )
