@@ -53,8 +53,7 @@ def plot_run(
     )
     commands = _in_lanes(rollouts.action, action) if action.size > SHARED_AXIS else rollouts.action
     time = rollouts.stamp
-    signal = shown.of(rollouts.observation).copy()
-    signal = without_wraps(signal) if shown.wraps else signal
+    signal = without_wraps(shown.of(rollouts.observation))
     signal[np.diff(rollouts.episode, prepend=rollouts.episode[0]) != 0] = np.nan
     tick_time = real_time_factor * np.cumsum(np.nan_to_num(ticks[:, PERIOD]))
     dense = active_by_swap[0]

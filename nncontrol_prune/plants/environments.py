@@ -80,7 +80,7 @@ class EnvironmentSpecs:
 
 @contextlib.contextmanager
 def telling(environment: str, when: str = "") -> Iterator[None]:
-    """Within the block, turn whatever somebody's environment raises into a sentence that says when it was.
+    """Within the block, turn whatever somebody's environment, or a part of it, raises into a sentence, and say when.
 
     Raises:
         PlantError: It raised something.
@@ -233,10 +233,8 @@ def _action_spec(environment: str, env: gymnasium.Env[Any, Any], *, opaque: bool
 
 def _said(environment: str, base: Any, name: str) -> Any:
     """Return an attribute by which an environment says something; None if it has none."""
-    try:
+    with telling(f"{name} of {environment}"):
         return getattr(base, name, None)
-    except Exception as error:  # whatever somebody's property raises
-        raise PlantError(f"{name} of {environment} raised {type(error).__name__}: {error}") from error
 
 
 def _action_as_said(environment: str, said: Any, **others: Any) -> ActionSpec:

@@ -130,13 +130,12 @@ def run_session(
                 elif job.state != "running":
                     phase = "running"
                     notes.append(f"pruning ended {job.state}: {job.message}")
-            if phase == "accepted":
+            elif phase == "accepted" and _may_swap(simulation, now - accepted_at):
                 deployed = _active(simulation) == _candidate(job)  # by the service, by itself
-                if deployed or _may_swap(simulation, now - accepted_at):
-                    # Asked for once: without an answer it may have been done, and been taken back since.
-                    phase, end = "running", max(end, now + AFTER_SWAP)
-                    if not deployed:
-                        simulation.pruning.request(Deploy())
+                # Asked for once: without an answer it may have been done, and been taken back since.
+                phase, end = "running", max(end, now + AFTER_SWAP)
+                if not deployed:
+                    simulation.pruning.request(Deploy())
             unanswered, answered_at = "", now
         except (TransportError, RequestFailedError) as error:
             unanswered = str(error)

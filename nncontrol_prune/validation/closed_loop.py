@@ -115,14 +115,14 @@ class _Loop:
         if self._push:
             for plant in running[steps % self._push_ticks == self._push_ticks // 2]:
                 self._plants.push(int(plant), self._push, self._chance[plant])
-        actions = self._act(running, self._observations[running, steps] + self._disturbance(running))
+        before = self._observations[running, steps]
+        actions = self._act(running, before + self._disturbance(running))
         self._faults[running] += self._limits.apply(actions)
         if self._delay:
             arrived = self._on_the_way[running, 0]
             self._on_the_way[running] = np.concatenate([self._on_the_way[running, 1:], actions[:, None]], axis=1)
             actions = arrived
         done = self._plants.step(running, actions)
-        before = self._observations[running, steps]
         if steps.max() + 1 >= self._observations.shape[1]:
             self._make_room()
         self._actions[running, steps] = actions

@@ -100,22 +100,20 @@ def test_with_keys_only_their_holder_gets_an_answer(network: Network, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    "content",
     [
-        ("server.key_secret", lambda keys: (keys / "server.key").read_text()),
-        ("server.key_secret", lambda keys: (keys / "client.key_secret").read_text()[:-5]),
-        ("server.key_secret", lambda keys: (keys / "server.key_secret").read_text().replace('secret-key = "', "#")),
-        ("server.key_secret", lambda keys: (keys / "server.key_secret").read_text().replace('key = "', 'key = "#####')),
-        ("server.key_secret", lambda _: "no key"),
+        lambda keys: (keys / "server.key").read_text(),
+        lambda keys: (keys / "client.key_secret").read_text()[:-5],
+        lambda keys: (keys / "server.key_secret").read_text().replace('secret-key = "', "#"),
+        lambda keys: (keys / "server.key_secret").read_text().replace('key = "', 'key = "#####'),
+        lambda _: "no key",
     ],
 )
-def test_file_without_a_pair_of_keys_is_named(
-    network: Network, tmp_path: Path, name: str, content: Callable[[Path], str]
-) -> None:
+def test_file_without_a_pair_of_keys_is_named(network: Network, tmp_path: Path, content: Callable[[Path], str]) -> None:
     keys = tmp_path / "keys"
     make_keys(keys)
-    (keys / name).write_text(content(keys))
-    with pytest.raises(TransportError, match=f"keys/{name} is not a file with a secret key; make keys with"):
+    (keys / "server.key_secret").write_text(content(keys))
+    with pytest.raises(TransportError, match="keys/server.key_secret is not a file with a secret key; make keys with"):
         serve(network.model_copy(update={"keys": keys}))
 
 
