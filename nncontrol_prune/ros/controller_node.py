@@ -28,6 +28,7 @@ from nncontrol_prune.ros.diagnostics import Problem, Rivals, publishers_of, riva
 from nncontrol_prune.ros.loop_runner import LoopRunner
 from nncontrol_prune.ros.messages import LATCHED, contents_of, parcel_of, step_of
 from nncontrol_prune.ros.parameters import NodeParameters, ParameterNode
+from nncontrol_prune.ros.remote_loop import Received
 from nncontrol_prune.ros.running import fastest_executor, spin
 from nncontrol_prune.ros.state_publisher import StatePublisher
 from nncontrol_prune.runtime.finding import first_controller, stored_bundle
@@ -41,6 +42,8 @@ HOUSEKEEPING = 0.1
 """Seconds between looks at what the loop has done."""
 ANYTIME = {"controller", "autostart", "default_controller"}
 """Parameters that may be set while the loop runs."""
+FIXED = {"store", "simulator", "pruning_service"}
+"""Parameters that can be set only when the node is started."""
 
 
 class ControllerNode(ParameterNode, LifecycleNode):
@@ -53,7 +56,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
     def __init__(self, **arguments: Any) -> None:
         before = running_threads()
         super().__init__("nn_controller", automatically_declare_parameters_from_overrides=True, **arguments)
-        self._settings = NodeParameters(self, ControllerConfig)
+        self._settings = NodeParameters(self, ControllerConfig, FIXED)
         # The middleware's threads hand messages to the loop, and must not wait for the processor either.
         run_in_real_time(self._settings.config.realtime_priority, running_threads() - before)
         self._store = BundleStore(default_root(self._settings.config.store))
@@ -67,7 +70,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
         self._rivals = Rivals(self)
         self._recording_problem = ""
         self._sent_dense = ""
-        self._received: dict[str, str] = {"digest": "", "error": ""}
+        self._received = Received()
         self._joints = CommandJoints(self)
         self._starting: Any = None
         self._following = False
@@ -262,10 +265,10 @@ class ControllerNode(ParameterNode, LifecycleNode):
         """Check and store a bundle from a pruning service; its digest is what it is later asked for by."""
         try:
             digest, files, verdict = contents_of(message)
-            self._received = {"digest": digest, "error": ""}
+            self._received = Received(count=self._received.count + 1, digest=digest)
             self._store.receive(files, digest, verdict)
         except ControllerError as error:
-            self._received["error"] = str(error)
+            self._received.error = str(error)
             raise
         finally:
             self._tell_status()
@@ -370,7 +373,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
             "swaps": 0 if slot is None else slot.swaps,
             "on_probation": slot is not None and slot.on_probation,
             "bag": self._bag,
-            "received": self._received,
+            "received": self._received.model_dump(),
         }
         self._status.tell(String(data=json.dumps(status)))
 

@@ -57,7 +57,6 @@ class PruningNode(ParameterNode):
             journal=store.root / "jobs" / f"{name}.json",
         )
         self._logged = result_of(self._coordinator.status)
-        self._deployment = ""
         self._progress = StatePublisher(self, Float64, "~/progress")
         self._status = StatePublisher(self, String, "~/status")
         # Deploying waits for the controller node; meanwhile a job can be cancelled and progress is told.
@@ -83,7 +82,6 @@ class PruningNode(ParameterNode):
     def _prune(self, _: Trigger.Request) -> str:
         self._claim.check()
         job = self._coordinator.prune(self._settings.config, self._named_rollouts())
-        self._deployment = ""
         return f"job {job} has started"
 
     def _named_rollouts(self) -> tuple[Path, ...] | None:
@@ -93,7 +91,6 @@ class PruningNode(ParameterNode):
     def _validate(self, _: Trigger.Request) -> str:
         self._claim.check()
         job = self._coordinator.validate(self._settings.config.candidate or None, self._named_rollouts())
-        self._deployment = ""
         return f"job {job} has started"
 
     def _cancel(self, _: Trigger.Request) -> str:
@@ -105,20 +102,14 @@ class PruningNode(ParameterNode):
 
     def _deploy(self, _: Trigger.Request) -> str:
         self._claim.check()
-        reference = self._coordinator.deploy()
-        self._deployment = f"deployed {reference}"
-        return self._deployment
+        return f"deployed {self._coordinator.deploy()}"
 
     def _deploy_if_wanted(self) -> None:
         try:
-            reference = self._coordinator.deploy_if_wanted()
-        except DEPLOYMENT_ERRORS as error:
-            self._deployment = f"not deployed: {error}"
-            self.get_logger().error(self._deployment)
-        else:
-            if reference is not None:
-                self._deployment = f"deployed {reference}"
-                self.get_logger().info(self._deployment)
+            if self._coordinator.deploy_if_wanted() is not None:
+                self.get_logger().info(self._coordinator.deployment)
+        except DEPLOYMENT_ERRORS:
+            self.get_logger().error(self._coordinator.deployment)
 
     def _set(self, parameters: list[Parameter]) -> None:
         self._settings.accept(parameters)
@@ -132,7 +123,7 @@ class PruningNode(ParameterNode):
                 **status.model_dump(mode="json", exclude={"outcome"}),
                 "candidate": "" if status.outcome is None else status.outcome.candidate,
                 "report": "" if status.outcome is None else str(status.outcome.report or ""),
-                "deployment": self._deployment,
+                "deployment": self._coordinator.deployment,
             }
         )
         self._status.tell(String(data=text))
@@ -173,7 +164,7 @@ class PruningNode(ParameterNode):
             "stage": status.stage,
             "progress": f"{status.progress:.2f}",
             "message": status.message,
-            "deployment": self._deployment,
+            "deployment": self._coordinator.deployment,
         }
 
 

@@ -34,6 +34,8 @@ class LoopError(Exception):
 class Received(BaseModel):
     """What became of the last bundle that was sent."""
 
+    count: int = 0
+    """Of the bundles that have come since the node started: the same one may be sent again."""
     digest: str = ""
     error: str = ""
 
@@ -117,9 +119,11 @@ class RemoteLoop:
         """
         if not self._parameters.service_is_ready():
             raise LoopError(f"there is no controller node {self.controller} to deploy to")
+        before = self._received
         self._candidates.publish(parcel_of(bundle, verdict))
         received = self._wait_for(
-            lambda: self._received(bundle.digest), f"{self.controller} has not received {short(bundle.reference)}"
+            lambda: self._received_since(before, bundle.digest),
+            f"{self.controller} has not received {short(bundle.reference)}",
         )
         if received.error:
             raise LoopError(f"{self.controller} refuses the bundle: {received.error}")
@@ -129,9 +133,13 @@ class RemoteLoop:
             raise LoopError(f"{self.controller} refuses: {result.reason}")
         return bundle.reference
 
-    def _received(self, digest: str) -> Received | None:
-        status = self._status
-        return status.received if status is not None and status.received.digest == digest else None
+    @property
+    def _received(self) -> Received:
+        return Received() if self._status is None else self._status.received
+
+    def _received_since(self, before: Received, digest: str) -> Received | None:
+        received = self._received
+        return received if received.digest == digest and received.count != before.count else None
 
     def _call(self, request: SetParameters.Request) -> Any:
         answered = threading.Event()

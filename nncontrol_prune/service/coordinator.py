@@ -70,6 +70,7 @@ class Coordinator:
         self._service = PruningService(store, journal)
         self._deployed_job = self._service.status.job
         self._auto_deploy = config.auto_deploy
+        self._deployment = ""
         self.config = config
         """May be replaced at any time; a job keeps what it was started with."""
 
@@ -77,6 +78,11 @@ class Coordinator:
     def status(self) -> JobStatus:
         """The last job's status."""
         return self._service.status
+
+    @property
+    def deployment(self) -> str:
+        """What became of what the last job made, once it was to be deployed, as a sentence; empty before."""
+        return self._deployment
 
     def prune(self, config: PruningServiceConfig | None = None, rollouts: tuple[Path, ...] | None = None) -> int:
         """Prune the dense controller that the loop's comes from, and validate the result; return the job's number.
@@ -96,8 +102,7 @@ class Coordinator:
         rollouts = rollouts or _recorded(loop)
         dense = self._dense(loop.active)
         job = self._job(dense, config).model_copy(update={"pruning": config.pruning, "rollouts": rollouts})
-        self._auto_deploy = config.auto_deploy
-        return self._service.start(job)
+        return self._start(job, config)
 
     def validate(self, reference: str | None = None, rollouts: tuple[Path, ...] | None = None) -> int:
         """Run the gate on a candidate of the store, by default the last job's; return the job's number.
@@ -126,8 +131,7 @@ class Coordinator:
         if job.environment is None:
             _check_there(rollouts)
             job = job.model_copy(update={"rollouts": rollouts or _recorded(self._loop.state())})
-        self._auto_deploy = self.config.auto_deploy
-        return self._service.start(job)
+        return self._start(job, self.config)
 
     def cancel(self) -> int:
         """Cancel the running job and return its number.
@@ -149,19 +153,33 @@ class Coordinator:
             raise ServiceError(f"there is nothing accepted to deploy; the last job is {status.state}")
         bundle = self._store.load(status.outcome.candidate)
         self._store.check_accepted(bundle, allow_offline=True)  # whether that is enough is for the loop to say
-        return self._loop.deploy(bundle, self._store.verdict(bundle.digest))
+        reference = self._loop.deploy(bundle, self._store.verdict(bundle.digest))
+        self._deployment = f"deployed {reference}"
+        return reference
 
     def deploy_if_wanted(self) -> str | None:
-        """Deploy an accepted controller once, if the configuration says so; return it, or None if there was none."""
+        """Deploy an accepted controller once, if the configuration says so; return it, or None if there was none.
+
+        Where it fails, `deployment` says why, since nobody has asked whom the error could be told.
+        """
         status = self.status
         if not self._auto_deploy or status.state != "accepted" or status.job == self._deployed_job:
             return None
         self._deployed_job = status.job
-        return self.deploy()
+        try:
+            return self.deploy()
+        except Exception as error:
+            self._deployment = f"not deployed: {error}"
+            raise
 
     def close(self) -> None:
         """Stop whatever is running."""
         self._service.close()
+
+    def _start(self, job: Job, config: PruningServiceConfig) -> int:
+        self._auto_deploy = config.auto_deploy
+        self._deployment = ""
+        return self._service.start(job)
 
     def _job(self, dense: str, config: PruningServiceConfig) -> Job:
         environment = self._environment or self._store.manifest(dense).environment

@@ -76,49 +76,33 @@ def start(settings: PruningProcessSettings) -> tuple[Callable[[], None], Callabl
         report=settings.report,
     )
 
-    deployment = ""
-
     def prune(request: Prune) -> dict[str, Any]:
         config = validated(
             PruningServiceConfig, {**settings.config.model_dump(), **request.settings}, "pruning_service"
         )
-        return started(coordinator.prune(config, request.rollouts))
+        return {"job": coordinator.prune(config, request.rollouts)}
 
     def validate(request: Validate) -> dict[str, Any]:
-        return started(coordinator.validate(request.reference, request.rollouts))
-
-    def started(job: int) -> dict[str, Any]:
-        nonlocal deployment
-        deployment = ""
-        return {"job": job}
-
-    def deploy(_: Deploy) -> dict[str, Any]:
-        nonlocal deployment
-        reference = coordinator.deploy()
-        deployment = f"deployed {reference}"
-        return {"reference": reference}
+        return {"job": coordinator.validate(request.reference, request.rollouts)}
 
     def deploy_if_wanted() -> None:
-        nonlocal deployment
         try:
-            reference = coordinator.deploy_if_wanted()
-        except ERRORS as error:
-            deployment = f"not deployed: {error}"
-            _log.warning(deployment)
-        else:
-            if reference is not None:
-                deployment = f"deployed {reference}"
+            coordinator.deploy_if_wanted()
+        except ERRORS:
+            _log.warning(coordinator.deployment)
 
     server = RequestServer(
         settings.network,
         "pruning",
         TypeAdapter(PruningRequest),
         {
-            Status: answers(lambda _: {**coordinator.status.model_dump(mode="json"), "deployment": deployment}),
+            Status: answers(
+                lambda _: {**coordinator.status.model_dump(mode="json"), "deployment": coordinator.deployment}
+            ),
             Prune: answers(prune),
             Validate: answers(validate),
             Cancel: answers(lambda _: {"job": coordinator.cancel()}),
-            Deploy: answers(deploy),
+            Deploy: answers(lambda _: {"reference": coordinator.deploy()}),
         },
         errors=ERRORS,
         between=deploy_if_wanted,

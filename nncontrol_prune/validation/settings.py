@@ -10,8 +10,9 @@ from nncontrol_prune.controllers.specs import Spec
 from nncontrol_prune.plants.tasks import Task
 from nncontrol_prune.validation.betting import values_needed
 
-LAST_FIRST_SEED = 1_000_000_000
-"""Starts in a task's box are points of a Sobol sequence, which has 2^30. Not a bound of the field, which over ROS 2
+FIRST_SEEDS = (100_000, 8_000_000)
+"""From where to where the gate's first seed may be: rollouts and the choice among candidates take theirs from below,
+the search for the largest sparsity (service/boundary.py) from 10,000,000. Not bounds of the field, which over ROS 2
 would make a slider of it."""
 
 
@@ -77,15 +78,18 @@ class GateSettings(Spec):
     """Starts after which that is inconclusive; 0 to leave it out."""
     task: Task | None = None
     """What success is, and what is brought where; by default what is known of the environment (plants/tasks.py)."""
-    first_seed: Annotated[int, Field(ge=0)] = 100_000
+    first_seed: int = FIRST_SEEDS[0]
     """Seed of the first pair; the next ones follow."""
     jobs: Annotated[int, Field(ge=1, le=1024)] = 1
     """Workers that run episodes; the verdict does not depend on it."""
 
     @model_validator(mode="after")
     def _limits_go_together(self) -> GateSettings:
-        if self.first_seed > LAST_FIRST_SEED:
-            raise ValueError(f"first_seed {self.first_seed} is more than {LAST_FIRST_SEED}, the last there may be")
+        least, most = FIRST_SEEDS
+        if not least <= self.first_seed <= most:
+            raise ValueError(
+                f"first_seed {self.first_seed} is not from {least} to {most}, where no seeds are but the gate's"
+            )
         if self.min_episodes > self.max_episodes:
             raise ValueError(f"min_episodes {self.min_episodes} is more than max_episodes {self.max_episodes}")
         levels, margin = self.robustness, self.attraction_margin

@@ -38,12 +38,23 @@ def test_sliders_have_ends(graph: Graph) -> None:
     assert method.additional_constraints == "one of uniform, threshold, grid, gradient, tpe"
 
 
-def test_what_only_a_start_can_set_is_read_only(graph: Graph) -> None:
-    graph.start("pruning_node")
-    request = DescribeParameters.Request(names=["store", "sparsity"])
-    store, sparsity = graph.call(DescribeParameters, "/pruning_service/describe_parameters", request).descriptors
-    assert (store.read_only, sparsity.read_only) == (True, False)
-    assert store.additional_constraints == "can be set only when the node is started"
+@pytest.mark.parametrize(
+    ("module", "node", "fixed", "free"),
+    [
+        ("pruning_node", "/pruning_service", ["controller_node", "store", "env"], ["auto_deploy", "sparsity"]),
+        ("controller_node", "/nn_controller", ["store", "simulator", "pruning_service"], ["autostart", "rate"]),
+    ],
+)
+def test_what_only_a_start_can_set_is_read_only(
+    graph: Graph, module: str, node: str, fixed: list[str], free: list[str]
+) -> None:
+    graph.start(module)
+    request = DescribeParameters.Request(names=[*fixed, *free])
+    for descriptor in graph.call(DescribeParameters, f"{node}/describe_parameters", request).descriptors:
+        assert descriptor.read_only == (descriptor.name in fixed)
+        told = descriptor.additional_constraints == "can be set only when the node is started"
+        assert told == (descriptor.name in fixed)
+    assert "read-only" in graph.set(node, store="elsewhere")[1]
 
 
 def test_choice_that_is_left_to_us_has_a_number_of_the_parameters_own_type(graph: Graph) -> None:

@@ -255,9 +255,15 @@ def test_service_on_another_machine_fetches_and_sends_bundles(graph, controller,
     assert BundleStore(far).load(shipped_bundle.reference).digest == shipped_bundle.digest
     job = ended(graph)
     assert job["state"] == "accepted", job["message"]
-    assert not BundleStore(graph.store_path).directory(job["candidate"].partition("@")[2]).exists()
+    directory = BundleStore(graph.store_path).directory(job["candidate"].partition("@")[2])
+    assert not directory.exists()
+    directory.touch()
     done, message = graph.trigger(f"{SERVICE}/deploy")
-    assert done, message
+    assert not done
+    assert "refuses the bundle" in message
+    directory.unlink()
+    done, message = graph.trigger(f"{SERVICE}/deploy")
+    assert done, f"sent again, it has an answer of its own: {message}"
     wait_until(lambda: graph.status()["active"] == job["candidate"])
     BundleStore(graph.store_path).check_accepted(BundleStore(graph.store_path).load(job["candidate"]))
 

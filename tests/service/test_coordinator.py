@@ -14,7 +14,7 @@ from nncontrol_prune.plants import CARTPOLE
 from nncontrol_prune.runtime.store import BundleStore, NotAcceptedError
 from nncontrol_prune.service.coordinator import Coordinator, LoopState
 from nncontrol_prune.service.jobs import Job, Outcome
-from nncontrol_prune.service.pruning_service import JobStatus, ServiceError
+from nncontrol_prune.service.pruning_service import JobStatus, PruningService, ServiceError
 
 
 class FarLoop:
@@ -129,6 +129,36 @@ def test_only_what_was_accepted_is_deployed(
     else:
         with pytest.raises(ServiceError, match="the last job is rejected"):
             coordinator.deploy()
+
+
+def test_what_became_of_a_deployment_is_told_until_the_next_job(
+    store: BundleStore,
+    loop: FarLoop,
+    monkeypatch: pytest.MonkeyPatch,
+    small_bundle,
+    make_cartpole_bundle,
+    make_verdict,
+) -> None:
+    coordinator = Coordinator(store, loop, PruningServiceConfig(auto_deploy=True), environment=CARTPOLE)
+    status = pruned_and(True, store, small_bundle, make_cartpole_bundle, make_verdict)
+    monkeypatch.setattr(PruningService, "status", status)
+    monkeypatch.setattr(PruningService, "start", lambda _, job: 2)
+    monkeypatch.setattr(PruningService, "check_idle", lambda _: None)
+    assert coordinator.deployment == ""
+
+    def refuse(*_: object) -> str:
+        raise ServiceError("the loop is busy")
+
+    with monkeypatch.context() as busy:
+        busy.setattr(loop, "deploy", refuse)
+        with pytest.raises(ServiceError, match="the loop is busy"):
+            coordinator.deploy_if_wanted()
+    assert coordinator.deployment == "not deployed: the loop is busy"
+    assert coordinator.deploy_if_wanted() is None, "it is tried once"
+    coordinator.deploy()
+    assert coordinator.deployment == f"deployed {status.outcome.candidate}"
+    coordinator.validate(status.outcome.candidate)
+    assert coordinator.deployment == ""
 
 
 def test_bundle_deleted_after_validation_is_missed(

@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from nncontrol_prune.validation.settings import GateSettings, RobustnessSettings
+from nncontrol_prune.service.boundary import SEARCH_SEED
+from nncontrol_prune.validation.gate import REFERENCE_EPISODES
+from nncontrol_prune.validation.selection import (
+    OBSERVATION_EPISODES,
+    OBSERVATION_SEED,
+    SELECTION_SEED,
+    TRIAL_EPISODES,
+)
+from nncontrol_prune.validation.settings import FIRST_SEEDS, GateSettings, RobustnessSettings
 
 
 def test_defaults_are_enough_to_accept_something() -> None:
@@ -23,7 +31,8 @@ def test_defaults_are_enough_to_accept_something() -> None:
         ),
         ({"return_ratio": 0.999}, "cannot show return_ratio 0.999"),
         ({"success_margin": 1e-20}, "cannot show success_margin 1e-20"),
-        ({"first_seed": 2**30}, "first_seed 1073741824 is more than 1000000000"),
+        ({"first_seed": 50_000}, "first_seed 50000 is not from 100000 to 8000000, where no seeds are but the gate's"),
+        ({"first_seed": 2**30}, "first_seed 1073741824 is not from 100000 to 8000000"),
         ({"attraction_starts": 30}, "attraction_starts 30 cannot show attraction_margin 0.1"),
         (
             {"robustness": {"max_rounds": 30}},
@@ -38,3 +47,10 @@ def test_thresholds_that_contradict_each_other_are_refused(values: dict[str, Any
 
 def test_what_is_left_out_need_not_be_shown() -> None:
     GateSettings(robustness=RobustnessSettings(enabled=False, max_rounds=1), attraction_starts=0)
+
+
+def test_gates_seeds_are_those_of_nobody_else() -> None:
+    first, last = FIRST_SEEDS
+    most = GateSettings(first_seed=last, max_episodes=1_000_000)
+    assert last + most.max_episodes + REFERENCE_EPISODES < SEARCH_SEED
+    assert max(SELECTION_SEED + TRIAL_EPISODES, OBSERVATION_SEED + OBSERVATION_EPISODES) < first
