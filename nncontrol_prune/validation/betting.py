@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import bisect
 import math
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,6 +24,8 @@ FRACTIONS = np.array([0.99, 0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05])
 """The λ_j, as shares of the largest there may be: large for values that vary little, small for those that vary much."""
 WEIGHTS = np.array([0.4, *[0.6 / 7] * 7])
 """The w_j. Most is on the largest, since nearly all of a good controller's values are the same."""
+MOST_VALUES = 2.0**62
+"""No range is longer than the largest size, which is no floating-point number."""
 
 
 class MeanTest:
@@ -84,6 +85,6 @@ def values_needed(allowed: float) -> int:
     def shown(values: int) -> bool:
         return float(np.logaddexp.reduce(np.log(WEIGHTS) + values * growth)) >= math.log(1.0 / ERROR_RATE)
 
-    # The largest stake alone does it with this many; no range is longer than the largest size.
-    enough = min(math.ceil(math.log(1.0 / (ERROR_RATE * WEIGHTS[0])) / float(growth[0])), sys.maxsize)
-    return bisect.bisect_left(range(enough), True, key=shown)
+    # The largest stake alone does it with this many, which is infinite where next to nothing is allowed.
+    enough = math.log(1.0 / (ERROR_RATE * WEIGHTS[0])) / float(growth[0])
+    return bisect.bisect_left(range(math.ceil(min(enough, MOST_VALUES))), True, key=shown)
