@@ -70,13 +70,13 @@ class BundleStore:
             StoreError: It cannot be written.
         """
         directory = self.directory(bundle.digest)
-        if not directory.exists():
+        if not directory.is_dir():
             with self._writing():
                 try:
                     bundle.write(directory)
                 except FileExistsError:
                     # Another process may have stored the same bundle in the meantime: same digest, same contents.
-                    if not directory.exists():
+                    if not directory.is_dir():
                         raise
         return bundle.reference
 

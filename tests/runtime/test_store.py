@@ -60,10 +60,11 @@ def test_bundle_that_could_not_be_stored_is_told_where_something_else_has_its_pl
 ) -> None:
     place = store.directory(small_bundle.digest)
     place.parent.mkdir(parents=True)
-    place.symlink_to("nowhere")
-    with pytest.raises(StoreError, match=f"cannot be written: {place} exists already"):
-        store.add(small_bundle)
-    place.unlink()
+    for occupy in (lambda: place.symlink_to("nowhere"), place.touch):
+        occupy()
+        with pytest.raises(StoreError, match=f"cannot be written: {place} exists already"):
+            store.add(small_bundle)
+        place.unlink()
     place.parent.rmdir()
     place.parent.touch()
     with pytest.raises(StoreError, match="cannot be written: File exists"):
