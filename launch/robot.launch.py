@@ -53,6 +53,7 @@ def nodes(context: LaunchContext) -> list[Node]:
         raise ValueError(f"config:={given['config']}: there is no such file")
     if given["parts"] not in PARTS:
         raise ValueError(f"parts:={given['parts']}: allowed are {', '.join(PARTS)}")
+    given["command_controller"] = given["command_controller"].rstrip("/")
     texts = {key: given[key] for key in ("controller", "command_controller", "store") if given[key]}
     switches = {key: switch(key, given[key]) for key in ("autostart", "record", "auto_deploy", "respawn")}
     remappings = [(topic, given[topic]) for topic in ("joint_states", "imu", "cmd_vel")]
@@ -60,7 +61,7 @@ def nodes(context: LaunchContext) -> list[Node]:
         remappings.append(("commands", f"{given['command_controller']}/commands"))
 
     def node(executable: str, name: str, parameters: dict[str, object]) -> Node:
-        enclave = "/" + f"{given['namespace']}/{name}".lstrip("/")
+        enclave = "/" + f"{given['namespace'].strip('/')}/{name}".lstrip("/")
         return Node(
             package=PACKAGE,
             executable=executable,

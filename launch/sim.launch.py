@@ -21,7 +21,7 @@ UNSET = ""
 
 ARGUMENTS = [
     ("config", str(SHARE / "config" / "sim.yaml"), "Parameter file that the nodes read."),
-    ("env", UNSET, "Gymnasium MuJoCo id, such as Hopper-v5; empty for the configuration's."),
+    ("env", UNSET, "Gymnasium MuJoCo id, such as Hopper-v5, with a controller for it; empty for the configuration's."),
     ("controller", UNSET, "Shipped name, directory or name@digest; empty for what the store has as current."),
     ("rate", UNSET, "Control rate in Hz; it must be the controller's. Empty for the controller's own."),
     ("headless", UNSET, "true for no window, false for MuJoCo's viewer; empty for the configuration's."),
@@ -69,7 +69,7 @@ def nodes(context: LaunchContext) -> list[Node]:
 
     def node(executable: str, name: str, keys: tuple[str, ...]) -> Node:
         parameters = {key: values[key] for key in keys if key in values}
-        enclave = "/" + f"{given['namespace']}/{name}".lstrip("/")
+        enclave = "/" + f"{given['namespace'].strip('/')}/{name}".lstrip("/")
         return Node(
             package=PACKAGE,
             executable=executable,

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from rcl_interfaces.srv import GetParameters
+from rclpy.client import Client
 from rclpy.node import Node
+from rclpy.task import Future
+from rclpy.timer import Timer
 
 from nncontrol_prune.config import ConfigError
 from nncontrol_prune.ros.callbacks import guarded, steady_timer
 
 PATIENCE = 3.0
 """Seconds for which an answer is waited for; a node that does not tell its joints is not checked."""
+LOOK = 0.05
+"""Seconds between looks at whether it can be asked."""
+AGAIN = 1.0
+"""Seconds after which it is asked again: what was asked may have ended meanwhile, and another have taken its place."""
 
 
 class CommandJoints:
@@ -28,7 +36,10 @@ class CommandJoints:
         self._controller = ""
         self._expected: list[str] = []
         self._found: list[str] | None = None
-        self._asked = 0.0
+        self._asked = self._sent = -math.inf
+        self._client: Client | None = None
+        self._timer: Timer | None = None
+        self._question: Future | None = None
 
     @property
     def waiting(self) -> bool:
@@ -50,30 +61,44 @@ class CommandJoints:
         return f"{self._controller} takes commands for {self._found}, the bundle's are {self._expected}"
 
     def ask(self, controller: str, joints: Sequence[str]) -> None:
-        """Ask; the answer comes when it comes.
+        """Ask, until there is an answer; it comes when it comes.
 
         Args:
             controller: Name of the command controller; empty not to check.
             joints: The bundle's joints, in the order of the commands.
         """
+        self.cease()
         self._controller, self._expected, self._found = controller, list(joints), None
-        self._asked = time.monotonic()
-        if not controller:
+        self._asked, self._sent = time.monotonic(), -math.inf
+        if controller:
+            self._client = self._node.create_client(GetParameters, f"{controller}/get_parameters")
+            self._timer = steady_timer(self._node, LOOK, "joints", self._send)
+
+    def cease(self) -> None:
+        """Ask no more; an answer that still comes counts for nothing."""
+        if self._timer is not None:
+            self._node.destroy_timer(self._timer)
+        if self._client is not None:
+            self._node.destroy_client(self._client)
+        self._timer = self._client = self._question = None
+
+    def _send(self) -> None:
+        client = self._client
+        if client is None or time.monotonic() - self._sent < AGAIN or not client.service_is_ready():
             return
-        client = self._node.create_client(GetParameters, f"{controller}/get_parameters")
+        if self._question is not None:
+            client.remove_pending_request(self._question)
+        self._sent = time.monotonic()
+        self._question = client.call_async(GetParameters.Request(names=["joints"]))
+        self._question.add_done_callback(guarded(self._node, "joints", self._take))
 
-        def answered(future: Any) -> None:
-            values = future.result().values
-            self._found = list(values[0].string_array_value) if values else []
-            self._node.destroy_client(client)
-
-        def send() -> None:
-            if client.service_is_ready():
-                self._node.destroy_timer(timer)
-                future = client.call_async(GetParameters.Request(names=["joints"]))
-                future.add_done_callback(guarded(self._node, "joints", answered))
-
-        timer = steady_timer(self._node, 0.05, "joints", send)
+    def _take(self, answer: Any) -> None:
+        question = self._question
+        if question is None or question is not answer:
+            return  # what was asked before is answered
+        values = answer.result().values
+        self._found = list(values[0].string_array_value) if values else []
+        self.cease()
 
     def check(self) -> None:
         """Check the answer, if there is one.

@@ -14,8 +14,14 @@ CALM = 1.0
 they come in turns."""
 
 
+WAIT = 3.0
+"""Seconds after which it is told that nothing is commanded, since no state has come that can be acted on."""
+
+
 class CommandLog:
     """Looks at a loop now and then, and logs once that the safe command is sent, and once that it is no more.
+
+    Before the first state that can be acted on, nothing is sent at all; that is logged, too, if it takes long.
 
     Args:
         runner: Runs the loop, which has begun.
@@ -27,11 +33,13 @@ class CommandLog:
         self._node = node
         self._stale = self._unsound = self._faults = 0
         self._told = False
+        self._began, self._waits = time.monotonic(), False
         self._last = -math.inf
 
     def look(self) -> None:
         """Log what has changed since the last look."""
         now = time.monotonic()
+        self._look_for_first(now)
         reason = self._reason()
         if reason:
             self._last = now
@@ -41,6 +49,16 @@ class CommandLog:
         elif self._told and now - self._last > CALM:
             self._node.get_logger().info("the controller's commands are sent again")
             self._told = False
+
+    def _look_for_first(self, now: float) -> None:
+        loop, link = self._runner.loop, self._runner.link
+        begun = loop is not None and loop.commanding
+        if self._waits and begun:
+            self._node.get_logger().info("the first joint states that can be acted on have come")
+            self._waits = False
+        elif not self._waits and not begun and link.last_state == -math.inf and now - self._began > WAIT:
+            self._node.get_logger().warning(f"nothing is commanded: {link.problem or link.absence}")
+            self._waits, self._began = True, math.inf
 
     def _reason(self) -> str:
         """Return why the safe command was sent since the last look; empty if it was not."""

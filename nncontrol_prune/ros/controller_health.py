@@ -73,7 +73,7 @@ def _add_inputs(runner: LoopRunner, problems: list[Problem], values: dict[str, o
     if active and runner.stale:
         reason = "no joint states that can be acted on are coming: the safe command is sent"
         if link.last_state == float("-inf"):
-            reason = "no joint states that can be acted on have come yet: nothing is commanded"
+            reason = f"nothing is commanded: {link.absence}"
         problems.append((DiagnosticStatus.ERROR, reason))
 
 
@@ -83,7 +83,8 @@ def _add_ticks(slot: ControllerSlot, runner: LoopRunner, problems: list[Problem]
         return
     rate = slot.active.manifest.rate
     summary = loop.statistics.summary()
-    found = rate_of(loop.statistics)
+    # With a simulator's time, the clock on the wall says nothing of the rate.
+    found = 1 / runner.link.plant_distance if runner.simulated else rate_of(loop.statistics)
     values["ticks"] = summary.ticks
     values["rate [Hz]"] = f"{found:.2f}"
     values["rate of the controller [Hz]"] = f"{rate:g}"

@@ -11,6 +11,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.timer import Timer
 from std_msgs.msg import Float64MultiArray, String, UInt8MultiArray
 from std_srvs.srv import Trigger
 
@@ -25,7 +26,7 @@ from nncontrol_prune.ros.command_joints import CommandJoints
 from nncontrol_prune.ros.command_log import CommandLog
 from nncontrol_prune.ros.controller_health import health
 from nncontrol_prune.ros.diagnostics import Problem, Rivals, publishers_of, rival_clocks, tell_diagnostics
-from nncontrol_prune.ros.loop_runner import LoopRunner
+from nncontrol_prune.ros.loop_runner import LoopRunner, owner_of
 from nncontrol_prune.ros.messages import LATCHED, contents_of, parcel_of, step_of
 from nncontrol_prune.ros.parameters import NodeParameters, ParameterNode
 from nncontrol_prune.ros.remote_loop import Received
@@ -72,7 +73,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
         self._sent_dense = ""
         self._received = Received()
         self._joints = CommandJoints(self)
-        self._starting: Any = None
+        self._starting: Timer | None = None
         self._following = False
         self._active = False
         self._finalized = False
@@ -93,10 +94,15 @@ class ControllerNode(ParameterNode, LifecycleNode):
             self._starting = steady_timer(self, START_POLL, "autostart", self._activate_when_ready)
 
     def _activate_when_ready(self) -> None:
-        if self._joints.waiting:
-            return
-        self.destroy_timer(self._starting)
-        self.trigger_activate()
+        if not self._joints.waiting:
+            self._leave_it()
+            self.trigger_activate()
+
+    def _leave_it(self) -> None:
+        """Activate by itself no more: it is done, or somebody else has decided what state to be in."""
+        if self._starting is not None:
+            self.destroy_timer(self._starting)
+            self._starting = None
 
     def close(self) -> None:
         """Stop commanding, and end the recording."""
@@ -178,6 +184,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
         assert self._slot is not None
         assert self._runner is not None
         self._joints.check()
+        self._leave_it()
         config, manifest = self._settings.config, self._slot.active.manifest
         self._recording_problem = ""
         if config.record:
@@ -226,6 +233,8 @@ class ControllerNode(ParameterNode, LifecycleNode):
                 self.get_logger().error(f"recording: {summary.reason}")
 
     def _release(self) -> None:
+        self._leave_it()
+        self._joints.cease()
         if self._runner is not None:
             self._runner.close()
         if self._slot is not None:
@@ -285,8 +294,11 @@ class ControllerNode(ParameterNode, LifecycleNode):
         fixed = sorted(names - ANYTIME)
         if self._slot is not None and fixed:
             raise ConfigError(f"{self.get_name()}: {', '.join(fixed)} can be set only before the node is configured")
-        if "controller" in names and config.controller and not self._following:
-            self._stage(config.controller)
+        if "controller" in names and not self._following:
+            if config.controller:
+                self._stage(config.controller)
+            elif self._slot is not None:
+                raise ConfigError(f"{self.get_name()}: controller cannot be empty while one runs; name another")
         self._settings.accept(parameters)
 
     def _stage(self, text: str) -> None:
@@ -294,7 +306,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
         self._store.check_accepted(bundle, allow_offline=self._settings.config.allow_offline)
         if self._slot is None or self._runner is None:
             return
-        if bundle.digest == self._slot.active.digest:
+        if bundle.digest == self._slot.active.digest and not self._slot.waiting:
             return  # it runs already: the parameter only says so
         self._slot.stage(bundle.reference)
         if not self._active:
@@ -406,7 +418,8 @@ class ControllerNode(ParameterNode, LifecycleNode):
         publishers = publishers_of(self, topic)
         if self._runner.node_name in publishers:
             publishers.remove(self._runner.node_name)  # once: another may have the same name
-        found = [f"{', '.join(publishers)} may send commands on {topic}, too"] if publishers else []
+        rivals = ", ".join(owner_of(publisher) for publisher in publishers)
+        found = [f"{rivals} may send commands on {topic}, too"] if rivals else []
         return found + (rival_clocks(self) if self.get_parameter("use_sim_time").value else [])
 
 

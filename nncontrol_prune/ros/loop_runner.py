@@ -31,6 +31,9 @@ REHEARSAL = 0.8
 """When the next tick is rehearsed, as a share of a period after the last one: what it needs has left the processor's
 caches by then."""
 
+HIDDEN = ("_", "_loop")
+"""What the hidden node's name has before and after the controller node's."""
+
 WATCHES = 5
 """How often the watchdog looks within the time after which an observation is too old."""
 
@@ -72,9 +75,10 @@ class LoopRunner:
 
     def __init__(self, parent: Node, config: ControllerConfig, manifest: Manifest) -> None:
         self._config = config
+        self._clock = parent.get_clock()
         # Global arguments would give this node the other's name; topics are resolved by the other one instead.
         self._node = Node(
-            f"_{parent.get_name()}_loop",
+            f"{HIDDEN[0]}{parent.get_name()}{HIDDEN[1]}",
             namespace=parent.get_namespace(),
             context=parent.context,
             use_global_arguments=False,
@@ -117,9 +121,17 @@ class LoopRunner:
         return str(self._node.get_fully_qualified_name())
 
     @property
+    def simulated(self) -> bool:
+        """Whether the time is a simulator's, which may run faster or slower than the clock on the wall."""
+        return bool(self._clock.ros_time_is_active)
+
+    @property
     def stale(self) -> bool:
-        """Whether no state that can be acted on has come for too long."""
-        return time.perf_counter() - self.link.last_state > self._timeout
+        """Whether no state that can be acted on has come for too long; a slow simulator has two of its own periods."""
+        timeout = self._timeout
+        if self.simulated and self.link.distance * 2 > timeout:
+            timeout = 2 * self.link.distance
+        return time.perf_counter() - self.link.last_state > timeout
 
     def start(self, slot: ControllerSlot, recorder: Recorder | None) -> None:
         """Begin to command.
@@ -197,3 +209,12 @@ class LoopRunner:
                 self.loop.follow()
             elif self._slot is not None:
                 self._slot.swap_if_staged(self.loop.statistics.ticks)
+
+
+def owner_of(name: str) -> str:
+    """Return which node a node is seen as, by full name: a loop's hidden one as another controller node."""
+    before, after = HIDDEN
+    namespace, _, last = name.rpartition("/")
+    if not (last.startswith(before) and last.endswith(after)):
+        return name
+    return f"another node {namespace}/{last.removeprefix(before).removesuffix(after)}"

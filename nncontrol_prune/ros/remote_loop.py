@@ -94,7 +94,7 @@ class RemoteLoop:
         """
         status = self._wait_for(lambda: self.status, f"there is no controller node {self.controller}")
         if not status.active:
-            raise LoopError(f"the controller node {self.controller} is {status.state}: it has no controller to prune")
+            raise LoopError(f"the controller node {self.controller} is {status.state}: it runs no controller")
         return LoopState(active=status.active, bag=Path(status.bag) if status.bag else None)
 
     def fetch(self, reference: str) -> Bundle:
@@ -115,10 +115,11 @@ class RemoteLoop:
         """Send a bundle, set the controller node's parameter, and return the `name@digest`.
 
         Raises:
-            LoopError: The controller node does not answer, or refuses.
+            LoopError: The controller node does not answer, runs nothing, or refuses.
         """
         if not self._parameters.service_is_ready():
             raise LoopError(f"there is no controller node {self.controller} to deploy to")
+        self.state()  # one that runs nothing would take the parameter for what to run once it is configured
         before = self._received
         self._candidates.publish(parcel_of(bundle, verdict))
         received = self._wait_for(

@@ -131,8 +131,13 @@ class ControllerSlot:
         """Whether the active controller may still be taken back by a fault."""
         return self._probation_left > 0
 
+    @property
+    def waiting(self) -> bool:
+        """Whether what was staged last is still to be swapped in."""
+        return self._waiting() is not None
+
     def stage(self, reference: str) -> str:
-        """Load and check a controller from the store; the loop takes it before its next tick.
+        """Load and check a controller from the store; the loop takes it, and not what waits, before its next tick.
 
         Returns:
             Its full `name@digest`.
@@ -142,7 +147,8 @@ class ControllerSlot:
         """
         with self._staging:
             bundle = self._load(reference)
-            if bundle.digest == self._active.digest:
+            # In this order: the loop may be about to take what waits, and nothing else changes what is active.
+            if not self.waiting and bundle.digest == self._active.digest:
                 raise StagingError(f"{short(bundle.reference)} is active already")
             self._put(bundle, "swap")
             return bundle.reference
@@ -233,16 +239,18 @@ class ControllerSlot:
         """
         self._retired.clear()
         line = self._line
-        if line == self._written or time.monotonic() < self._next_attempt:
-            return
-        try:
-            self._store.write_slot(self._slot, SlotRecord(current=line[-1], history=line[:-1]))
-        except StoreError as error:
-            self.problem = f"{error}; it does not know that slot {self._slot} runs {short(line[-1])}"
-            self._next_attempt = time.monotonic() + self._patience
-            self._patience = min(2 * self._patience, LONGEST_PATIENCE)
-        else:
-            self._written, self.problem, self._patience = line, None, PATIENCE
+        if line != self._written:
+            if time.monotonic() < self._next_attempt:
+                return
+            try:
+                self._store.write_slot(self._slot, SlotRecord(current=line[-1], history=line[:-1]))
+            except StoreError as error:
+                self.problem = f"{error}; it does not know that slot {self._slot} runs {short(line[-1])}"
+                self._next_attempt = time.monotonic() + self._patience
+                self._patience = min(2 * self._patience, LONGEST_PATIENCE)
+                return
+            self._written = line
+        self.problem, self._next_attempt, self._patience = None, -math.inf, PATIENCE
 
     def _activate(self, bundle: Bundle, reason: str, tick: int) -> None:
         start = time.perf_counter()

@@ -242,7 +242,8 @@ class BundleStore:
         if verdict is None:
             raise NotAcceptedError(
                 f"{who} and was never validated, as far as the store {self.root} tells; run `nncontrol-prune validate "
-                f"--store {self.root}` on it first, or name the store that it was validated in with --store"
+                f"--store {self.root}` on it first, or name the store that it was validated in with --store, or "
+                "the parameter store"
             )
         if verdict.against != bundle.manifest.parent:
             raise NotAcceptedError(f"{who} and was judged against another, {short(verdict.against)}")

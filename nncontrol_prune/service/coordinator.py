@@ -70,7 +70,7 @@ class Coordinator:
         self._service = PruningService(store, journal)
         self._deployed_job = self._service.status.job
         self._auto_deploy = config.auto_deploy
-        self._deployment = ""
+        self._deployment = (0, "")
         self.config = config
         """May be replaced at any time; a job keeps what it was started with."""
 
@@ -82,7 +82,8 @@ class Coordinator:
     @property
     def deployment(self) -> str:
         """What became of what the last job made, once it was to be deployed, as a sentence; empty before."""
-        return self._deployment
+        job, text = self._deployment
+        return text if job == self.status.job else ""
 
     def prune(self, config: PruningServiceConfig | None = None, rollouts: tuple[Path, ...] | None = None) -> int:
         """Prune the dense controller that the loop's comes from, and validate the result; return the job's number.
@@ -154,7 +155,7 @@ class Coordinator:
         bundle = self._store.load(status.outcome.candidate)
         self._store.check_accepted(bundle, allow_offline=True)  # whether that is enough is for the loop to say
         reference = self._loop.deploy(bundle, self._store.verdict(bundle.digest))
-        self._deployment = f"deployed {reference}"
+        self._deployment = (status.job, f"deployed {reference}")
         return reference
 
     def deploy_if_wanted(self) -> str | None:
@@ -169,7 +170,7 @@ class Coordinator:
         try:
             return self.deploy()
         except Exception as error:
-            self._deployment = f"not deployed: {error}"
+            self._deployment = (status.job, f"not deployed: {error}")
             raise
 
     def close(self) -> None:
@@ -178,7 +179,6 @@ class Coordinator:
 
     def _start(self, job: Job, config: PruningServiceConfig) -> int:
         self._auto_deploy = config.auto_deploy
-        self._deployment = ""
         return self._service.start(job)
 
     def _job(self, dense: str, config: PruningServiceConfig) -> Job:

@@ -401,6 +401,8 @@ def test_parameters_of_the_wrong_type_out_of_range_or_not_now_are_refused(contro
     assert not graph.set(NODE, wheels=4)[0]
     assert graph.change_state(NODE, Transition.TRANSITION_CONFIGURE)
     assert "only before the node is configured" in graph.set(NODE, probation=2.0)[1]
+    wait_until(lambda: graph.get(NODE, "controller"))
+    assert "controller cannot be empty while one runs" in graph.set(NODE, controller="")[1]
 
 
 @pytest.mark.parametrize(
@@ -409,6 +411,7 @@ def test_parameters_of_the_wrong_type_out_of_range_or_not_now_are_refused(contro
         ("ratte: 100", "there is no key 'ratte'; did you mean rate?"),
         ("rate: -5", "rate = -5.0: input should be greater than 0"),
         ("record: 7", "record = 7: input should be a valid boolean"),
+        ("7", "the arguments after --ros-args are of no use: failed to initialize rcl"),
     ],
 )
 def test_parameter_file_that_is_wrong_ends_the_node_with_one_sentence(graph, tmp_path, section, problem) -> None:
@@ -591,6 +594,89 @@ def test_command_controller_that_turns_out_later_to_take_other_joints_is_command
     assert not graph.change_state(NODE, Transition.TRANSITION_ACTIVATE)
 
 
+def test_answer_of_a_command_controller_that_was_asked_before_counts_for_nothing(controller, graph, robot) -> None:
+    controller(autostart=False, command_controller="/before")
+    assert graph.change_state(NODE, Transition.TRANSITION_CONFIGURE)
+    assert graph.change_state(NODE, Transition.TRANSITION_CLEANUP)
+    assert graph.set(NODE, command_controller="/force_controller") == (True, "")
+    with command_controller(graph, "force_controller", ["hinge"]):
+        assert graph.change_state(NODE, Transition.TRANSITION_CONFIGURE)
+        time.sleep(1.0)
+        with command_controller(graph, "before", ["slider"]):
+            time.sleep(1.0)
+            assert not graph.change_state(NODE, Transition.TRANSITION_ACTIVATE)
+    assert robot.commands == []
+
+
+def test_command_controller_that_starts_again_before_it_has_answered_is_asked_again(
+    controller, graph, robot, shipped_bundle
+) -> None:
+    hung = rclpy.create_node("force_controller", context=graph.context)  # nobody spins it
+    controller(command_controller="/force_controller", safe_command="[1.5]")
+    commanding(robot, action_of(shipped_bundle, robot))
+    hung.destroy_node()
+    with command_controller(graph, "force_controller", ["hinge"]):
+        wait_until(lambda: graph.state(NODE) == "inactive")
+    wait_until(lambda: robot.commands[-1] == [1.5])
+
+
+def test_what_the_user_decides_meanwhile_ends_the_autostart(controller, graph, robot) -> None:
+    node = controller(command_controller="/nobody")
+    assert wait_until(lambda: graph.state(NODE)) == "inactive", "it waits for an answer"
+    assert graph.change_state(NODE, Transition.TRANSITION_CLEANUP)
+    assert graph.change_state(NODE, Transition.TRANSITION_CONFIGURE)
+    time.sleep(4.0)
+    assert graph.state(NODE) == "inactive"
+    assert robot.commands == []
+    assert "Traceback" not in node.log
+
+
+def test_controller_that_is_set_back_before_the_loop_has_taken_another_stays(
+    controller, graph, robot, shipped_bundle, pruned
+) -> None:
+    controller(observation_timeout=3.0)
+    expected = action_of(shipped_bundle, robot)
+    commanding(robot, expected)
+    robot.silent = True
+    time.sleep(0.1)
+    for bundle in (pruned, shipped_bundle):
+        assert graph.set(NODE, controller=bundle.reference) == (True, "")
+    robot.silent = False
+    commanding(robot, expected)
+    assert graph.status()["swaps"] == 0
+
+
+def test_states_of_other_joints_alone_are_told(controller, graph, robot) -> None:
+    robot.names = ["left", "right"]
+    node = controller()
+    newest = graph.diagnostics()
+    told = (
+        "nothing is commanded: no joint states that can be acted on have come yet: the controller's joints are slider, "
+        "hinge, those of the last ones are left, right"
+    )
+    wait_until(lambda: told in node.log)
+    assert told in newest().message
+    assert robot.commands == []
+    robot.names = ["hinge", "slider"]
+    wait_until(lambda: "the first joint states that can be acted on have come" in node.log)
+    assert node.log.count(told) == 1
+
+
+def test_slow_simulator_is_given_time(controller, graph) -> None:
+    controller(use_sim_time=True)
+    commands = graph.watch("/commands", Float64MultiArray)
+    transitions = graph.watch(f"{NODE}/transition", Float64MultiArray)
+    graph.start("simulator_node", real_time_factor=0.02)
+    wait_until(lambda: len(transitions) > 2, what="states by which its pace is known")
+    count = len(commands)
+    wait_until(lambda: len(commands) > count + 5)
+    assert all(message.data[0] != 0.0 for message in commands[count:])
+    newest = graph.diagnostics()
+    wait_until(newest)
+    assert newest().message == "OK"
+    assert float({entry.key: entry.value for entry in newest().values}["rate [Hz]"]) == pytest.approx(100.0, rel=0.01)
+
+
 def test_another_that_commands_the_same_plant_is_told(controller, graph, robot, shipped_bundle, tmp_path: Path) -> None:
     node = controller()
     newest = graph.diagnostics()
@@ -604,7 +690,7 @@ def test_another_that_commands_the_same_plant_is_told(controller, graph, robot, 
     graph.node.destroy_publisher(publisher)
     wait_until(lambda: newest().message == "OK")
     controller(store=str(tmp_path / "other"))  # one of the same name
-    wait_until(lambda: "/_nn_controller_loop may send commands on /commands, too" in newest().message)
+    wait_until(lambda: "another node /nn_controller may send commands on /commands, too" in newest().message)
 
 
 def test_two_clocks_are_told_where_the_time_is_a_simulators(controller, graph, robot) -> None:

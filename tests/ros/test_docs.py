@@ -55,7 +55,7 @@ def test_commands_for_the_simulation_work_in_their_order(launch: Launch, termina
     dense = graph.status()["active"]
     assert graph.set(SERVICE, **QUICK)[0]
     assert "success=True, message='job 1 has started'" in terminal(prune)
-    assert '"job": 1' in terminal(status.replace("topic echo", "topic echo --once --full-length"))
+    assert '"job": 1' in terminal(status.replace("topic echo", "topic echo --once"))
     job = wait_until(
         lambda: graph.status(SERVICE)["state"] == "accepted" and graph.status(SERVICE), 90, "the job's end"
     )

@@ -42,7 +42,7 @@ def test_node_that_is_interrupted_while_it_starts_ends_without_a_traceback(tmp_p
 
 def test_killed_nodes_start_again_and_go_on(launch, graph: Graph) -> None:
     transitions = graph.watch("/left/nn_controller/transition", Float64MultiArray, 100)
-    launched = launch("ros2 launch nncontrol_prune sim.launch.py respawn:=true namespace:=left record:=false")
+    launched = launch("ros2 launch nncontrol_prune sim.launch.py respawn:=true namespace:=/left/ record:=false")
     for executable in ("controller_node", "simulator_node", "pruning_node"):
         wait_until(lambda: transitions, what="transitions")
         kill_and_wait(launched, executable)
@@ -96,7 +96,7 @@ def test_robot_is_commanded_through_its_command_controller(launch, graph: Graph)
     config = ROOT / "config" / "robot_cartpole.yaml"
     with command_controller(graph, "force_controller", ["slider"]) as robot:
         launch(
-            f"ros2 launch nncontrol_prune robot.launch.py config:={config} command_controller:=/force_controller "
+            f"ros2 launch nncontrol_prune robot.launch.py config:={config} command_controller:=/force_controller/ "
             "record:=false"
         )
         wait_until(lambda: len(robot.commands) > 50)

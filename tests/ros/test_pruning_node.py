@@ -12,6 +12,7 @@ import pytest
 
 rclpy = pytest.importorskip("rclpy", reason="rclpy cannot be imported: no ROS 2 here, or it is not sourced")
 
+from lifecycle_msgs.msg import Transition
 from std_msgs.msg import Float64, Float64MultiArray, String, UInt8MultiArray
 
 from nncontrol_prune.controllers.bundle import Bundle
@@ -114,6 +115,14 @@ def test_deploying_is_left_to_the_user_and_refused_before_anything_is_accepted(g
     wait_until(lambda: status(graph)["job"] == 2 and status(graph)["state"] == "accepted", 60)
     assert graph.trigger(f"{SERVICE}/cancel") == (True, "job 2 was accepted already; its report is not written")
     wait_until(lambda: "job 2: there is no report: cancelled" in node.log)
+    assert graph.change_state(CONTROLLER, Transition.TRANSITION_DEACTIVATE)
+    assert graph.change_state(CONTROLLER, Transition.TRANSITION_CLEANUP)
+    wait_until(lambda: graph.status()["state"] == "unconfigured")
+    time.sleep(0.2)
+    assert graph.trigger(f"{SERVICE}/deploy") == (
+        False,
+        "the controller node nn_controller is unconfigured: it runs no controller",
+    )
 
 
 def test_rejected_controller_is_never_deployed(graph, controller, service) -> None:

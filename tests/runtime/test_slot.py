@@ -443,6 +443,37 @@ def test_active_controller_is_not_staged_again(slot: ControllerSlot, small_bundl
         slot.stage(small_bundle.reference)
 
 
+def test_active_controller_takes_the_place_of_one_that_waits(
+    slot: ControllerSlot, small_bundle: Bundle, second: Bundle
+) -> None:
+    assert not slot.waiting
+    slot.stage(second.reference)
+    assert slot.waiting
+    slot.stage(small_bundle.reference)
+    pass_ticks(slot, 5)
+    assert (slot.active.digest, slot.swaps, slot.waiting) == (small_bundle.digest, 0, False)
+
+
+def test_failure_to_write_is_told_no_more_once_a_rollback_leads_to_what_is_written(
+    slot: ControllerSlot, store: BundleStore, second: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreError("the store cannot be written: No space left on device")
+
+    stage(slot, second, 3)
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "write_slot", fail)
+        slot.commit_if_due()
+        assert slot.problem is not None
+        slot.rollback()
+        pass_ticks(slot, 1)
+        slot.commit_if_due()
+        assert slot.problem is None
+    stage(slot, second, 3)
+    slot.commit_if_due()
+    assert current(store) == second.reference, "at once"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

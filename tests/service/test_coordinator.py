@@ -142,8 +142,6 @@ def test_what_became_of_a_deployment_is_told_until_the_next_job(
     coordinator = Coordinator(store, loop, PruningServiceConfig(auto_deploy=True), environment=CARTPOLE)
     status = pruned_and(True, store, small_bundle, make_cartpole_bundle, make_verdict)
     monkeypatch.setattr(PruningService, "status", status)
-    monkeypatch.setattr(PruningService, "start", lambda _, job: 2)
-    monkeypatch.setattr(PruningService, "check_idle", lambda _: None)
     assert coordinator.deployment == ""
 
     def refuse(*_: object) -> str:
@@ -157,7 +155,23 @@ def test_what_became_of_a_deployment_is_told_until_the_next_job(
     assert coordinator.deploy_if_wanted() is None, "it is tried once"
     coordinator.deploy()
     assert coordinator.deployment == f"deployed {status.outcome.candidate}"
-    coordinator.validate(status.outcome.candidate)
+    monkeypatch.setattr(PruningService, "status", status.model_copy(update={"job": 2, "state": "running"}))
+    assert coordinator.deployment == ""
+
+
+def test_deployment_that_ends_after_the_next_job_has_begun_is_not_told_of_that(
+    store: BundleStore, loop: FarLoop, monkeypatch: pytest.MonkeyPatch, small_bundle, make_cartpole_bundle, make_verdict
+) -> None:
+    coordinator = Coordinator(store, loop, PruningServiceConfig(), environment=CARTPOLE)
+    status = pruned_and(True, store, small_bundle, make_cartpole_bundle, make_verdict)
+    monkeypatch.setattr(PruningService, "status", status)
+
+    def overtaken(bundle: Bundle, _: Verdict | None) -> str:
+        monkeypatch.setattr(PruningService, "status", JobStatus(job=2, state="running"))
+        return bundle.reference
+
+    monkeypatch.setattr(loop, "deploy", overtaken)
+    assert coordinator.deploy() == status.outcome.candidate
     assert coordinator.deployment == ""
 
 
