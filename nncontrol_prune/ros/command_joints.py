@@ -22,6 +22,8 @@ LOOK = 0.05
 """Seconds between looks at whether it can be asked."""
 AGAIN = 1.0
 """Seconds after which it is asked again: what was asked may have ended meanwhile, and another have taken its place."""
+QUESTIONS = 10
+"""How many of the last ones may still be answered, by a controller that takes its time."""
 
 
 class CommandJoints:
@@ -39,7 +41,7 @@ class CommandJoints:
         self._asked = self._sent = -math.inf
         self._client: Client | None = None
         self._timer: Timer | None = None
-        self._question: Future | None = None
+        self._questions: list[Future] = []
 
     @property
     def waiting(self) -> bool:
@@ -80,22 +82,23 @@ class CommandJoints:
             self._node.destroy_timer(self._timer)
         if self._client is not None:
             self._node.destroy_client(self._client)
-        self._timer = self._client = self._question = None
+        self._timer = self._client = None
+        self._questions.clear()
 
     def _send(self) -> None:
         client = self._client
         if client is None or time.monotonic() - self._sent < AGAIN or not client.service_is_ready():
             return
-        if self._question is not None:
-            client.remove_pending_request(self._question)
+        if len(self._questions) == QUESTIONS:
+            client.remove_pending_request(self._questions.pop(0))
         self._sent = time.monotonic()
-        self._question = client.call_async(GetParameters.Request(names=["joints"]))
-        self._question.add_done_callback(guarded(self._node, "joints", self._take))
+        question = client.call_async(GetParameters.Request(names=["joints"]))
+        self._questions.append(question)
+        question.add_done_callback(guarded(self._node, "joints", self._take))
 
     def _take(self, answer: Any) -> None:
-        question = self._question
-        if question is None or question is not answer:
-            return  # what was asked before is answered
+        if answer not in self._questions:
+            return  # another controller was asked that, before
         values = answer.result().values
         self._found = list(values[0].string_array_value) if values else []
         self.cease()

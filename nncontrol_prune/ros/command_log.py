@@ -14,8 +14,9 @@ CALM = 1.0
 they come in turns."""
 
 
-WAIT = 3.0
-"""Seconds after which it is told that nothing is commanded, since no state has come that can be acted on."""
+WAIT, AGAIN = 3.0, 10.0
+"""Seconds after which it is told that nothing is commanded, since no state has come that can be acted on; and after
+which it is told again, if there is another reason."""
 
 
 class CommandLog:
@@ -33,7 +34,7 @@ class CommandLog:
         self._node = node
         self._stale = self._unsound = self._faults = 0
         self._told = False
-        self._began, self._waits = time.monotonic(), False
+        self._absence, self._due = "", time.monotonic() + WAIT
         self._last = -math.inf
 
     def look(self) -> None:
@@ -51,14 +52,14 @@ class CommandLog:
             self._told = False
 
     def _look_for_first(self, now: float) -> None:
-        loop, link = self._runner.loop, self._runner.link
-        begun = loop is not None and loop.commanding
-        if self._waits and begun:
-            self._node.get_logger().info("the first joint states that can be acted on have come")
-            self._waits = False
-        elif not self._waits and not begun and link.last_state == -math.inf and now - self._began > WAIT:
-            self._node.get_logger().warning(f"nothing is commanded: {link.problem or link.absence}")
-            self._waits, self._began = True, math.inf
+        link = self._runner.link
+        if link.last_state > -math.inf:
+            if self._absence:
+                self._node.get_logger().info("the first joint states that can be acted on have come")
+                self._absence = ""
+        elif now > self._due and (reason := link.problem or link.absence) != self._absence:
+            self._node.get_logger().warning(f"nothing is commanded: {reason}")
+            self._absence, self._due = reason, now + AGAIN
 
     def _reason(self) -> str:
         """Return why the safe command was sent since the last look; empty if it was not."""

@@ -83,8 +83,7 @@ def _add_ticks(slot: ControllerSlot, runner: LoopRunner, problems: list[Problem]
         return
     rate = slot.active.manifest.rate
     summary = loop.statistics.summary()
-    # With a simulator's time, the clock on the wall says nothing of the rate.
-    found = 1 / runner.link.plant_distance if runner.simulated else rate_of(loop.statistics)
+    found = rate_of(loop.statistics) / runner.pace
     values["ticks"] = summary.ticks
     values["rate [Hz]"] = f"{found:.2f}"
     values["rate of the controller [Hz]"] = f"{rate:g}"

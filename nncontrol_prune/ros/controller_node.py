@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,7 +28,7 @@ from nncontrol_prune.ros.diagnostics import Problem, Rivals, publishers_of, riva
 from nncontrol_prune.ros.loop_runner import LoopRunner, owner_of
 from nncontrol_prune.ros.messages import LATCHED, contents_of, parcel_of, step_of
 from nncontrol_prune.ros.parameters import NodeParameters, ParameterNode
-from nncontrol_prune.ros.remote_loop import Received
+from nncontrol_prune.ros.remote_loop import ControllerStatus, Received
 from nncontrol_prune.ros.running import fastest_executor, spin
 from nncontrol_prune.ros.state_publisher import StatePublisher
 from nncontrol_prune.runtime.finding import first_controller, stored_bundle
@@ -94,11 +93,11 @@ class ControllerNode(ParameterNode, LifecycleNode):
             self._starting = steady_timer(self, START_POLL, "autostart", self._activate_when_ready)
 
     def _activate_when_ready(self) -> None:
-        if not self._joints.waiting:
-            self._leave_it()
+        if self._starting is not None and not self._joints.waiting:  # a timer that is destroyed may fire once more
+            self._end_autostart()
             self.trigger_activate()
 
-    def _leave_it(self) -> None:
+    def _end_autostart(self) -> None:
         """Activate by itself no more: it is done, or somebody else has decided what state to be in."""
         if self._starting is not None:
             self.destroy_timer(self._starting)
@@ -184,7 +183,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
         assert self._slot is not None
         assert self._runner is not None
         self._joints.check()
-        self._leave_it()
+        self._end_autostart()
         config, manifest = self._settings.config, self._slot.active.manifest
         self._recording_problem = ""
         if config.record:
@@ -233,7 +232,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
                 self.get_logger().error(f"recording: {summary.reason}")
 
     def _release(self) -> None:
-        self._leave_it()
+        self._end_autostart()
         self._joints.cease()
         if self._runner is not None:
             self._runner.close()
@@ -273,9 +272,9 @@ class ControllerNode(ParameterNode, LifecycleNode):
     def _receive(self, message: UInt8MultiArray) -> None:
         """Check and store a bundle from a pruning service; its digest is what it is later asked for by."""
         try:
-            digest, files, verdict = contents_of(message)
-            self._received = Received(count=self._received.count + 1, digest=digest)
-            self._store.receive(files, digest, verdict)
+            self._received = Received(count=self._received.count + 1)
+            self._received.digest, files, verdict = contents_of(message)
+            self._store.receive(files, self._received.digest, verdict)
         except ControllerError as error:
             self._received.error = str(error)
             raise
@@ -306,7 +305,7 @@ class ControllerNode(ParameterNode, LifecycleNode):
         self._store.check_accepted(bundle, allow_offline=self._settings.config.allow_offline)
         if self._slot is None or self._runner is None:
             return
-        if bundle.digest == self._slot.active.digest and not self._slot.waiting:
+        if not self._slot.waiting and bundle.digest == self._slot.active.digest:  # in this order: see `stage`
             return  # it runs already: the parameter only says so
         self._slot.stage(bundle.reference)
         if not self._active:
@@ -378,16 +377,16 @@ class ControllerNode(ParameterNode, LifecycleNode):
 
     def _tell_status(self) -> None:
         slot = self._slot
-        status = {
-            "state": self._state,
-            "active": "" if slot is None else slot.active.reference,
-            "dense": self._sent_dense,
-            "swaps": 0 if slot is None else slot.swaps,
-            "on_probation": slot is not None and slot.on_probation,
-            "bag": self._bag,
-            "received": self._received.model_dump(),
-        }
-        self._status.tell(String(data=json.dumps(status)))
+        status = ControllerStatus(
+            state=self._state,
+            active="" if slot is None else slot.active.reference,
+            dense=self._sent_dense,
+            swaps=0 if slot is None else slot.swaps,
+            on_probation=slot is not None and slot.on_probation,
+            bag=self._bag,
+            received=self._received,
+        )
+        self._status.tell(String(data=status.model_dump_json()))
 
     @property
     def _state(self) -> str:

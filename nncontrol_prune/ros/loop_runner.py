@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,17 +122,23 @@ class LoopRunner:
         return str(self._node.get_fully_qualified_name())
 
     @property
-    def simulated(self) -> bool:
-        """Whether the time is a simulator's, which may run faster or slower than the clock on the wall."""
-        return bool(self._clock.ros_time_is_active)
+    def pace(self) -> float:
+        """Seconds of the plant's clock per second, as far as it is a simulator's and known; otherwise 1."""
+        distances, plant_distances = list(self.link.distances), list(self.link.plant_distances)
+        if not (self._clock.ros_time_is_active and distances and plant_distances):
+            return 1.0
+        return median(plant_distances) / median(distances)
 
     @property
     def stale(self) -> bool:
-        """Whether no state that can be acted on has come for too long; a slow simulator has two of its own periods."""
-        timeout = self._timeout
-        if self.simulated and self.link.distance * 2 > timeout:
-            timeout = 2 * self.link.distance
-        return time.perf_counter() - self.link.last_state > timeout
+        """Whether no state that can be acted on has come for too long."""
+        age = time.perf_counter() - self.link.last_state
+        if age <= self._timeout:
+            return False
+        # A slow simulator has two periods of its own; a loop with a timer goes by its own clock.
+        last = list(self.link.distances)[-3:]
+        followed = self._config.drive != "timer" and self._clock.ros_time_is_active
+        return not (followed and last and age <= 2 * median(last))
 
     def start(self, slot: ControllerSlot, recorder: Recorder | None) -> None:
         """Begin to command.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,8 +27,8 @@ from nncontrol_prune.runtime.observation import ObservationAssembler, projected_
 
 SAME = 1e-6
 """Stamps that are closer than this, in seconds, are of the same instant; messages round them to nanoseconds."""
-SMOOTHING = 0.1
-"""Share of the distance of two states in its mean."""
+PACE = 51
+"""Of how many states the distances are kept."""
 WAITING = 10
 """Joint states that may wait: their topic may be shared, and with room for one another's would replace ours."""
 
@@ -83,8 +84,10 @@ class PlantLink:
         self.monitor = InputMonitor(1 / manifest.rate, self._timeout, keeps_beat=keeps_beat)
         self.last_state = -math.inf
         """When the last state came that can be acted on, in seconds of `time.perf_counter`."""
-        self.distance = self.plant_distance = math.nan
-        """Mean time from one such state to the next, in seconds of the wall clock and of their stamps."""
+        self.distances: deque[float] = deque(maxlen=PACE)
+        """How long each of the last such states came after the one before, in seconds of `time.perf_counter`."""
+        self.plant_distances: deque[float] = deque(maxlen=PACE)
+        """The same by their stamps."""
         self.problem = ""
         """Why the last state could not be acted on; empty if it could."""
         self.problem_time = -math.inf
@@ -98,10 +101,11 @@ class PlantLink:
     def absence(self) -> str:
         """That no state has come yet which can be acted on, as a sentence."""
         told = "no joint states that can be acted on have come yet"
-        if self.last_state > -math.inf or self._foreign is None:
-            return told
-        ours, others = (", ".join(names) for names in (self._assembler.joints, self._foreign))
-        return f"{told}: the controller's joints are {ours}, those of the last ones are {others}"
+        if not math.isnan(self._pending):
+            return f"{told}: nothing on the topic observation is of the same time"
+        if self._names is None and self._foreign is not None:
+            return f"{told}: those that come have none of the controller's joints, {', '.join(self._assembler.joints)}"
+        return told
 
     def wait(self, timeout: float) -> bool:
         """Wait for the next state to arrive, for a number of seconds; return whether it did."""
@@ -283,23 +287,17 @@ class PlantLink:
             self._assembler.complete()
             last_stamp, self._stamp = self._stamp, stamp
         self._pending = math.nan
-        self.distance = _smoothed(self.distance, now - self.last_state)
-        self.plant_distance = _smoothed(self.plant_distance, stamp - last_stamp)
-        self.last_state = now
+        last_state, self.last_state = self.last_state, now
         self.problem = ""
         if not self._arrived.is_set():
             self._arrived.set()
         self._on_state()
+        if last_state > -math.inf and stamp > last_stamp:  # and not a first one, nor of a clock that went back
+            self.distances.append(now - last_state)
+            self.plant_distances.append(stamp - last_stamp)
 
     def _tell(self, problem: str) -> None:
         self.problem, self.problem_time = problem, time.perf_counter()
-
-
-def _smoothed(mean: float, value: float) -> float:
-    """Return a mean with one more value; what is not positive, or infinite, is none, as where a clock went back."""
-    if not 0.0 < value < math.inf:
-        return mean
-    return value if math.isnan(mean) else mean + SMOOTHING * (value - mean)
 
 
 def not_measured(covariance: Sequence[float]) -> str:

@@ -106,10 +106,12 @@ class PruningNode(ParameterNode):
 
     def _deploy_if_wanted(self) -> None:
         try:
-            if self._coordinator.deploy_if_wanted() is not None:
-                self.get_logger().info(self._coordinator.deployment)
-        except DEPLOYMENT_ERRORS:
-            self.get_logger().error(self._coordinator.deployment)
+            reference = self._coordinator.deploy_if_wanted()
+        except DEPLOYMENT_ERRORS as error:
+            self.get_logger().error(f"not deployed: {error}")
+        else:
+            if reference is not None:
+                self.get_logger().info(f"deployed {reference}")
 
     def _set(self, parameters: list[Parameter]) -> None:
         self._settings.accept(parameters)

@@ -34,7 +34,7 @@ def spin(
     expected: tuple[type[Exception], ...] = (),
     started: Callable[[Any], None] = lambda _: None,
 ) -> None:
-    """Make a node and spin it until it is told to end; what is wrong with its arguments ends it with one line.
+    """Make a node and spin it until it is told to end; what is wrong with its parameters ends it with one line.
 
     Args:
         make: Makes the node.
@@ -46,7 +46,7 @@ def spin(
     try:
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:  # which rcl's errors are, as of a parameter file that is none
-        sys.exit(f"the arguments after --ros-args are of no use: {' '.join(str(error).split())}")
+        sys.exit(f"ROS 2 cannot be initialized: {' '.join(str(error).split())}")
     stopped = threading.Event()
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, lambda *_: stopped.set())

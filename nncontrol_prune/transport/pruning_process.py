@@ -88,8 +88,8 @@ def start(settings: PruningProcessSettings) -> tuple[Callable[[], None], Callabl
     def deploy_if_wanted() -> None:
         try:
             coordinator.deploy_if_wanted()
-        except ERRORS:
-            _log.warning(coordinator.deployment)
+        except ERRORS as error:
+            _log.warning(f"not deployed: {error}")
 
     server = RequestServer(
         settings.network,

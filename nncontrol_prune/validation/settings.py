@@ -11,9 +11,9 @@ from nncontrol_prune.plants.tasks import Task
 from nncontrol_prune.validation.betting import values_needed
 
 FIRST_SEEDS = (100_000, 8_000_000)
-"""From where to where the gate's first seed may be: rollouts and the choice among candidates take theirs from below,
-the search for the largest sparsity (service/boundary.py) from 10,000,000. Not bounds of the field, which over ROS 2
-would make a slider of it."""
+"""From where to where the gate's first seed may be: the choice among candidates takes its own from below, and so do
+rollouts unless they are told another; the search for the largest sparsity (service/boundary.py) from 10,000,000. Not
+bounds of the field, which over ROS 2 would make a slider of it."""
 
 
 class RobustnessSettings(Spec):
@@ -88,7 +88,8 @@ class GateSettings(Spec):
         least, most = FIRST_SEEDS
         if not least <= self.first_seed <= most:
             raise ValueError(
-                f"first_seed {self.first_seed} is not from {least} to {most}, where no seeds are but the gate's"
+                f"first_seed {self.first_seed} is not from {least} to {most}, where neither the choice among "
+                "candidates nor the search for the largest sparsity has any"
             )
         if self.min_episodes > self.max_episodes:
             raise ValueError(f"min_episodes {self.min_episodes} is more than max_episodes {self.max_episodes}")

@@ -117,12 +117,9 @@ def test_deploying_is_left_to_the_user_and_refused_before_anything_is_accepted(g
     wait_until(lambda: "job 2: there is no report: cancelled" in node.log)
     assert graph.change_state(CONTROLLER, Transition.TRANSITION_DEACTIVATE)
     assert graph.change_state(CONTROLLER, Transition.TRANSITION_CLEANUP)
-    wait_until(lambda: graph.status()["state"] == "unconfigured")
-    time.sleep(0.2)
-    assert graph.trigger(f"{SERVICE}/deploy") == (
-        False,
-        "the controller node nn_controller is unconfigured: it runs no controller",
-    )
+    refused = (False, "the controller node nn_controller is unconfigured: it runs no controller")
+    wait_until(lambda: graph.trigger(f"{SERVICE}/prune") == refused, what="the service has heard of it")
+    assert graph.trigger(f"{SERVICE}/deploy") == refused
 
 
 def test_rejected_controller_is_never_deployed(graph, controller, service) -> None:

@@ -32,7 +32,7 @@ def test_defaults_are_enough_to_accept_something() -> None:
         ({"return_ratio": 0.999}, "cannot show return_ratio 0.999"),
         ({"success_margin": 1e-20}, "cannot show success_margin 1e-20"),
         ({"success_margin": 1e-320}, "cannot show success_margin 9.99"),
-        ({"first_seed": 50_000}, "first_seed 50000 is not from 100000 to 8000000, where no seeds are but the gate's"),
+        ({"first_seed": 50_000}, "first_seed 50000 is not from 100000 to 8000000, where neither the choice"),
         ({"first_seed": 2**30}, "first_seed 1073741824 is not from 100000 to 8000000"),
         ({"attraction_starts": 30}, "attraction_starts 30 cannot show attraction_margin 0.1"),
         (
