@@ -20,8 +20,8 @@ RECENT = 2.0
 """Seconds for which a problem that has passed is still told."""
 HISTORY = 5
 """How many swaps are told."""
-LAST_TICKS, GROUP = 1000, 10
-"""How many ticks the rate is taken over, and how many of them a mean."""
+LAST_TICKS, GROUP, FEWEST_GROUPS = 1000, 10, 5
+"""How many ticks the rate is taken over, how many of them a mean, and how many means it takes."""
 OFF_RATE = 0.1
 """How far the rate of the ticks may be off the controller's, as a share, before it is told."""
 
@@ -111,4 +111,4 @@ def rate_of(statistics: TickStatistics) -> float:
     periods = statistics.rows(statistics.ticks - LAST_TICKS)[:, PERIOD]
     periods = periods[np.isfinite(periods)]
     means = periods[: len(periods) // GROUP * GROUP].reshape(-1, GROUP).mean(axis=1)
-    return float(1 / np.median(means)) if len(means) else math.nan
+    return float(1 / np.median(means)) if len(means) >= FEWEST_GROUPS else math.nan
