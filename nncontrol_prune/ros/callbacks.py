@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock, ClockType
@@ -125,6 +126,26 @@ def transition(node: Node, what: str, function: Callable[[], None]) -> Transitio
         node.get_logger().error(f"cannot {what}: {explained(error)}")
         return TransitionCallbackReturn.ERROR
     return TransitionCallbackReturn.SUCCESS
+
+
+def refuse_wrong_transitions(node: Node) -> None:
+    """Have a lifecycle node answer a request for a transition that its state has not; in rclpy it ends the node."""
+    for service in node.services:
+        if service.srv_type is ChangeState:
+            service.callback = _answering_always(node, service.callback)
+
+
+def _answering_always(node: Node, change: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def call(request: Any, response: Any) -> Any:
+        try:
+            return change(request, response)
+        except RuntimeError as error:  # as rcl's errors are
+            name = request.transition.label or request.transition.id
+            node.get_logger().warning(f"transition {name} refused: {error}")
+            response.success = False
+            return response
+
+    return call
 
 
 def explained(error: Exception) -> str:

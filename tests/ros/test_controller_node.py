@@ -99,6 +99,17 @@ def test_lifecycle(controller, graph, robot, shipped_bundle) -> None:
     wait_until(lambda: graph.status()["state"] == "finalized")
 
 
+def test_transition_that_its_state_has_not_is_refused_and_the_node_goes_on(controller, graph, robot) -> None:
+    node = controller()
+    wait_until(lambda: robot.commands)
+    for wrong in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_INACTIVE_SHUTDOWN, 200):
+        assert not graph.change_state(NODE, wrong)
+        assert f"transition {wrong} refused" in node.log
+    assert graph.state(NODE) == "active"
+    count = len(robot.commands)
+    wait_until(lambda: len(robot.commands) > count + 10)
+
+
 @pytest.mark.parametrize("command", ["[1.0, 2.0]", "[1000.0]"])
 def test_safe_command_that_does_not_fit_the_controller_is_refused_when_it_is_configured(
     controller, graph, command
