@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock, ClockType
@@ -128,21 +127,21 @@ def transition(node: Node, what: str, function: Callable[[], None]) -> Transitio
     return TransitionCallbackReturn.SUCCESS
 
 
-def refuse_wrong_transitions(node: Node) -> None:
-    """Have a lifecycle node answer a request for a transition that its state has not; in rclpy it ends the node."""
+def guard_services(node: Node) -> None:
+    """Have a request to a node's services that raises answered all the same: with what says nothing of a success.
+
+    Those of rclpy itself would end the node: by a transition that its state has not, or a parameter of no type.
+    """
     for service in node.services:
-        if service.srv_type is ChangeState:
-            service.callback = _answering_always(node, service.callback)
+        service.callback = _answering_always(node, service.srv_name, service.callback)
 
 
-def _answering_always(node: Node, change: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def _answering_always(node: Node, name: str, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     def call(request: Any, response: Any) -> Any:
         try:
-            return change(request, response)
-        except RuntimeError as error:  # as rcl's errors are
-            name = request.transition.label or request.transition.id
-            node.get_logger().warning(f"transition {name} refused: {error}")
-            response.success = False
+            return function(request, response)
+        except Exception as error:  # as above; a fault of who asked, or of rclpy
+            node.get_logger().error(f"{name} refused: {type(error).__name__}: {error}")
             return response
 
     return call

@@ -20,14 +20,7 @@ from nncontrol_prune.controllers.errors import ControllerError
 from nncontrol_prune.controllers.limits import ActionLimits
 from nncontrol_prune.rollouts.errors import RolloutError
 from nncontrol_prune.rollouts.recorder import Recorder
-from nncontrol_prune.ros.callbacks import (
-    answering,
-    guarded,
-    refuse_wrong_transitions,
-    setting,
-    steady_timer,
-    transition,
-)
+from nncontrol_prune.ros.callbacks import answering, guarded, setting, steady_timer, transition
 from nncontrol_prune.ros.command_joints import CommandJoints
 from nncontrol_prune.ros.command_log import CommandLog
 from nncontrol_prune.ros.controller_health import health
@@ -63,7 +56,6 @@ class ControllerNode(ParameterNode, LifecycleNode):
     def __init__(self, **arguments: Any) -> None:
         before = running_threads()
         super().__init__("nn_controller", automatically_declare_parameters_from_overrides=True, **arguments)
-        refuse_wrong_transitions(self)
         self._settings = NodeParameters(self, ControllerConfig, FIXED)
         # The middleware's threads hand messages to the loop, and must not wait for the processor either.
         run_in_real_time(self._settings.config.realtime_priority, running_threads() - before)

@@ -18,6 +18,7 @@ from rclpy.parameter import Parameter
 
 from nncontrol_prune.config import ConfigError, is_model, validated
 from nncontrol_prune.controllers.specs import Spec
+from nncontrol_prune.ros.callbacks import guard_services
 from nncontrol_prune.ros.parameter_files import unaddressed_keys
 
 Model = TypeVar("Model", bound=Spec)
@@ -152,7 +153,14 @@ def field_descriptions(model: type[Spec]) -> dict[str, str]:
 
 
 class ParameterNode(Node):
-    """A node that may be given empty lists, as `ros2 param dump` writes them: they are as if they were left out."""
+    """A node that may be given empty lists, as `ros2 param dump` writes them: they are as if they were left out.
+
+    Whatever is asked of the services that every node has, it goes on.
+    """
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        guard_services(self)
 
     def declare_parameters(
         self, namespace: str, parameters: Sequence[tuple[Any, ...]], ignore_override: bool = False

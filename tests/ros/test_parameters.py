@@ -6,7 +6,9 @@ import pytest
 
 rclpy = pytest.importorskip("rclpy", reason="rclpy cannot be imported: no ROS 2 here, or it is not sourced")
 
-from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters
+from rcl_interfaces.msg import Parameter as ParameterMessage
+from rcl_interfaces.msg import ParameterValue
+from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters, SetParameters
 
 from nncontrol_prune.config import ControllerConfig, PlantConfig, PruningServiceConfig
 from nncontrol_prune.ros.parameter_files import unaddressed_keys
@@ -55,6 +57,16 @@ def test_what_only_a_start_can_set_is_read_only(
         told = descriptor.additional_constraints == "can be set only when the node is started"
         assert told == (descriptor.name in fixed)
     assert "read-only" in graph.set(node, store="elsewhere")[1]
+
+
+@pytest.mark.parametrize("module", ["controller_node", "simulator_node", "pruning_node"])
+def test_parameter_of_no_type_does_not_end_the_node(graph: Graph, module: str) -> None:
+    node = graph.start(module)
+    name = {"controller_node": "/nn_controller", "simulator_node": "/mujoco_sim", "pruning_node": "/pruning_service"}
+    wrong = SetParameters.Request(parameters=[ParameterMessage(name="store", value=ParameterValue(type=99))])
+    graph.call(SetParameters, f"{name[module]}/set_parameters", wrong)
+    assert "set_parameters refused" in node.log
+    assert graph.get(name[module], "use_sim_time") is False
 
 
 def test_choice_that_is_left_to_us_has_a_number_of_the_parameters_own_type(graph: Graph) -> None:
